@@ -1,0 +1,59 @@
+//! `smolforge bench`: how fast this machine trains and generates.
+
+use smolforge_engine::protocol::{BenchRequest, Command, DeviceChoice, Event, Precision};
+
+use super::table::Table;
+use super::units::{bytes, duration, rate};
+use super::{DEVICES, choice, drive, is_last};
+
+/// Measure a training step, prefill and decode
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Shape of the model
+    #[arg(long, value_name = "NAME", default_value = "smollm2-135m")]
+    preset: String,
+
+    /// Where to compute
+    #[arg(long, value_parser = choice::<DeviceChoice>(DEVICES), default_value = "auto")]
+    device: DeviceChoice,
+
+    /// Arithmetic
+    #[arg(long, value_parser = choice::<Precision>(&["auto", "f32", "mixed"]), default_value = "auto")]
+    precision: Precision,
+
+    /// Sequences in a step
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    batch: usize,
+
+    /// Tokens in a sequence
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    seq: usize,
+
+    /// Timed repetitions of every phase
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeats: usize,
+
+    /// Tokens of the prefill; 0: skip
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prefill: usize,
+
+    /// Tokens to decode; 0: skip
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    decode: usize,
+}
+
+impl Args {
+    /// Measures and prints a row per phase.
+    pub fn run(self, json: bool) -> anyhow::Result<()> {
+        let Self { preset, device, precision, batch, seq, repeats, prefill, decode } = self;
+        let request = BenchRequest { preset, device, precision, batch, seq, repeats, prefill, decode };
+        let mut table = Table::new(&["phase", ">median time", ">tokens/s", ">peak memory"]);
+        drive(Command::Bench(request), json, |screen, event| {
+            if let Event::Bench { phase, secs, tokens_per_sec, peak_rss_bytes } = event {
+                let speed = if *tokens_per_sec > 0.0 { rate(*tokens_per_sec) } else { "–".into() };
+                table.row([phase.clone(), duration(*secs), speed, bytes(*peak_rss_bytes)]);
+            }
+            if is_last(event) && !table.is_empty() { screen.println(table.to_string()) } else { Ok(()) }
+        })
+    }
+}

@@ -1,0 +1,273 @@
+//! The command line, a shell of the engine: a verb builds one [`Command`] and shows the [`Event`]s that answer it.
+//!
+//! Results go to standard output, what happens meanwhile to standard error; with `--json` standard
+//! output carries one event a line and nothing else. Exit codes: 0 done or stopped, 1 the job failed,
+//! 2 wrong usage, 101 a defect of smolforge, 130 interrupted twice.
+
+mod bench;
+mod demo;
+mod devices;
+mod eval;
+mod export;
+mod flags;
+mod generate;
+mod interrupt;
+mod plan;
+mod progress;
+mod table;
+mod tokenize;
+mod train;
+mod train_tokenizer;
+mod units;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::panic::{self, PanicHookInfo};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use futures_lite::future::block_on;
+use serde::de::DeserializeOwned;
+use smolforge_engine::Engine;
+use smolforge_engine::protocol::{Command, Event};
+use smolforge_engine::store::Store;
+
+use self::progress::Screen;
+
+/// Train and run small language models on any GPU and on a plain CPU.
+#[derive(Debug, Parser)]
+#[command(name = "smolforge", version, arg_required_else_help = true, disable_help_subcommand = true, args_override_self = true)]
+#[command(after_help = "Start with `smolforge demo`. `smolforge VERB --help` lists the flags of a verb.\n\
+    Results go to standard output, progress to standard error. Ctrl-C stops and saves; twice: at once.")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+
+    /// Print one event a line as JSON on standard output instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Demo(demo::Args),
+    Train(Box<train::Args>),
+    Generate(generate::Args),
+    Eval(eval::Args),
+    Export(export::Args),
+    Tokenize(tokenize::Args),
+    TrainTokenizer(train_tokenizer::Args),
+    Devices(devices::Args),
+    Plan(Box<plan::Args>),
+    Bench(bench::Args),
+}
+
+/// A command line that cannot be meant: exit code 2.
+#[derive(Debug)]
+struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Parses the arguments of the process, runs the verb and reports the outcome.
+pub fn main() -> ExitCode {
+    panic::set_hook(Box::new(note_panic));
+    let cli = Cli::from_arg_matches(&definition().get_matches()).unwrap_or_else(|error| error.exit());
+    let outcome = match panic::catch_unwind(|| run(cli)) {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => error,
+        Err(_) => defect(),
+    };
+    let _ = writeln!(io::stderr(), "{} {}", progress::red("error:"), one_line(&format!("{outcome:#}")));
+    match () {
+        () if outcome.is::<Usage>() => ExitCode::from(2),
+        () if outcome.is::<Defect>() => ExitCode::from(101),
+        () => ExitCode::FAILURE,
+    }
+}
+
+/// The command line as clap knows it. A negative number is a value everywhere, so that what is said
+/// about it is that it is too small and not that it is an unknown flag.
+fn definition() -> clap::Command {
+    let allow = |arg: clap::Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+    Cli::command().mut_subcommands(|verb| verb.mut_args(allow))
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let json = cli.json;
+    match cli.verb {
+        Verb::Demo(args) => args.run(json),
+        Verb::Train(args) => args.run(json),
+        Verb::Generate(args) => args.run(json),
+        Verb::Eval(args) => args.run(json),
+        Verb::Export(args) => args.run(json),
+        Verb::Tokenize(args) => args.run(json),
+        Verb::TrainTokenizer(args) => args.run(json),
+        Verb::Devices(args) => args.run(json),
+        Verb::Plan(args) => args.run(json),
+        Verb::Bench(args) => args.run(json),
+    }
+}
+
+/// Sends one command to an engine of its own and shows every event until the last one: as JSON, or
+/// through the screen and then `show`, which writes what belongs to the verb.
+///
+/// A reader that has gone away (`| head`) stops the job and is no error.
+fn drive(command: Command, json: bool, mut show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
+    let engine = Engine::start(store());
+    let mut screen = Screen::new();
+    let saves = matches!(command, Command::Train { .. } | Command::Demo { .. });
+    let commands = engine.commands();
+    interrupt::install(&screen, saves, move || {
+        let _ = commands.try_send(Command::Stop); // an engine that has ended needs no telling
+    })?;
+    engine.send(command);
+    let mut lost_output = None;
+    while let Some(event) = block_on(engine.next()) {
+        let written = match &lost_output {
+            Some(_) => Ok(()),
+            None if json => print_json(&event),
+            None => {
+                screen.show(&event);
+                show(&screen, &event)
+            }
+        };
+        if let Err(error) = written {
+            engine.send(Command::Stop);
+            lost_output = Some(error);
+        }
+        match event {
+            Event::Failed { error } => return Err(anyhow::Error::msg(error)),
+            Event::Done { .. } => {
+                return match lost_output {
+                    Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
+                    _ => Ok(()),
+                };
+            }
+            _ => {}
+        }
+    }
+    Err(defect())
+}
+
+/// Where the names on the command line lead: paths, relative ones below the current folder.
+fn store() -> Store {
+    Store::folder(".")
+}
+
+fn print_json(event: &Event) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, event).map_err(io::Error::from)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Whether this is the event after which no other comes.
+fn is_last(event: &Event) -> bool {
+    matches!(event, Event::Done { .. } | Event::Failed { .. })
+}
+
+/// A flag that takes one of a few words and gives the engine's type of that name.
+fn choice<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words.iter().copied())
+        .map(|word| serde_json::from_value(word.into()).expect("the words are the names that serde knows"))
+}
+
+const DEVICES: &[&str] = &["auto", "gpu", "cpu"];
+
+/// A message on one line, whatever it was made of.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A defect of smolforge: exit code 101.
+#[derive(Debug)]
+struct Defect(String);
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "internal error: {}; please report it (SMOLFORGE_DEBUG=1 shows where it happened)", self.0)
+    }
+}
+
+impl std::error::Error for Defect {}
+
+/// What the first panic of the process said. The engine may survive one and report it as a failure
+/// of the job, so it is printed only where nothing better is said.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+fn note_panic(info: &PanicHookInfo<'_>) {
+    if std::env::var_os("SMOLFORGE_DEBUG").is_some() {
+        let backtrace = std::backtrace::Backtrace::capture(); // empty unless RUST_BACKTRACE asks for it
+        let _ = writeln!(io::stderr(), "{info}\n{backtrace}");
+    }
+    let place = info.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let mut first = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
+    first.get_or_insert_with(|| format!("{}{place}", text.unwrap_or("a panic")));
+}
+
+fn defect() -> anyhow::Error {
+    let panic = PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+    Defect(panic.unwrap_or_else(|| "the engine ended without a word".into())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use smolforge_engine::protocol::DeviceChoice;
+
+    use super::*;
+
+    /// Parses a line that must be right.
+    #[track_caller]
+    pub fn parse(line: &str) -> Cli {
+        let matches = definition().try_get_matches_from(line.split(' ')).expect("a command line that exists");
+        Cli::from_arg_matches(&matches).expect("values of the right kind")
+    }
+
+    #[test]
+    fn the_last_of_several_flags_wins() {
+        let Verb::Train(args) = parse("smolforge train --steps 1 --source a=b --steps 2 --source a=c").verb else { panic!("another verb") };
+        let args = format!("{args:?}");
+        assert!(args.contains(r#"("steps", "2")"#) && args.contains(r#"["b", "c"]"#), "{args}");
+    }
+
+    #[test]
+    fn the_definition_of_every_verb_is_consistent() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn json_is_understood_before_and_after_the_verb() {
+        for line in ["smolforge --json devices", "smolforge devices --json"] {
+            assert!(parse(line).json, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_word_of_a_choice_is_a_value_of_the_engine() {
+        let parser = choice::<DeviceChoice>(DEVICES);
+        for word in DEVICES {
+            parser.parse_ref(&Cli::command(), None, word.as_ref()).expect("a known word");
+        }
+        parser.parse_ref(&Cli::command(), None, "tpu".as_ref()).expect_err("an unknown word");
+    }
+
+    #[test]
+    fn messages_of_several_lines_become_one() {
+        assert_eq!(one_line("line one\n  line two\r\n"), "line one line two");
+    }
+}

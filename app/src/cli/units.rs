@@ -1,0 +1,92 @@
+//! Numbers as people read them.
+
+use indicatif::{HumanBytes, HumanCount};
+
+/// `1,234,567`
+pub fn count(number: u64) -> String {
+    HumanCount(number).to_string()
+}
+
+/// `1.21 MiB`
+pub fn bytes(number: u64) -> String {
+    HumanBytes(number).to_string()
+}
+
+/// Amount with its unit, as [`Event::Progress`](smolforge_engine::protocol::Event::Progress) names it.
+pub fn amount(number: u64, unit: &str) -> String {
+    if unit == "bytes" { bytes(number) } else { format!("{} {unit}", count(number)) }
+}
+
+/// Three significant digits below a thousand, separators above: `0.123`, `53.1`, `41,600`.
+pub fn rate(number: f64) -> String {
+    match number {
+        n if !n.is_finite() || n < 0.0 => "–".into(),
+        n if n < 1.0 => format!("{n:.3}"),
+        n if n < 10.0 => format!("{n:.2}"),
+        n if n < 100.0 => format!("{n:.1}"),
+        n => count(n.round() as u64),
+    }
+}
+
+/// `80 %`, `12.5 %`
+pub fn percent(share: f64) -> String {
+    let text = format!("{:.1}", share * 100.0);
+    format!("{} %", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+/// The two largest units: `0.05 s`, `12 s`, `3 min 05 s`, `2 h 14 min`, `3 d 4 h`.
+pub fn duration(secs: f64) -> String {
+    if !secs.is_finite() || secs < 0.0 {
+        return "–".into();
+    }
+    let whole = secs.round() as u64;
+    match whole {
+        _ if secs < 0.001 => format!("{:.0} µs", secs * 1e6),
+        _ if secs < 1.0 => format!("{:.3} s", secs),
+        _ if secs < 10.0 => format!("{:.2} s", secs),
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        3600..86_400 => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+/// `one source 80 %, another 20 %`
+pub fn shares<'a>(weights: impl IntoIterator<Item = (&'a String, &'a f64)>) -> String {
+    let parts: Vec<String> = weights.into_iter().map(|(name, share)| format!("{name} {}", percent(*share))).collect();
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(found: String, expect: &str) {
+        assert_eq!(found, expect);
+    }
+
+    #[test]
+    fn numbers_read_as_people_write_them() {
+        check(count(134_515_008), "134,515,008");
+        check(bytes(128 << 20), "128.00 MiB");
+        check(amount(3, "windows"), "3 windows");
+        check(rate(41_600.2), "41,600");
+        check(rate(53.04), "53.0");
+        check(rate(0.0), "0.000");
+        check(rate(f64::NAN), "–");
+        check(percent(0.8), "80 %");
+        check(percent(0.1254), "12.5 %");
+    }
+
+    #[test]
+    fn durations_show_two_units() {
+        check(duration(0.0123), "0.012 s");
+        check(duration(2.9), "2.90 s");
+        check(duration(59.7), "1 min 00 s");
+        check(duration(185.0), "3 min 05 s");
+        check(duration(8_040.0), "2 h 14 min");
+        check(duration(273_600.0), "3 d 4 h");
+        check(duration(f64::INFINITY), "–");
+    }
+}

@@ -1,0 +1,120 @@
+//! How fast a device is: a training step by phase, prefill, decode. Random weights, random tokens.
+
+use web_time::Instant;
+
+use crate::config::TrainConfig;
+use crate::control::{Control, Flow};
+use crate::data::batch::Batch;
+use crate::data::random::Random;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::generate::{read_f32, sampler};
+use crate::model::llama::ids;
+use crate::model::{KvCache, Llama, LlamaConfig};
+use crate::ops::attention::Mask;
+use crate::ops::sum_of_squares;
+use crate::platform;
+use crate::protocol::{BenchRequest, Event};
+use crate::train::optimizer::Optimizer;
+use crate::train::{forward, gradients, pretrain};
+
+/// Measures and reports; the first repetition of every phase is not counted.
+///
+/// # Errors
+/// An unknown preset, sizes out of range, a failed device.
+pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
+    let shape = LlamaConfig::preset(&request.preset)?;
+    let sizes = [("batch", request.batch), ("seq", request.seq), ("repeats", request.repeats)];
+    if let Some((flag, value)) = sizes.into_iter().find(|(_, value)| !(1..=1 << 20).contains(value)) {
+        return Err(Error::Config(format!("--{flag} {value}: must lie between 1 and {}", 1 << 20)));
+    }
+    let positions = request.seq.max(request.prefill + request.decode + 1);
+    if positions > shape.max_position_embeddings {
+        return Err(Error::Context { prompt: request.prefill, new: request.decode, context: shape.max_position_embeddings });
+    }
+    let (compute, why) = Compute::open(request.device).await?;
+    control.notice(why);
+    let config = TrainConfig { precision: request.precision, batch_size: request.batch, sequence_length: request.seq, ..TrainConfig::default() };
+    let half = pretrain::mixed(&config, &compute)?;
+    let plain = Llama { half, ..Llama::random(&shape, &compute, positions, 1) };
+    if !training(request, &plain, &config, control).await? {
+        return Ok(());
+    }
+    inference(request, &plain, &compute, control).await
+}
+
+async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, control: &Control) -> Result<bool> {
+    let mut model = plain.trainable();
+    let mut optimizer = Optimizer::new(&model);
+    let batch = Batch::random(request.batch, request.seq, plain.config.vocab_size, 2);
+    let mut phases = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+    for repeat in 0..=request.repeats {
+        if control.breathe().await == Flow::Stop {
+            return Ok(false);
+        }
+        control.progress("training step", repeat as u64, request.repeats as u64 + 1, "steps");
+        let started = Instant::now();
+        let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
+        read_f32(losses.nll).await?;
+        let forward_secs = started.elapsed().as_secs_f64();
+        let grads = gradients(&model, losses.scaled.backward());
+        let norm = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights");
+        read_f32(norm).await?;
+        let backward_secs = started.elapsed().as_secs_f64() - forward_secs;
+        optimizer.step(&mut model, grads, config, 1e-4, 1.0);
+        read_f32(model.norm.weight.tensor.clone().inner()).await?;
+        let total = started.elapsed().as_secs_f64();
+        if repeat > 0 {
+            for (phase, secs) in phases.iter_mut().zip([total, forward_secs, backward_secs, total - forward_secs - backward_secs]) {
+                phase.push(secs);
+            }
+        }
+    }
+    for (phase, secs) in ["step", "forward", "backward", "optimizer"].into_iter().zip(phases) {
+        report(phase, secs, request.batch * request.seq, control);
+    }
+    Ok(true)
+}
+
+async fn inference(request: &BenchRequest, model: &Llama, compute: &Compute, control: &Control) -> Result<()> {
+    let mut random = Random::new(3);
+    let mut tokens = |n: usize| (0..n).map(|_| random.below(model.config.vocab_size as u64) as i32).collect::<Vec<_>>();
+    let (prompt, device) = (tokens(request.prefill.max(1)), &compute.device);
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for repeat in 0..=request.repeats {
+        if control.breathe().await == Flow::Stop || request.prefill + request.decode == 0 {
+            return Ok(());
+        }
+        control.progress("prefill and decode", repeat as u64, request.repeats as u64 + 1, "rounds");
+        let mut cache = KvCache::new(&model.config, 1, prompt.len() + request.decode, device);
+        let started = Instant::now();
+        let mask = Mask::causal(1, prompt.len(), 0, device);
+        let hidden = model.forward(ids(prompt.clone(), device), prompt.len(), &mask, Some(&mut cache));
+        let mut logits = read_f32(model.logits(hidden.narrow(0, prompt.len() - 1, 1))).await?;
+        let prefill_secs = started.elapsed().as_secs_f64();
+        for _ in 0..request.decode {
+            let id = sampler::argmax(&logits) as i32;
+            let mask = Mask::causal(1, 1, cache.len, device);
+            let hidden = model.forward(ids(vec![id], device), 1, &mask, Some(&mut cache));
+            logits = read_f32(model.logits(hidden)).await?;
+        }
+        if repeat > 0 {
+            prefill.push(prefill_secs);
+            decode.push(started.elapsed().as_secs_f64() - prefill_secs);
+        }
+    }
+    if request.prefill > 0 {
+        report("prefill", prefill, request.prefill, control);
+    }
+    if request.decode > 0 {
+        report("decode", decode, request.decode, control);
+    }
+    Ok(())
+}
+
+fn report(phase: &str, mut secs: Vec<f64>, tokens: usize, control: &Control) {
+    secs.sort_by(f64::total_cmp);
+    let secs = secs[secs.len() / 2];
+    let tokens_per_sec = tokens as f64 / secs;
+    control.emit(Event::Bench { phase: phase.into(), secs, tokens_per_sec, peak_rss_bytes: platform::peak_rss_bytes() });
+}

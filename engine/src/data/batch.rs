@@ -1,0 +1,296 @@
+//! Batches out of shards: which rows, in which order, and how to continue exactly.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::curriculum::Curriculum;
+use crate::data::document::Document;
+use crate::data::mixture::Mixture;
+use crate::data::pack::{self, IGNORED, Row};
+use crate::data::random::{Permutation, Random, mix};
+use crate::data::shard::Shard;
+use crate::data::source::SEPARATOR;
+use crate::error::{Error, Result};
+use crate::text::Tokenizer;
+
+/// Rows side by side: what one forward pass reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows.
+    pub rows: usize,
+    /// Positions in a row.
+    pub len: usize,
+    /// `rows × len` token ids.
+    pub inputs: Vec<i32>,
+    /// `rows × len` next ids; −100: ignored.
+    pub targets: Vec<i32>,
+    /// `rows × len` positions: where the document of each position begins in its row.
+    pub starts: Vec<i32>,
+    /// Which source each row is from.
+    pub sources: Vec<usize>,
+}
+
+impl Batch {
+    /// Joins rows of `len` positions with the sources they are from.
+    pub fn from_rows(len: usize, rows: impl IntoIterator<Item = (usize, Row)>) -> Self {
+        let mut batch = Self { rows: 0, len, inputs: Vec::new(), targets: Vec::new(), starts: Vec::new(), sources: Vec::new() };
+        for (source, row) in rows {
+            batch.rows += 1;
+            batch.inputs.extend(row.tokens[..len].iter().map(|token| *token as i32));
+            batch.targets.extend(&row.targets);
+            batch.starts.extend(&row.starts);
+            batch.sources.push(source);
+        }
+        batch
+    }
+
+    /// Positions that are trained on.
+    pub fn target_tokens(&self) -> usize {
+        self.targets.iter().filter(|target| **target != IGNORED).count()
+    }
+
+    /// Positions that are trained on in one row.
+    pub fn row_targets(&self, row: usize) -> usize {
+        self.targets[row * self.len..(row + 1) * self.len].iter().filter(|target| **target != IGNORED).count()
+    }
+
+    /// Positions that are trained on, by source index.
+    pub fn source_tokens(&self) -> BTreeMap<usize, u64> {
+        let mut tokens = BTreeMap::new();
+        for (row, source) in self.sources.iter().enumerate() {
+            *tokens.entry(*source).or_default() += self.row_targets(row) as u64;
+        }
+        tokens
+    }
+}
+
+/// Where a loader is: saved with a checkpoint, enough to continue exactly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Stage of the last batch; none before the first.
+    pub stage: Option<usize>,
+    /// Tokens of the stage so far.
+    pub mixture: Mixture,
+    /// Place in every source.
+    pub sources: BTreeMap<String, Place>,
+}
+
+/// A place in a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Place {
+    /// Complete passes.
+    pub epoch: u64,
+    /// Rows drawn of the present pass.
+    pub row: u64,
+}
+
+/// Draws batches as the curriculum says.
+#[derive(Debug)]
+pub struct Loader {
+    shards: Vec<(String, Shard)>,
+    curriculum: Curriculum,
+    length: usize,
+    seed: u64,
+    steps: u32,
+    pad: u32,
+    stage: Option<usize>,
+    mixture: Mixture,
+    places: Vec<Place>,
+}
+
+impl Loader {
+    /// Begins at the first row. Every source needs text enough for one target; rows that are too short are
+    /// filled with the end-of-text token.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the curriculum does not fit, [`Error::Data`] for sources without a target.
+    pub fn new(shards: Vec<(String, Shard)>, curriculum: Curriculum, sequence_length: usize, seed: u64, steps: u32, end_of_text: Option<u32>) -> Result<Self> {
+        let names: Vec<&str> = shards.iter().map(|(name, _)| name.as_str()).collect();
+        for (index, name) in names.iter().enumerate() {
+            if names[..index].contains(name) {
+                return Err(Error::Config(format!("two sources are called {name:?}")));
+            }
+        }
+        curriculum.validate(&names, steps)?;
+        if sequence_length == 0 {
+            return Err(Error::Config("--sequence-length 0: must be at least 1".into()));
+        }
+        for (name, shard) in &shards {
+            if shard.training.len() <= shard.training.documents() {
+                return Err(Error::Data(format!("source {name}: no document is long enough to predict a token in it")));
+            }
+        }
+        let mixture = Mixture::new(vec![0.0; shards.len()], Random::new(seed));
+        let places = vec![Place::default(); shards.len()];
+        Ok(Self { shards, curriculum, length: sequence_length, seed, steps, pad: end_of_text.unwrap_or(0), stage: None, mixture, places })
+    }
+
+    /// Names of the sources; a row's source is an index into them.
+    pub fn names(&self) -> Vec<&str> {
+        self.shards.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Tokens of every source: training, held out.
+    pub fn tokens(&self) -> BTreeMap<String, (u64, u64)> {
+        self.shards.iter().map(|(name, shard)| (name.clone(), (shard.train_tokens(), shard.held_out_tokens()))).collect()
+    }
+
+    /// The stages.
+    pub fn curriculum(&self) -> &Curriculum {
+        &self.curriculum
+    }
+
+    /// The next micro-batch of the stage in which `step` (from 0) lies.
+    pub fn next_batch(&mut self, step: u32, rows: usize) -> Batch {
+        let stage = self.curriculum.stage_at(step);
+        if self.stage != Some(stage) {
+            self.stage = Some(stage);
+            let weights = &self.curriculum.stages[stage].weights;
+            let weights = self.shards.iter().map(|(name, _)| weights.get(name).copied().unwrap_or(0.0)).collect();
+            self.mixture = Mixture::new(weights, Random::stream(self.seed, stage as u64));
+        }
+        let rows = (0..rows).map(|_| {
+            let source = self.mixture.next_source();
+            let row = self.next_row(source);
+            self.mixture.add(source, row.target_count() as u64);
+            (source, row)
+        });
+        let rows: Vec<(usize, Row)> = rows.collect();
+        Batch::from_rows(self.length, rows)
+    }
+
+    fn rows_of(&self, source: usize) -> u64 {
+        pack::row_count(self.shards[source].1.training.len(), self.length, false) as u64
+    }
+
+    /// The next row of a source that has a target; `Loader::new` made sure that there is text for one.
+    fn next_row(&mut self, source: usize) -> Row {
+        let count = self.rows_of(source);
+        let shard = &self.shards[source].1;
+        let place = &mut self.places[source];
+        let mut tries = 0;
+        loop {
+            let key = mix(self.seed ^ mix(((source as u64) << 40) ^ place.epoch));
+            let index = Permutation::new(count, key).at(place.row);
+            let row = pack::row(&shard.training, index as usize, self.length, self.pad);
+            place.row += 1;
+            if place.row >= count {
+                *place = Place { epoch: place.epoch + 1, row: 0 };
+            }
+            tries += 1;
+            if row.target_count() > 0 || tries > count {
+                return row;
+            }
+        }
+    }
+
+    /// Where the loader is.
+    pub fn cursor(&self) -> Cursor {
+        let places = self.shards.iter().zip(&self.places).map(|((name, _), place)| (name.clone(), *place));
+        Cursor { stage: self.stage, mixture: self.mixture.clone(), sources: places.collect() }
+    }
+
+    /// Goes to a place of before; the next batch is the one that would have come then.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] where the cursor belongs to other sources or stages.
+    pub fn seek(&mut self, cursor: &Cursor) -> Result<()> {
+        let other = |what: &str| Error::Resume(format!("the checkpoint was made with other {what}; resume with the configuration and data of the run"));
+        if cursor.sources.len() != self.shards.len() || cursor.mixture.tokens().len() != self.shards.len() {
+            return Err(other("sources"));
+        }
+        if cursor.stage.is_some_and(|stage| stage >= self.curriculum.stages.len()) {
+            return Err(other("stages"));
+        }
+        let mut places = Vec::new();
+        for (source, (name, _)) in self.shards.iter().enumerate() {
+            let place = cursor.sources.get(name).copied().ok_or_else(|| other("sources"))?;
+            if place.row >= self.rows_of(source).max(1) {
+                return Err(other("text"));
+            }
+            places.push(place);
+        }
+        (self.stage, self.mixture, self.places) = (cursor.stage, cursor.mixture.clone(), places);
+        Ok(())
+    }
+
+    /// Batches of a source's held-out text and the bytes of text they stand for; the same at every call: all of
+    /// it, or rows spread evenly over it that hold about `max_tokens`.
+    pub fn held_out(&self, source: usize, max_tokens: usize, rows_per_batch: usize) -> (impl Iterator<Item = Batch> + '_, u64) {
+        let shard = &self.shards[source].1;
+        let (length, pad) = (self.length, self.pad);
+        let count = pack::row_count(shard.held_out.len(), length, true);
+        let wanted = max_tokens.div_ceil(length).clamp(1, count.max(1)).min(count);
+        let bytes = (u128::from(shard.held_out_bytes()) * wanted as u128 / count.max(1) as u128) as u64;
+        let spread: Vec<usize> = (0..wanted).map(|i| (i as u128 * count as u128 / wanted as u128) as usize).collect();
+        let starts = (0..wanted).step_by(rows_per_batch.max(1));
+        let batches = starts.map(move |start| {
+            let rows = &spread[start..(start + rows_per_batch.max(1)).min(wanted)];
+            Batch::from_rows(length, rows.iter().map(|index| (source, pack::row(&shard.held_out, *index, length, pad))))
+        });
+        (batches, bytes)
+    }
+
+    /// Hash of what decides the order of rows: text, tokenizer, split, stages, sequence length, seed.
+    /// The number of steps is not part of it, so a run can be made longer.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, shard) in &self.shards {
+            hasher.update(format!("{name:?} {}\n", shard.hash()).as_bytes());
+        }
+        hasher.update(serde_json::to_string(&self.curriculum).unwrap_or_default().as_bytes());
+        hasher.update(format!("{} {}", self.length, self.seed).as_bytes());
+        hasher.finalize().to_hex()[..16].to_string()
+    }
+
+    /// Passes over every source since the run began.
+    pub fn epochs(&self) -> BTreeMap<String, f64> {
+        let passes = |source: usize| self.places[source].epoch as f64 + self.places[source].row as f64 / self.rows_of(source).max(1) as f64;
+        self.shards.iter().enumerate().map(|(source, (name, _))| (name.clone(), passes(source))).collect()
+    }
+
+    /// Share of training tokens that every source had since the stage began.
+    pub fn shares_of_stage(&self) -> BTreeMap<String, f64> {
+        self.shards.iter().zip(self.mixture.shares()).map(|((name, _), share)| (name.clone(), share)).collect()
+    }
+
+    /// Passes over every source that the whole run will make, for a run of `tokens_per_step`.
+    pub fn planned_epochs(&self, tokens_per_step: usize) -> BTreeMap<String, f64> {
+        let planned = |name: &str| -> f64 {
+            let stages = self.curriculum.stages.iter().enumerate();
+            stages
+                .map(|(index, stage)| {
+                    let (start, end) = self.curriculum.range(index, self.steps);
+                    stage.weights.get(name).copied().unwrap_or(0.0) * f64::from(end.saturating_sub(start)) * tokens_per_step as f64
+                })
+                .sum()
+        };
+        self.shards.iter().map(|(name, shard)| (name.clone(), planned(name) / shard.training.len().max(1) as f64)).collect()
+    }
+}
+
+/// Positions in a batch of windows; longer windows come one by one.
+const WINDOW_POSITIONS: usize = 2048;
+
+/// A text as batches to be scored, and the bytes that its targets stand for. Windows follow one another; the
+/// first token of a document is never a target unless the tokenizer begins texts with a token of its own.
+///
+/// # Errors
+/// [`Error::Data`] where the text has nothing to predict.
+pub fn windows(tokenizer: &Tokenizer, text: &str, length: usize) -> Result<(Vec<Batch>, u64)> {
+    let texts = text.split(SEPARATOR).filter(|text| !text.trim().is_empty());
+    let documents: Vec<Document> = texts.map(|text| Document::text(tokenizer.encode_prompt(text))).collect();
+    let rows = pack::rows(&documents, length, tokenizer.end_of_text().unwrap_or(0));
+    let targets = rows.iter().flat_map(|row| &row.targets).filter_map(|target| u32::try_from(*target).ok());
+    let bytes: u64 = targets.map(|id| tokenizer.token_bytes(id).len() as u64).sum();
+    if bytes == 0 {
+        return Err(Error::Data("the text has no second token that could be predicted; give more text".into()));
+    }
+    let mut rows = rows.into_iter().map(|row| (0, row)).peekable();
+    let mut batches = Vec::new();
+    while rows.peek().is_some() {
+        batches.push(Batch::from_rows(length, rows.by_ref().take((WINDOW_POSITIONS / length).max(1))));
+    }
+    Ok((batches, bytes))
+}

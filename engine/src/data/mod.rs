@@ -1,0 +1,22 @@
+//! From text files to batches.
+//!
+//! In reading order: [`source`] reads files as documents, [`shard`] tokenises them once ([`tokens`] is the
+//! file on disk), [`curriculum`] says which sources a stage draws from, [`mixture`] decides row by row,
+//! [`pack`] cuts rows and keeps documents apart, [`batch`] joins them into what a model is trained on.
+
+pub mod batch;
+pub mod builtin;
+pub mod curriculum;
+pub mod document;
+pub mod mixture;
+pub mod pack;
+pub mod random;
+pub mod shard;
+pub mod source;
+pub mod tokens;
+
+pub use batch::{Batch, Cursor, Loader};
+pub use curriculum::{Curriculum, Stage};
+pub use document::Document;
+pub use random::Random;
+pub use shard::Shard;

@@ -1,0 +1,170 @@
+//! Finding and opening what computes: a GPU through wgpu, or the CPU.
+
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::{DType, Device, DeviceKind};
+
+use crate::error::{Error, Result};
+use crate::platform;
+use crate::protocol::{DeviceChoice, DeviceInfo};
+
+/// An open device.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// burn's handle, without gradients.
+    pub device: Device,
+    /// What it is.
+    pub info: DeviceInfo,
+    /// Largest tensor in bytes.
+    pub max_binding_bytes: u64,
+    /// Whether it computes in f16.
+    pub f16: bool,
+}
+
+impl Compute {
+    /// The CPU device.
+    pub fn cpu() -> Self {
+        let info = cpu_info();
+        Self { device: Device::flex(), max_binding_bytes: u64::MAX, f16: false, info }
+    }
+
+    /// Opens what `choice` asks for; says in one line what was taken and why.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where a GPU is asked for and there is none.
+    pub async fn open(choice: DeviceChoice) -> Result<(Self, String)> {
+        match choice {
+            DeviceChoice::Cpu => Ok((Self::cpu(), "computing on the CPU, as asked".into())),
+            DeviceChoice::Gpu => {
+                let compute = Self::gpu().await?;
+                let why = format!("computing on {} ({})", compute.info.name, compute.info.backend);
+                Ok((compute, why))
+            }
+            DeviceChoice::Auto => {
+                let adapters = adapters().await;
+                if adapters.iter().any(is_real_gpu) {
+                    let compute = Self::gpu().await?;
+                    if is_real_gpu(&compute.info) {
+                        let why = format!("computing on {} ({})", compute.info.name, compute.info.backend);
+                        return Ok((compute, why));
+                    }
+                }
+                let why = match adapters.first() {
+                    Some(software) => format!("computing on the CPU: the only graphics adapter, {}, is software (`--device gpu` takes it all the same)", software.name),
+                    None => "computing on the CPU: there is no graphics adapter".to_string(),
+                };
+                Ok((Self::cpu(), why))
+            }
+        }
+    }
+
+    /// The best adapter that wgpu finds, software ones included. Opened once per process.
+    async fn gpu() -> Result<Self> {
+        static OPENED: Mutex<Option<Compute>> = Mutex::new(None);
+        let opened = || OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compute) = opened().clone() {
+            return Ok(compute);
+        }
+        if adapters().await.is_empty() {
+            return Err(Error::Device("no graphics adapter found; install a Vulkan driver (on Debian: mesa-vulkan-drivers) or use --device cpu".into()));
+        }
+        let options = Device::wgpu_options().device_kind(DeviceKind::DefaultDevice);
+        let (device, setup) = options
+            .init_with_setup_async()
+            .await
+            .map_err(|e| Error::Device(format!("the graphics adapter could not be opened: {e:?}; update its driver or use --device cpu")))?;
+        let info = describe(&setup.adapter);
+        let compute = Self {
+            max_binding_bytes: setup.device.limits().max_storage_buffer_binding_size.min(setup.device.limits().max_buffer_size),
+            f16: device.supports_dtype(DType::F16),
+            device,
+            info,
+        };
+        *opened() = Some(compute.clone());
+        Ok(compute)
+    }
+
+    /// Whether this is the CPU device.
+    pub fn is_cpu(&self) -> bool {
+        self.info.backend == "cpu"
+    }
+}
+
+/// All adapters and the CPU, with which one `auto` takes and why.
+pub async fn list() -> Vec<DeviceInfo> {
+    let mut devices = adapters().await;
+    let chosen = devices.iter().position(is_real_gpu);
+    for (i, device) in devices.iter_mut().enumerate() {
+        device.auto = Some(i) == chosen;
+        device.reason = match (is_real_gpu(device), device.auto) {
+            (true, true) => "a real GPU".into(),
+            (true, false) => "another adapter comes first".into(),
+            (false, _) => "software: the CPU device is faster".into(),
+        };
+    }
+    let mut cpu = cpu_info();
+    cpu.auto = chosen.is_none();
+    cpu.reason = if cpu.auto { "there is no real GPU".into() } else { "there is a real GPU".into() };
+    devices.push(cpu);
+    devices
+}
+
+async fn adapters() -> Vec<DeviceInfo> {
+    let instance = wgpu::Instance::default();
+    let mut found: Vec<DeviceInfo> = instance.enumerate_adapters(wgpu::Backends::all()).await.iter().map(describe).collect();
+    found.sort_by_key(|info| match info.kind.as_str() {
+        "discrete" => 0,
+        "integrated" => 1,
+        "virtual" => 2,
+        _ => 3,
+    });
+    found
+}
+
+fn is_real_gpu(info: &DeviceInfo) -> bool {
+    matches!(info.kind.as_str(), "discrete" | "integrated" | "virtual")
+}
+
+fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
+    let (info, limits, has) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    };
+    let names = [
+        (wgpu::Features::SHADER_F16, "shader-f16"),
+        (wgpu::Features::SUBGROUP, "subgroups"),
+        (wgpu::Features::TIMESTAMP_QUERY, "timestamp-query"),
+        (wgpu::Features::SHADER_INT64, "shader-int64"),
+        (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative-matrix"),
+    ];
+    DeviceInfo {
+        name: info.name,
+        backend: info.backend.to_string(),
+        kind: kind.into(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        features: names.iter().filter(|(feature, _)| has.contains(*feature)).map(|(_, name)| (*name).to_string()).collect(),
+        auto: false,
+        reason: String::new(),
+    }
+}
+
+fn cpu_info() -> DeviceInfo {
+    let memory = platform::available_memory_bytes().unwrap_or(0);
+    DeviceInfo {
+        name: platform::cpu_name(),
+        backend: "cpu".into(),
+        kind: "cpu".into(),
+        driver: format!("{} threads", platform::cpu_threads()),
+        max_binding_bytes: memory,
+        max_buffer_bytes: memory,
+        features: Vec::new(),
+        auto: false,
+        reason: String::new(),
+    }
+}

@@ -1,0 +1,219 @@
+//! Text from a model: prompt → cache → one token after the other.
+
+pub mod sampler;
+pub mod text_stream;
+
+use web_time::Instant;
+
+use crate::control::{Control, Flow};
+use crate::data::random::Random;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::model::llama::ids;
+use crate::model::{KvCache, Llama, LlamaConfig, hub};
+use crate::ops::attention::Mask;
+use crate::protocol::{Event, GenerateRequest, Sampling};
+use crate::store::Store;
+use crate::text::tokenizer::Tokenizer;
+use text_stream::TextStream;
+
+/// Prompt tokens that go through the model at a time: bounds the memory of a long prompt.
+const PREFILL_TOKENS: usize = 512;
+
+/// When a sample ends.
+#[derive(Debug, Clone)]
+pub struct Limits<'a> {
+    /// Most new tokens.
+    pub max_new_tokens: usize,
+    /// Strings that end it.
+    pub stop: &'a [String],
+    /// Tokens that end it.
+    pub end: &'a [u32],
+}
+
+/// A finished sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// New text.
+    pub text: String,
+    /// New tokens, an end token included.
+    pub tokens: Vec<u32>,
+    /// `stop`, `length` or `cancelled`.
+    pub finish: &'static str,
+    /// Seconds until the first token.
+    pub prefill_secs: f64,
+    /// Seconds for the others.
+    pub decode_secs: f64,
+}
+
+/// Continues `prompt`; `on_text` gets whole characters as they come.
+///
+/// # Errors
+/// [`Error::Context`] where prompt and new tokens do not fit the model's context; an empty prompt of a
+/// model without a beginning-of-text token.
+pub async fn generate(
+    model: &Llama,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    sampling: &Sampling,
+    limits: &Limits<'_>,
+    random: &mut Random,
+    control: &Control,
+    mut on_text: impl FnMut(&str),
+) -> Result<Generation> {
+    if prompt.is_empty() {
+        return Err(Error::Config("the prompt is empty: give at least one character".into()));
+    }
+    let capacity = prompt.len() + limits.max_new_tokens;
+    if capacity > model.positions() {
+        return Err(Error::Context { prompt: prompt.len(), new: limits.max_new_tokens, context: model.positions() });
+    }
+    let started = Instant::now();
+    let device = model.norm.weight.tensor.device();
+    let mut cache = KvCache::new(&model.config, 1, capacity, &device);
+    let mut all = prompt.to_vec();
+    let mut new = prompt.to_vec(); // what the model has not seen yet
+    let mut stream = TextStream::new(limits.stop.to_vec());
+    let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "length");
+    let mut prefill_secs = 0.0;
+    while tokens.len() < limits.max_new_tokens {
+        let mut hidden = None;
+        for piece in new.chunks(PREFILL_TOKENS) {
+            if control.breathe().await == Flow::Stop {
+                finish = "cancelled";
+                break;
+            }
+            let (t, mask) = (piece.len(), Mask::causal(1, piece.len(), cache.len, &device));
+            let piece = ids(piece.iter().map(|id| *id as i32).collect(), &device);
+            let states = model.forward(piece, t, &mask, Some(&mut cache)); // [t, d]
+            hidden = Some(states.narrow(0, t - 1, 1));
+        }
+        let Some(hidden) = hidden.filter(|_| finish != "cancelled") else { break };
+        let logits = read_f32(model.logits(hidden)).await?;
+        let id = sampler::draw(&logits, sampling, &all, random)?;
+        if tokens.is_empty() {
+            prefill_secs = started.elapsed().as_secs_f64();
+        }
+        tokens.push(id);
+        all.push(id);
+        new = vec![id];
+        if limits.end.contains(&id) {
+            finish = "stop";
+            break;
+        }
+        let piece = stream.push(&tokenizer.token_bytes(id));
+        on_text(&piece.text);
+        text.push_str(&piece.text);
+        if piece.stopped {
+            finish = "stop";
+            break;
+        }
+    }
+    let rest = stream.finish();
+    on_text(&rest);
+    text.push_str(&rest);
+    let decode_secs = started.elapsed().as_secs_f64() - prefill_secs;
+    Ok(Generation { text, tokens, finish, prefill_secs, decode_secs })
+}
+
+/// The elements of a tensor.
+///
+/// # Errors
+/// [`Error::Device`] where the device failed since the last read.
+pub async fn read_f32<const D: usize>(tensor: burn::tensor::Tensor<D>) -> Result<Vec<f32>> {
+    let data = tensor.into_data_async().await.map_err(|e| Error::Device(format!("the device failed: {e:?}")))?;
+    data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
+}
+
+/// Serves a request: loads the model, streams every sample of every prompt.
+///
+/// # Errors
+/// What is wrong with the request, the folder or the device.
+pub async fn run(request: &GenerateRequest, store: &Store, control: &Control) -> Result<()> {
+    sampler::validate(&request.sampling)?;
+    if request.prompts.is_empty() {
+        return Err(Error::Config("no prompt: give --prompt TEXT or --prompt-file FILE".into()));
+    }
+    for (flag, value) in [("max-new-tokens", request.max_new_tokens), ("num-samples", request.num_samples)] {
+        if value == 0 || value > 1_000_000 {
+            return Err(Error::Config(format!("--{flag} {value}: must lie between 1 and 1000000")));
+        }
+    }
+    let config = hub::read_config(store, &request.model).await?;
+    let tokenizer = Tokenizer::load(store, &request.model).await?;
+    fits(&tokenizer, &config)?;
+    let prompts: Vec<Vec<u32>> = request.prompts.iter().map(|prompt| prompt_ids(&tokenizer, &config, prompt)).collect();
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let positions = longest + request.max_new_tokens;
+    if positions > config.max_position_embeddings {
+        return Err(Error::Context { prompt: longest, new: request.max_new_tokens, context: config.max_position_embeddings });
+    }
+    let (compute, why) = Compute::open(request.device).await?;
+    control.notice(why);
+    let model = load(store, &request.model, &config, &compute, positions).await?;
+    let end = end_tokens(&tokenizer, &config);
+    let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &request.stop, end: &end };
+    for (prompt, prompt_ids) in prompts.iter().enumerate() {
+        for sample in 0..request.num_samples {
+            let stream = (prompt * request.num_samples + sample) as u64;
+            let mut random = Random::stream(request.sampling.seed, stream);
+            let on_text = |text: &str| {
+                if !text.is_empty() {
+                    control.emit(Event::Text { prompt, sample, text: text.into() });
+                }
+            };
+            let done = generate(&model, &tokenizer, prompt_ids, &request.sampling, &limits, &mut random, control, on_text).await?;
+            let cancelled = done.finish == "cancelled";
+            control.emit(Event::Generated {
+                prompt,
+                sample,
+                text: done.text,
+                prompt_tokens: prompt_ids.len(),
+                tokens: done.tokens,
+                finish: done.finish.into(),
+                prefill_secs: done.prefill_secs,
+                decode_secs: done.decode_secs,
+            });
+            if cancelled {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Loads a Hugging Face folder onto a device for sequences of up to `positions` tokens.
+///
+/// # Errors
+/// Missing, misshapen or non-finite tensors, by name.
+pub async fn load(store: &Store, folder: &str, config: &LlamaConfig, compute: &Compute, positions: usize) -> Result<Llama> {
+    let weights = hub::Weights::open(store, folder).await?;
+    weights.check(config)?;
+    Llama::new(config, compute, positions, |name, rows| weights.read_rows(name, rows))
+}
+
+/// Refuses a tokenizer whose ids the model does not have.
+///
+/// # Errors
+/// [`Error::Tokenizer`] with both sizes.
+pub fn fits(tokenizer: &Tokenizer, config: &LlamaConfig) -> Result<()> {
+    if tokenizer.vocab_size() > config.vocab_size {
+        return Err(Error::Tokenizer(format!(
+            "the tokenizer has {} ids but the model's vocabulary is {}; use the tokenizer that belongs to the model",
+            tokenizer.vocab_size(),
+            config.vocab_size
+        )));
+    }
+    Ok(())
+}
+
+/// Tokens that end a text: the configuration's, else the tokenizer's end-of-text.
+pub fn end_tokens(tokenizer: &Tokenizer, config: &LlamaConfig) -> Vec<u32> {
+    if config.eos_token_id.is_empty() { tokenizer.end_of_text().into_iter().collect() } else { config.eos_token_id.clone() }
+}
+
+/// Tokens of a prompt; an empty one becomes the beginning-of-text token where the model has one.
+pub fn prompt_ids(tokenizer: &Tokenizer, config: &LlamaConfig, prompt: &str) -> Vec<u32> {
+    let ids = tokenizer.encode_prompt(prompt);
+    if ids.is_empty() { config.bos_token_id.or(tokenizer.end_of_text()).into_iter().collect() } else { ids }
+}

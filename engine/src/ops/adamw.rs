@@ -1,0 +1,61 @@
+//! AdamW: adaptive moments with decoupled weight decay.
+
+use burn::tensor::Tensor;
+
+use super::cpu::adamw::adamw as cpu_adamw;
+use super::cpu::tensor::floats;
+use super::{flex, from_flex, on_cpu};
+
+/// Numbers of one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// `1 − beta1^t` for the t-th update.
+    pub correction1: f32,
+    /// `1 − beta2^t`.
+    pub correction2: f32,
+    /// Multiplies the gradient first: clipping and loss scale.
+    pub grad_scale: f32,
+}
+
+/// A weight with its moments: `[rows, columns]` each.
+pub struct Moments {
+    /// The weight.
+    pub param: Tensor<2>,
+    /// First moment.
+    pub m: Tensor<2>,
+    /// Second moment.
+    pub v: Tensor<2>,
+}
+
+/// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `p ← p(1 − lr·wd) − lr·m̂/(√v̂ + eps)`.
+///
+/// Loshchilov & Hutter 2019, <https://arxiv.org/abs/1711.05101>; the arithmetic is PyTorch's.
+pub fn adamw(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
+    if !on_cpu(&grad.device()) {
+        return reference(state, grad, step);
+    }
+    let (mut param, mut m, mut v) = (flex(state.param), flex(state.m), flex(state.v));
+    let grad = flex(grad);
+    cpu_adamw(param.storage_mut(), m.storage_mut(), v.storage_mut(), floats(&grad), step);
+    Moments { param: from_flex(param), m: from_flex(m), v: from_flex(v) }
+}
+
+/// [`adamw`] in burn ops.
+pub fn reference(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
+    let g = grad * step.grad_scale;
+    let m = state.m * step.beta1 + g.clone() * (1.0 - step.beta1);
+    let v = state.v * step.beta2 + g.square() * (1.0 - step.beta2);
+    let root = v.clone().sqrt() * (1.0 / step.correction2.sqrt()) + step.eps;
+    let param = state.param * (1.0 - step.lr * step.weight_decay) - m.clone() * (step.lr / step.correction1) / root;
+    Moments { param, m, v }
+}

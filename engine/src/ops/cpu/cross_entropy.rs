@@ -1,0 +1,69 @@
+//! Head and cross-entropy together: logits exist a chunk at a time.
+
+use rayon::prelude::*;
+
+use super::matmul::{View, matmul};
+use super::simd::{exp, max, vectorized};
+
+/// Losses per token and, where asked for, gradients of the hidden states and of the head.
+pub struct Losses {
+    /// Negative log-likelihood of every target, 0 where it is ignored: `[n]`.
+    pub nll: Vec<f32>,
+    /// `d(scale·Σ nll)/dh: [n, d]` and `/dw: [v, d]`.
+    pub gradients: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// `nll[i] = logsumexp(h[i]·wᵀ) − h[i]·w[target[i]]`; targets below 0 are ignored.
+pub fn linear_cross_entropy(h: &[f32], w: &[f32], targets: &[i32], d: usize, chunk: usize, scale: Option<f32>) -> Losses {
+    let (n, v) = (targets.len(), w.len() / d);
+    let mut nll = vec![0.0; n];
+    let mut gradients = scale.map(|_| (vec![0.0; n * d], vec![0.0; v * d]));
+    let mut logits = vec![0.0; chunk.min(n) * v];
+    for first in (0..n).step_by(chunk) {
+        let rows = chunk.min(n - first);
+        let h_chunk = View::new(&h[first * d..], rows, d);
+        let logits = &mut logits[..rows * v];
+        matmul(logits, v, h_chunk, View::new(w, v, d).t(), 1.0, false, true);
+        let tasks = logits.par_chunks_mut(v).zip(&mut nll[first..first + rows]).zip(&targets[first..first + rows]);
+        tasks.for_each(|((row, nll), target)| vectorized(|| softmax_row(row, nll, *target, scale)));
+        if let Some((dh, dw)) = &mut gradients {
+            let p = View::new(logits, rows, v);
+            matmul(&mut dh[first * d..], d, p, View::new(w, v, d), 1.0, false, true);
+            matmul(dw, d, p.t(), h_chunk, 1.0, first > 0, true);
+        }
+    }
+    Losses { nll, gradients }
+}
+
+/// Turns a row of logits into the gradient `scale·(softmax − onehot)` and notes its loss.
+#[inline(always)]
+fn softmax_row(row: &mut [f32], nll: &mut f32, target: i32, scale: Option<f32>) {
+    if target < 0 {
+        *nll = 0.0;
+        row.fill(0.0);
+        return;
+    }
+    let target = target as usize;
+    let (largest, at_target) = (max(row), row[target]);
+    let mut sums = [0.0f32; 16];
+    let (blocks, rest) = row.as_chunks_mut::<16>();
+    for block in blocks {
+        for lane in 0..16 {
+            block[lane] = exp(block[lane] - largest);
+            sums[lane] += block[lane];
+        }
+    }
+    let mut total: f32 = sums.iter().sum();
+    for x in rest {
+        *x = exp(*x - largest);
+        total += *x;
+    }
+    *nll = total.ln() + largest - at_target;
+    if let Some(scale) = scale {
+        let factor = scale / total;
+        for x in row.iter_mut() {
+            *x *= factor;
+        }
+        row[target] -= scale;
+    }
+}

@@ -1,0 +1,119 @@
+//! Vectorised building blocks. Plain loops over fixed-width accumulators: the compiler turns them into
+//! the widest vectors of the machine at hand, which is found out at run time.
+
+/// Lanes of an accumulator: one AVX-512 register, two of AVX2, four of NEON.
+const LANES: usize = 16;
+
+/// Runs `f` compiled for the widest vectors of this machine.
+#[inline(always)]
+pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// `Σ a[i]·b[i]`.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [[0.0f32; LANES]; 4];
+    let (a_blocks, a_rest) = a.as_chunks::<{ LANES * 4 }>();
+    let (b_blocks, b_rest) = b.as_chunks::<{ LANES * 4 }>();
+    for (x, y) in a_blocks.iter().zip(b_blocks) {
+        for (part, sum) in sums.iter_mut().enumerate() {
+            for lane in 0..LANES {
+                let i = part * LANES + lane;
+                sum[lane] = x[i].mul_add(y[i], sum[lane]);
+            }
+        }
+    }
+    let mut total = 0.0;
+    for (x, y) in a_rest.iter().zip(b_rest) {
+        total = x.mul_add(*y, total);
+    }
+    for lane in 0..LANES {
+        total += (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    }
+    total
+}
+
+/// `Σ f(a[i])`.
+#[inline(always)]
+pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            sums[lane] += f(block[lane]);
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|x| f(*x)).sum::<f32>()
+}
+
+/// Largest element; negative infinity for none.
+#[inline(always)]
+pub fn max(a: &[f32]) -> f32 {
+    let mut best = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            best[lane] = if block[lane] > best[lane] { block[lane] } else { best[lane] };
+        }
+    }
+    best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// `e^x` to 2 units in the last place; 0 below -87, as denormals are flushed.
+///
+/// Cody & Waite range reduction and a polynomial of degree 6, as in Cephes' `expf`.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer
+    let clamped = x.clamp(-87.0, 88.0);
+    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = n.mul_add(-0.693_359_4, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let value = (p * r).mul_add(r, r) + 1.0;
+    let scaled = value * f32::from_bits(((n as i32 + 127) as u32) << 23);
+    if x < -87.0 { 0.0 } else { scaled }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut worst = 0.0f64;
+        for i in -860..=880 {
+            for j in 0..7 {
+                let x = i as f32 * 0.1 + j as f32 * 0.013;
+                let exact = f64::from(x).exp();
+                worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
+            }
+        }
+        assert!(worst < 2.5e-7, "relative error {worst:e}");
+        assert_eq!(exp(-1e30), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn reductions_cover_every_length() {
+        for n in [0, 1, 15, 16, 17, 63, 64, 65, 1000] {
+            let a: Vec<f32> = (0..n).map(|i| (i % 7) as f32 - 3.0).collect();
+            let exact: f32 = a.iter().map(|x| x * x).sum();
+            assert_eq!(dot(&a, &a), exact, "{n}");
+            assert_eq!(sum(&a, |x| x * x), exact, "{n}");
+            assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{n}");
+        }
+    }
+}

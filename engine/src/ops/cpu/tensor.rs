@@ -1,0 +1,66 @@
+//! Between burn's CPU tensors and slices.
+
+use burn::tensor::{Bytes, DType, Shape};
+use burn_flex::{FlexTensor, Layout};
+
+/// A tensor whose elements lie in row-major order without gaps.
+pub fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.as_slice::<u8>().is_some() || tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+}
+
+/// The elements of a contiguous f32 tensor.
+pub fn floats(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("a contiguous f32 tensor")
+}
+
+/// The elements of a contiguous i32 tensor.
+pub fn ints(tensor: &FlexTensor) -> &[i32] {
+    tensor.as_slice::<i32>().expect("a contiguous i32 tensor")
+}
+
+/// A tensor that owns `values`.
+pub fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)
+}
+
+/// Sizes of a matrix: `[rows, columns]`.
+pub fn dims(tensor: &FlexTensor) -> [usize; 2] {
+    let shape = tensor.layout().shape();
+    [shape[0], shape[1]]
+}
+
+/// A buffer that parallel tasks write in places that never overlap.
+#[derive(Clone, Copy)]
+pub struct Disjoint {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: the tasks that share it write disjoint places only, which is the contract of `at`.
+unsafe impl Send for Disjoint {}
+// SAFETY: as above.
+unsafe impl Sync for Disjoint {}
+
+impl Disjoint {
+    /// Over all of `buffer`.
+    pub fn new(buffer: &mut [f32]) -> Self {
+        Self { start: buffer.as_mut_ptr(), len: buffer.len() }
+    }
+
+    /// Where `offset` lies, after checking that `len` elements follow.
+    pub fn pointer(&self, offset: usize, len: usize) -> *mut f32 {
+        assert!(offset + len <= self.len, "place {offset}+{len} of {}", self.len);
+        // SAFETY: inside the buffer by the check above.
+        unsafe { self.start.add(offset) }
+    }
+
+    /// A piece of it.
+    ///
+    /// # Safety
+    /// No other task may touch `offset..offset + len` while the piece lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn piece(&self, offset: usize, len: usize) -> &mut [f32] {
+        // SAFETY: inside the buffer by `pointer`'s check; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(offset, len), len) }
+    }
+}

@@ -1,0 +1,191 @@
+//! Language-model head and cross-entropy in one: `[n, v]` logits exist only a chunk of rows at a time.
+//!
+//! The gradients are computed in the forward pass, chunk by chunk, and attached to the loss
+//! (as in Liger Kernel, Hsu et al. 2024, <https://arxiv.org/abs/2410.10989>).
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_cubecl::CubeBackend;
+
+use super::cpu::cross_entropy::linear_cross_entropy as cpu_linear_cross_entropy;
+use super::cpu::tensor::floats;
+use super::{flex, from_flex, on_cpu};
+
+/// Bytes of logits that exist at a time.
+const CHUNK_BYTES: usize = 32 << 20;
+
+/// Losses of a batch.
+pub struct Losses {
+    /// `scale · Σ nll`: call `backward` on this.
+    pub scaled: Tensor<1>,
+    /// Negative log-likelihood per target in nats, 0 where the target is ignored: `[n]`, not tracked.
+    pub nll: Tensor<1>,
+}
+
+/// Cross-entropy of `h·wᵀ` against `targets`; targets below 0 are ignored.
+///
+/// # Shapes
+/// - `h`: `[n, d]`; `head`: consecutive blocks of rows `[v_j, d]`; `targets`: `n` ids
+///
+/// `scale` is what one target weighs in the loss: `loss_scale / targets of the whole step`.
+pub fn linear_cross_entropy(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], scale: f64) -> Losses {
+    let tracked = h.is_autodiff() && (h.is_tracked() || head.iter().any(Tensor::is_tracked));
+    let inner = |x: &Tensor<2>| if x.is_autodiff() { x.clone().inner() } else { x.clone() };
+    let blocks: Vec<Tensor<2>> = head.iter().map(inner).collect();
+    let (nll, gradients) = value_and_gradients(inner(&h), &blocks, targets, tracked.then_some(scale));
+    let total = nll.clone().sum() * scale;
+    let Some((dh, dhead)) = gradients else {
+        return Losses { scaled: total, nll };
+    };
+    let mut scaled = attach(Tensor::from_inner(total), h, dh);
+    for (block, gradient) in head.iter().zip(dhead) {
+        scaled = attach(scaled, block.clone(), gradient);
+    }
+    Losses { scaled, nll }
+}
+
+type LossGradients = (Tensor<2>, Vec<Tensor<2>>);
+
+fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], scale: Option<f64>) -> (Tensor<1>, Option<LossGradients>) {
+    let [n, d] = h.dims();
+    assert_eq!(n, targets.len(), "one target per row");
+    let v: usize = head.iter().map(|block| block.dims()[0]).sum();
+    let chunk = (CHUNK_BYTES / 4 / v).clamp(1, n);
+    if let ([w], true) = (head, on_cpu(&h.device())) {
+        let (h, w) = (flex(h), flex(w.clone()));
+        let scale = scale.map(|scale| scale as f32);
+        let losses = cpu_linear_cross_entropy(floats(&h), floats(&w), targets, d, chunk, scale);
+        let matrix = |values, rows| from_flex::<2>(super::cpu::tensor::tensor(values, [rows, d]));
+        let nll = from_flex::<1>(super::cpu::tensor::tensor(losses.nll, [n]));
+        return (nll, losses.gradients.map(|(dh, dw)| (matrix(dh, n), vec![matrix(dw, v)])));
+    }
+    reference(h, head, targets, chunk, scale)
+}
+
+/// The value and gradients in burn ops.
+pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, scale: Option<f64>) -> (Tensor<1>, Option<LossGradients>) {
+    let (n, device) = (targets.len(), h.device());
+    let ids = |values: Vec<i32>| {
+        let len = values.len();
+        Tensor::<1, Int>::from_data(TensorData::new(values, [len]), (&device, DType::I32))
+    };
+    let mut nll = Vec::new();
+    let mut dh = Vec::new();
+    let mut dhead: Vec<Option<Tensor<2>>> = vec![None; head.len()];
+    for first in (0..n).step_by(chunk) {
+        let rows = chunk.min(n - first);
+        let targets = &targets[first..first + rows];
+        let used: Vec<f32> = targets.iter().map(|target| if *target < 0 { 0.0 } else { 1.0 }).collect();
+        let used = Tensor::<2>::from_data(TensorData::new(used, [rows, 1]), (&device, DType::F32));
+        let h = h.clone().narrow(0, first, rows);
+        let mut logits = Vec::new(); // per block [rows, v_j]
+        let mut onehots = Vec::new();
+        let mut first_row = 0;
+        for block in head {
+            let v = block.dims()[0];
+            let columns = ids((0..v as i32).collect()).unsqueeze_dim::<2>(0); // [1, v_j]
+            let local = ids(targets.iter().map(|target| target - first_row).collect()).unsqueeze_dim::<2>(1); // [rows, 1]
+            onehots.push(local.expand([rows, v]).equal(columns.expand([rows, v])).float());
+            logits.push(h.clone().matmul(block.clone().transpose()));
+            first_row += v as i32;
+        }
+        let maxima: Vec<Tensor<2>> = logits.iter().map(|logits| logits.clone().max_dim(1)).collect();
+        let largest = Tensor::cat(maxima, 1).max_dim(1); // [rows, 1]
+        let sums: Vec<Tensor<2>> = logits.iter().map(|logits| (logits.clone() - largest.clone()).exp().sum_dim(1)).collect();
+        let lse = Tensor::cat(sums, 1).sum_dim(1).log() + largest; // [rows, 1]
+        let at_target: Vec<Tensor<2>> = logits.iter().zip(&onehots).map(|(logits, onehot)| (logits.clone() * onehot.clone()).sum_dim(1)).collect();
+        let at_target = Tensor::cat(at_target, 1).sum_dim(1);
+        nll.push(((lse.clone() - at_target) * used.clone()).reshape([rows]));
+        let Some(scale) = scale else { continue };
+        let mut dh_chunk: Option<Tensor<2>> = None;
+        for (j, (logits, onehot)) in logits.into_iter().zip(onehots).enumerate() {
+            let dlogits = ((logits - lse.clone()).exp() - onehot) * (used.clone() * scale); // [rows, v_j]
+            let part = dlogits.clone().matmul(head[j].clone());
+            dh_chunk = Some(match dh_chunk {
+                Some(sum) => sum + part,
+                None => part,
+            });
+            let part = dlogits.transpose().matmul(h.clone());
+            dhead[j] = Some(match dhead[j].take() {
+                Some(sum) => sum + part,
+                None => part,
+            });
+        }
+        dh.extend(dh_chunk);
+    }
+    let gradients = scale.map(|_| (Tensor::cat(dh, 0), dhead.into_iter().flatten().collect()));
+    (Tensor::cat(nll, 0), gradients)
+}
+
+/// `loss` with a known gradient: `backward` adds `gradient` (times the loss's own) to `parent`.
+fn attach(loss: Tensor<1>, parent: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+    let gradient = Tensor::<2>::from_inner(gradient);
+    Tensor::from_dispatch(Dispatch::attach(loss.into_dispatch(), parent.into_dispatch(), gradient.into_dispatch()))
+}
+
+/// A loss whose gradient is known already.
+#[backend_extension(Flex, Cube, Autodiff)]
+pub trait AttachOps: Backend {
+    /// `loss`; on a differentiating backend with `gradient` as its derivative by `parent`.
+    fn attach(loss: FloatTensor<Self>, parent: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `gradient · factor` for a factor of one element.
+    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl AttachOps for Flex {
+    fn attach(loss: FloatTensor<Self>, _: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        loss
+    }
+
+    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        let value = floats(&factor)[0];
+        if value == 1.0 { gradient } else { Self::float_mul_scalar(gradient, value.into()) }
+    }
+}
+
+impl AttachOps for CubeBackend {
+    fn attach(loss: FloatTensor<Self>, _: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        loss
+    }
+
+    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        let factor = Self::float_reshape(factor, [1, 1].into());
+        Self::float_mul(gradient, factor)
+    }
+}
+
+#[derive(Debug)]
+struct AttachBackward;
+
+impl<B: AttachOps> Backward<B, 2> for AttachBackward {
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let factor = grads.consume::<B>(&ops.node);
+        let [loss, parent] = ops.parents;
+        if let Some(node) = parent {
+            grads.register::<B>(node.id, B::scale_gradient(ops.state, factor.clone()));
+        }
+        if let Some(node) = loss {
+            grads.register::<B>(node.id, factor);
+        }
+    }
+}
+
+impl<B: AttachOps, C: CheckpointStrategy> AttachOps for Autodiff<B, C> {
+    fn attach(loss: FloatTensor<Self>, parent: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [loss.node(), parent.node()];
+        match AttachBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(gradient.into_primitive(), loss.into_primitive()),
+            OpsKind::UnTracked(prep) => prep.finish(loss.into_primitive()),
+        }
+    }
+
+    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as burn::backend::AutodiffBackend>::from_inner(B::scale_gradient(gradient.into_primitive(), factor.into_primitive()))
+    }
+}

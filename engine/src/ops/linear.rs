@@ -1,0 +1,105 @@
+//! `x · wᵀ` with the weight stored as in checkpoints, `[out, in]`.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
+use burn::tensor::{FloatDType, Tensor};
+
+use super::cpu::matmul::{View, linear as cpu_linear, matmul};
+use super::cpu::tensor::{contiguous, dims, floats, tensor};
+use super::on_cpu;
+
+/// `y = x · wᵀ`. With `half` the operands are rounded to f16 and the product is f32 again.
+///
+/// # Shapes
+/// - `x`: `[n, in]`, `w`: `[out, in]`, returns `[n, out]`
+pub fn linear(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
+    if on_cpu(&x.device()) {
+        return Tensor::from_dispatch(Dispatch::linear_fwd(x.into_dispatch(), w.into_dispatch()));
+    }
+    reference(x, w, half)
+}
+
+/// [`linear`] in burn ops.
+pub fn reference(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
+    if half {
+        let product = x.cast(FloatDType::F16).matmul(w.cast(FloatDType::F16).transpose());
+        return product.cast(FloatDType::F32);
+    }
+    x.matmul(w.transpose())
+}
+
+/// The op on backends that have a fast form of it.
+#[backend_extension(Flex, Autodiff)]
+pub trait LinearOps: Backend {
+    /// `x · wᵀ`.
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `dy · w`.
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `dyᵀ · x`.
+    fn linear_dw(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl LinearOps for Flex {
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, w) = (contiguous(x), contiguous(w));
+        let ([n, k], [m, _]) = (dims(&x), dims(&w));
+        tensor(cpu_linear(floats(&x), floats(&w), n, k, m), [n, m])
+    }
+
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (dy, w) = (contiguous(dy), contiguous(w));
+        let ([n, m], [_, k]) = (dims(&dy), dims(&w));
+        let mut dx = vec![0.0; n * k];
+        matmul(&mut dx, k, View::new(floats(&dy), n, m), View::new(floats(&w), m, k), 1.0, false, true);
+        tensor(dx, [n, k])
+    }
+
+    fn linear_dw(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (dy, x) = (contiguous(dy), contiguous(x));
+        let ([n, m], [_, k]) = (dims(&dy), dims(&x));
+        let mut dw = vec![0.0; m * k];
+        matmul(&mut dw, k, View::new(floats(&dy), n, m).t(), View::new(floats(&x), n, k), 1.0, false, true);
+        tensor(dw, [m, k])
+    }
+}
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: LinearOps> Backward<B, 2> for LinearBackward {
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (x, w) = ops.state;
+        let [x_node, w_node] = ops.parents;
+        if let Some(node) = w_node {
+            grads.register::<B>(node.id, B::linear_dw(dy.clone(), x));
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::linear_dx(dy, w));
+        }
+    }
+}
+
+impl<B: LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node(), w.node()];
+        let (x, w) = (x.into_primitive(), w.into_primitive());
+        let y = B::linear_fwd(x.clone(), w.clone());
+        match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, w), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as burn::backend::AutodiffBackend>::from_inner(B::linear_dx(dy.into_primitive(), w.into_primitive()))
+    }
+
+    fn linear_dw(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as burn::backend::AutodiffBackend>::from_inner(B::linear_dw(dy.into_primitive(), x.into_primitive()))
+    }
+}

@@ -1,0 +1,62 @@
+//! Tensor functions of the model. Each exists as a composition of burn ops, which is its definition and
+//! runs on every device, and as a fast form for a device, which the tests hold against it.
+//!
+//! Activations are matrices: a batch of `b` sequences of `t` tokens is `[b·t, d]`.
+//! Axes: `b` batch · `t` time · `n` = `b·t` · `d` hidden · `h` query heads · `g` key/value heads ·
+//! `e` head size · `f` feed-forward size · `v` vocabulary.
+
+pub mod adamw;
+pub mod attention;
+pub mod cpu;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+
+use std::sync::OnceLock;
+
+use burn::backend::Flex;
+use burn::tensor::{Device, Tensor};
+
+/// Whether the fast forms for the CPU serve tensors of `device`.
+/// `SMOLFORGE_KERNELS=off` turns them off for bisecting.
+pub fn on_cpu(device: &Device) -> bool {
+    static ENABLED: OnceLock<bool> = OnceLock::new();
+    let enabled = *ENABLED.get_or_init(|| std::env::var("SMOLFORGE_KERNELS").as_deref() != Ok("off"));
+    enabled && device.clone().inner() == Device::flex()
+}
+
+/// The CPU tensor behind `tensor`.
+///
+/// # Panics
+/// On another device.
+fn flex(tensor: Tensor<2>) -> burn_flex::FlexTensor {
+    cpu::tensor::contiguous(tensor.try_into_primitive::<Flex>().expect("a tensor of the CPU device"))
+}
+
+/// The tensor around a CPU tensor.
+fn from_flex<const D: usize>(tensor: burn_flex::FlexTensor) -> Tensor<D> {
+    Tensor::from_primitive::<Flex>(tensor)
+}
+
+/// `a + b` where `a` is not needed any more: on the CPU without another buffer.
+pub fn add_into(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    if !on_cpu(&a.device()) {
+        return a + b;
+    }
+    let (mut a, b) = (flex(a), flex(b));
+    cpu::elementwise::add_into(a.storage_mut::<f32>(), cpu::tensor::floats(&b));
+    from_flex(a)
+}
+
+/// `Σ x²` as a tensor of one element; its sum is in f64 on the CPU.
+pub fn sum_of_squares(x: Tensor<2>) -> Tensor<1> {
+    if !on_cpu(&x.device()) {
+        return x.square().sum();
+    }
+    let device = x.device();
+    let sum = cpu::elementwise::sum_of_squares(cpu::tensor::floats(&flex(x)));
+    Tensor::from_data([sum as f32], &device)
+}

@@ -1,0 +1,132 @@
+//! What a run needs, before it starts: memory by category, tokens, passes over every source, time.
+
+use std::collections::BTreeMap;
+
+use web_time::Instant;
+
+use crate::config::TrainConfig;
+use crate::control::Control;
+use crate::data::batch::Batch;
+use crate::device::Compute;
+use crate::error::Result;
+use crate::generate::read_f32;
+use crate::model::{Llama, LlamaConfig};
+use crate::ops::sum_of_squares;
+use crate::protocol::{Event, PlanReport, SourcePlan};
+use crate::store::Store;
+use crate::train::optimizer::Optimizer;
+use crate::train::{forward, gradients, pretrain};
+
+/// Passes over a source from which on it is learnt by heart (Muennighoff et al. 2023).
+const MANY_EPOCHS: f64 = 4.0;
+
+/// Reports the plan of a run.
+///
+/// # Errors
+/// What is wrong with configuration, tokenizer or data.
+pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Result<()> {
+    let config = pretrain::resolve(config);
+    config.validate()?;
+    let (compute, why) = Compute::open(config.device).await?;
+    control.notice(why);
+    let Some(shape) = pretrain::Shape::resolve(&config, store, control).await? else { return Ok(()) };
+    let Some(shards) = pretrain::shards(&config, &shape.tokenizer, store, control).await? else { return Ok(()) };
+    let tokens_per_step = config.tokens_per_step() as f64;
+    let mut planned: BTreeMap<&str, f64> = BTreeMap::new();
+    for (index, stage) in config.data_stages.stages.iter().enumerate() {
+        let (start, end) = config.data_stages.range(index, config.steps);
+        for (source, weight) in &stage.weights {
+            *planned.entry(source).or_default() += weight * f64::from(end - start) * tokens_per_step;
+        }
+    }
+    let mut warnings = Vec::new();
+    let mut sources = BTreeMap::new();
+    for (name, shard) in &shards {
+        let (tokens, planned) = (shard.train_tokens(), planned.get(name.as_str()).copied().unwrap_or(0.0));
+        let epochs = planned / tokens.max(1) as f64;
+        if epochs > MANY_EPOCHS {
+            warnings.push(format!("{name}: {epochs:.1} passes over {tokens} tokens; beyond about {MANY_EPOCHS} a model learns a text by heart"));
+        }
+        if planned == 0.0 {
+            warnings.push(format!("{name}: no stage draws from it"));
+        }
+        sources.insert(name.clone(), SourcePlan { tokens, planned, epochs });
+    }
+    let memory_bytes = memory(&shape.model, &config, &compute);
+    let peak_bytes = memory_bytes.values().sum();
+    if let Some(free) = crate::platform::available_memory_bytes().filter(|free| compute.is_cpu() && peak_bytes > *free) {
+        warnings.push(format!("needs {} MiB of memory, {} MiB are free: lower --batch-size", peak_bytes >> 20, free >> 20));
+    }
+    let tokens = u64::from(config.steps) * config.tokens_per_step() as u64;
+    let step_secs = measure(&shape.model, &config, &compute).await?;
+    control.emit(Event::Plan(PlanReport {
+        parameters: shape.model.parameters(),
+        device: format!("{} ({})", compute.info.name, compute.info.backend),
+        memory_bytes,
+        peak_bytes,
+        tokens,
+        sources,
+        flops: shape.model.train_flops_per_token(config.sequence_length) * tokens as f64,
+        expected_secs: step_secs * f64::from(config.steps),
+        warnings,
+    }));
+    Ok(())
+}
+
+/// Peak memory of training by category, in bytes.
+pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> BTreeMap<String, u64> {
+    let weights = 4 * shape.parameters();
+    let (d, f) = (shape.hidden_size, shape.intermediate_size);
+    let (q, kv) = (shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim);
+    let t = config.sequence_length;
+    let tokens = (config.batch_size * t) as u64;
+    // What the backward pass keeps per token and layer: inputs of the norms and products, q, k, v, o, gate, up.
+    let mut kept = 4 * d + 2 * q + 2 * kv + 3 * f + shape.num_attention_heads;
+    if !compute.is_cpu() {
+        // Composed of burn ops: parts of norms, rotations and gates, and the scores of every pair of tokens.
+        kept += 4 * d + 2 * (q + kv) + 2 * f + 3 * shape.num_attention_heads * t;
+    }
+    let logits = (32u64 << 20).min(4 * tokens * shape.vocab_size as u64);
+    let table = 4 * (shape.vocab_size * d) as u64;
+    let accumulated = if config.accumulation > 1 { weights } else { 0 };
+    BTreeMap::from([
+        ("weights".to_string(), weights),
+        ("gradients".to_string(), weights + accumulated),
+        ("optimizer".to_string(), 2 * weights),
+        ("activations".to_string(), 4 * tokens * (kept * shape.num_hidden_layers) as u64),
+        ("logits and head".to_string(), logits * if compute.is_cpu() { 1 } else { 4 } + table),
+    ])
+}
+
+/// Seconds of a step, from models of the same width with one and with two layers.
+async fn measure(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> Result<f64> {
+    let mixed = pretrain::mixed(config, compute)?;
+    let (one, one_update) = measure_layers(1, shape, config, compute, mixed).await?;
+    let (two, two_update) = measure_layers(2, shape, config, compute, mixed).await?;
+    let layers = shape.num_hidden_layers.saturating_sub(1) as f64;
+    let micro_batch = one + (two - one).max(0.0) * layers;
+    let update = one_update + (two_update - one_update).max(0.0) * layers;
+    Ok(micro_batch * config.accumulation as f64 + update)
+}
+
+/// Seconds of a micro-batch and of an update; the second of two runs counts.
+async fn measure_layers(layers: usize, shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, mixed: bool) -> Result<(f64, f64)> {
+    let shape = LlamaConfig { num_hidden_layers: layers, ..shape.clone() };
+    let mut model = Llama { half: mixed, ..Llama::random(&shape, compute, config.sequence_length, 1).trainable() };
+    let mut optimizer = Optimizer::new(&model);
+    let batch = Batch::random(config.batch_size, config.sequence_length, shape.vocab_size, 1);
+    let mut times = (0.0, 0.0);
+    for _ in 0..2 {
+        let started = Instant::now();
+        let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
+        let grads = gradients(&model, losses.scaled.backward());
+        let norm = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights");
+        read_f32(norm).await?;
+        times.0 = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        optimizer.step(&mut model, grads, config, 1e-4, 1.0);
+        read_f32(model.norm.weight.tensor.clone().inner()).await?;
+        times.1 = started.elapsed().as_secs_f64();
+    }
+    Ok(times)
+}

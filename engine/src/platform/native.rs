@@ -1,0 +1,284 @@
+//! Threads, files and memory of an operating system.
+
+use std::fs::{self, File, OpenOptions};
+use std::future::Future;
+use std::io::Write;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::store::Entry;
+
+/// Runs the engine on a thread of its own; all its device work stays there.
+pub fn spawn<F: Future<Output = ()> + 'static>(engine: impl FnOnce() -> F + Send + 'static) {
+    std::thread::Builder::new()
+        .name("smolforge-engine".into())
+        .stack_size(16 << 20)
+        .spawn(move || {
+            prepare_threads();
+            futures_lite::future::block_on(engine());
+        })
+        .expect("the system grants a thread");
+}
+
+/// Prepares the calling thread and the worker threads of the CPU device. Call before the first tensor.
+///
+/// Denormal numbers are flushed to zero: with them about, arithmetic is up to ten times slower.
+pub fn prepare_threads() {
+    flush_denormals();
+    // The pool may exist already (a second engine in the same process): it is then prepared, too.
+    let _ = rayon::ThreadPoolBuilder::new().start_handler(|_| flush_denormals()).build_global();
+}
+
+#[cfg(target_arch = "x86_64")]
+fn flush_denormals() {
+    const FLUSH_TO_ZERO: u32 = 1 << 15;
+    const DENORMALS_ARE_ZERO: u32 = 1 << 6;
+    let mut control = 0u32;
+    // SAFETY: reads and writes the floating-point control register of this thread only.
+    unsafe {
+        std::arch::asm!("stmxcsr [{}]", in(reg) &mut control);
+        control |= FLUSH_TO_ZERO | DENORMALS_ARE_ZERO;
+        std::arch::asm!("ldmxcsr [{}]", in(reg) &control);
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn flush_denormals() {
+    const FLUSH_TO_ZERO: u64 = 1 << 24;
+    // SAFETY: reads and writes the floating-point control register of this thread only.
+    unsafe {
+        let mut control: u64;
+        std::arch::asm!("mrs {}, fpcr", out(reg) control);
+        control |= FLUSH_TO_ZERO;
+        std::arch::asm!("msr fpcr, {}", in(reg) control);
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn flush_denormals() {}
+
+/// Lets other tasks of this thread run. A native engine has its thread to itself.
+pub async fn yield_now() {
+    futures_lite::future::yield_now().await;
+}
+
+/// Threads that the CPU device computes with.
+pub fn cpu_threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// Name of the processor.
+pub fn cpu_name() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")).and_then(|rest| rest.split_once(':'));
+    model.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
+}
+
+/// Largest resident memory of this process so far, in bytes; 0 where the system does not tell.
+pub fn peak_rss_bytes() -> u64 {
+    status_kib("VmHWM:") << 10
+}
+
+/// Memory of the machine that is free for use, in bytes; `None` where the system does not tell.
+pub fn available_memory_bytes() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+fn status_kib(key: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Name of this computer, for TensorBoard's file names.
+pub fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".into() } else { name.into() }
+}
+
+/// A memory-mapped file.
+#[derive(Debug)]
+pub struct MappedFile(Option<memmap2::Mmap>);
+
+impl Deref for MappedFile {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+/// Maps a file for reading.
+pub fn open(path: &str, name: &str) -> Result<MappedFile> {
+    let file = File::open(path).map_err(|e| Error::file(name, &e))?;
+    let meta = file.metadata().map_err(|e| Error::file(name, &e))?;
+    if meta.is_dir() {
+        return Err(Error::File { path: name.into(), reason: "is a folder; a file is needed here".into() });
+    }
+    if meta.len() == 0 {
+        return Ok(MappedFile(None));
+    }
+    // SAFETY: the map is read only. A file that another program truncates meanwhile faults, as with every mapped file.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::file(name, &e))?;
+    Ok(MappedFile(Some(map)))
+}
+
+/// Whether there is a file or folder at `path`.
+pub fn exists(path: &str) -> bool {
+    Path::new(path).exists()
+}
+
+/// What lies directly in a folder, sorted.
+pub fn list(path: &str, name: &str) -> Result<Vec<Entry>> {
+    let folder = match fs::read_dir(path) {
+        Ok(folder) => folder,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::file(name, &e)),
+    };
+    let mut entries = Vec::new();
+    for entry in folder {
+        let entry = entry.map_err(|e| Error::file(name, &e))?;
+        let meta = entry.metadata().map_err(|e| Error::file(name, &e))?;
+        let name = format!("{}/{}", name.trim_end_matches('/'), entry.file_name().to_string_lossy());
+        let size_bytes = if meta.is_dir() { 0 } else { meta.len() };
+        entries.push(Entry { name, size_bytes, folder: meta.is_dir() });
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+/// The files that a path, folder or glob stands for, sorted.
+pub fn expand(path: &str, name: &str) -> Result<Vec<String>> {
+    let place = Path::new(path);
+    if place.is_file() {
+        return Ok(vec![path.to_string()]);
+    }
+    let pattern = if place.is_dir() { format!("{}/**/*", glob::Pattern::escape(path)) } else { path.to_string() };
+    let bad = |reason: String| Error::File { path: name.into(), reason };
+    let mut files = Vec::new();
+    for entry in glob::glob(&pattern).map_err(|e| bad(format!("not a usable pattern: {e}")))? {
+        let entry = entry.map_err(|e| bad(e.to_string()))?;
+        if entry.is_file() {
+            files.push(entry.to_string_lossy().into_owned());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Renames and makes it durable.
+pub fn rename(from: &str, to: &str, name: &str) -> Result<()> {
+    let target = Path::new(to);
+    if target.is_dir() {
+        fs::remove_dir_all(target).map_err(|e| Error::file(name, &e))?;
+    }
+    fs::rename(from, to).map_err(|e| Error::file(name, &e))?;
+    sync_folder(target)
+}
+
+/// Removes a file or folder if it exists.
+pub fn remove(path: &str, name: &str) -> Result<()> {
+    let place = Path::new(path);
+    let result = if place.is_dir() { fs::remove_dir_all(place) } else { fs::remove_file(place) };
+    match result {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file(name, &e)),
+        _ => Ok(()),
+    }
+}
+
+fn make_parent(path: &Path, name: &str) -> Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => fs::create_dir_all(parent).map_err(|e| Error::file(name, &e)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // Folders cannot be opened on Windows, where a rename is durable without this.
+    if let Ok(folder) = File::open(parent) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// A file that gets its name only when it is whole.
+pub struct AtomicFile {
+    file: Option<std::io::BufWriter<File>>,
+    temporary: PathBuf,
+    path: PathBuf,
+    name: String,
+    written: u64,
+}
+
+impl AtomicFile {
+    /// Begins a temporary file in the folder of `path`.
+    pub fn create(path: &str, name: &str) -> Result<Self> {
+        let path = PathBuf::from(path);
+        make_parent(&path, name)?;
+        let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let temporary = path.with_file_name(format!(".{file_name}.{}.tmp", std::process::id()));
+        let file = File::create(&temporary).map_err(|e| Error::file(name, &e))?;
+        let file = Some(std::io::BufWriter::with_capacity(1 << 20, file));
+        Ok(Self { file, temporary, path, name: name.into(), written: 0 })
+    }
+
+    fn error(&self, error: &std::io::Error) -> Error {
+        match Error::file(&self.name, error) {
+            Error::DiskFull { path, .. } => Error::DiskFull { path, written: self.written },
+            other => other,
+        }
+    }
+
+    /// Adds bytes.
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        let file = self.file.as_mut().expect("open until finished");
+        file.write_all(data).map_err(|e| self.error(&e))?;
+        self.written += data.len() as u64;
+        Ok(())
+    }
+
+    /// fsync, rename, fsync of the folder.
+    pub fn finish(mut self) -> Result<()> {
+        let mut file = self.file.take().expect("finished once");
+        file.flush().map_err(|e| self.error(&e))?;
+        file.get_ref().sync_all().map_err(|e| self.error(&e))?;
+        drop(file);
+        fs::rename(&self.temporary, &self.path).map_err(|e| self.error(&e))?;
+        sync_folder(&self.path)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() || self.temporary.exists() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// A file that grows at its end.
+pub struct AppendFile {
+    file: File,
+    name: String,
+}
+
+impl AppendFile {
+    /// Opens or makes the file.
+    pub fn open(path: &str, name: &str) -> Result<Self> {
+        make_parent(Path::new(path), name)?;
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::file(name, &e))?;
+        Ok(Self { file, name: name.into() })
+    }
+
+    /// Adds bytes.
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        self.file.write_all(data).map_err(|e| Error::file(&self.name, &e))
+    }
+}

@@ -1,0 +1,485 @@
+//! What a shell and the engine say to each other: plain data, no tensors, no handles.
+//!
+//! A shell sends [`Command`]s and folds [`Event`]s. `events.jsonl` of a run is this event stream
+//! written down, so a plot of yesterday's run and a live plot are the same code.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
+
+/// What a shell asks of the engine. Jobs run one after the other; `Stop`, `Pause` and `Continue`
+/// reach the job in progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Pre-train; with `resume` continue the run in `config.out`.
+    Train {
+        /// The run.
+        config: Box<TrainConfig>,
+        /// Continue from the last good checkpoint of `config.out`.
+        resume: bool,
+    },
+    /// Generate text from a Hugging Face folder.
+    Generate(GenerateRequest),
+    /// Loss, perplexity and bits per byte of text files.
+    Eval {
+        /// Hugging Face folder.
+        model: String,
+        /// Text files.
+        files: Vec<String>,
+        /// Where to compute.
+        device: DeviceChoice,
+        /// Tokens per window; 0: the model's context, at most 2048.
+        sequence_length: usize,
+    },
+    /// Write a run's weights as a Hugging Face folder.
+    Export {
+        /// Folder of the run.
+        run: String,
+        /// Folder to write.
+        out: String,
+        /// Type of the stored numbers.
+        dtype: ExportDtype,
+        /// `last`, `best` or a step.
+        checkpoint: String,
+    },
+    /// Count the tokens of files.
+    Tokenize {
+        /// `tokenizer.json` or a folder that holds one.
+        tokenizer: String,
+        /// Text files.
+        files: Vec<String>,
+    },
+    /// Train a byte-level BPE tokenizer.
+    TrainTokenizer {
+        /// Text files.
+        files: Vec<String>,
+        /// Entries of the vocabulary.
+        vocab_size: usize,
+        /// `tokenizer.json` to write.
+        out: String,
+    },
+    /// List the adapters and which one `auto` takes.
+    Devices,
+    /// What a run would need, before it starts.
+    Plan {
+        /// The run.
+        config: Box<TrainConfig>,
+    },
+    /// Measure a training step, prefill and decode.
+    Bench(BenchRequest),
+    /// The whole main job on built-in data.
+    Demo {
+        /// Folder to write into.
+        out: String,
+        /// Where to compute.
+        device: DeviceChoice,
+        /// Seed of corpora, weights and samples.
+        seed: u64,
+        /// Updates of the whole run; the curriculum is scaled to them.
+        steps: u32,
+    },
+    /// Finish the micro-batch, save, end the job.
+    Stop,
+    /// Wait between micro-batches.
+    Pause,
+    /// Go on after `Pause`.
+    Continue,
+}
+
+/// Type of the numbers in an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportDtype {
+    /// IEEE half precision.
+    #[default]
+    F16,
+    /// IEEE single precision.
+    F32,
+}
+
+/// What to generate and how to draw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateRequest {
+    /// Hugging Face folder.
+    pub model: String,
+    /// One or more prompts.
+    pub prompts: Vec<String>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Most new tokens per sample.
+    pub max_new_tokens: usize,
+    /// Independent samples per prompt.
+    pub num_samples: usize,
+    /// How the next token is drawn.
+    pub sampling: Sampling,
+    /// Strings that end a sample; they are not part of the text.
+    pub stop: Vec<String>,
+}
+
+impl Default for GenerateRequest {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            prompts: Vec::new(),
+            device: DeviceChoice::Auto,
+            max_new_tokens: 100,
+            num_samples: 1,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+        }
+    }
+}
+
+/// Parameters of the sampler chain: repetition penalty → temperature → top-k → top-p → min-p → draw.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Take the most likely token; the parameters below except the penalty are then unused.
+    pub greedy: bool,
+    /// Divides the logits; 0 is the same as `greedy`.
+    pub temperature: f32,
+    /// Keep the k most likely tokens; 0: all.
+    pub top_k: usize,
+    /// Keep the smallest set of tokens whose probabilities sum to this; 1: all.
+    pub top_p: f32,
+    /// Keep tokens at least this share as likely as the most likely one; 0: all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen before; 1: off.
+    pub repetition_penalty: f32,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { greedy: false, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 1337 }
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchRequest {
+    /// Shape of the model.
+    pub preset: String,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Arithmetic.
+    pub precision: Precision,
+    /// Sequences in a step.
+    pub batch: usize,
+    /// Tokens in a sequence.
+    pub seq: usize,
+    /// Timed repetitions of every phase.
+    pub repeats: usize,
+    /// Tokens of the prefill; 0: skip.
+    pub prefill: usize,
+    /// Tokens to decode; 0: skip.
+    pub decode: usize,
+}
+
+/// What the engine tells its shell. `Started` is first; exactly one of `Done` and `Failed` is last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A job began.
+    Started {
+        /// The verb.
+        job: String,
+        /// Version of smolforge.
+        version: String,
+    },
+    /// Something people should know; `warning` stays readable.
+    Notice {
+        /// Whether it deserves attention.
+        warning: bool,
+        /// One sentence.
+        text: String,
+    },
+    /// How far a long task is.
+    Progress {
+        /// What is being done, e.g. `tokenize input`.
+        task: String,
+        /// Units done.
+        done: u64,
+        /// Units in all; 0: unknown.
+        total: u64,
+        /// `bytes`, `tokens`, `files`, `windows`.
+        unit: String,
+    },
+    /// A run began or was resumed.
+    Run(RunInfo),
+    /// A stage of the curriculum began.
+    Stage {
+        /// First stage is 0.
+        index: usize,
+        /// Name from the configuration.
+        name: String,
+        /// First step of the stage.
+        start: u32,
+        /// Step after the last one.
+        end: u32,
+        /// Share of training tokens per source.
+        weights: BTreeMap<String, f64>,
+    },
+    /// One update was made or skipped.
+    Step(StepReport),
+    /// Held-out text was evaluated.
+    Evaluated {
+        /// Updates made so far.
+        step: u32,
+        /// Mean loss per token over all sources, each weighted as the stage weights it.
+        loss: f64,
+        /// Loss, perplexity and bits per byte per source.
+        sources: BTreeMap<String, TextScore>,
+        /// Whether this is the best loss of the run.
+        best: bool,
+    },
+    /// A sample drawn during training.
+    Sample {
+        /// Updates made so far.
+        step: u32,
+        /// Stage in which it was drawn.
+        stage: String,
+        /// The prompt.
+        prompt: String,
+        /// What the model wrote after it.
+        text: String,
+    },
+    /// A stage ended.
+    StageDone {
+        /// Name from the configuration.
+        name: String,
+        /// Mean training loss of the stage.
+        average_loss: f64,
+        /// Share of training tokens per source that the stage really had.
+        shares: BTreeMap<String, f64>,
+        /// Passes over every source since the run began.
+        epochs: BTreeMap<String, f64>,
+    },
+    /// A checkpoint is safe on disk.
+    Saved {
+        /// Updates made so far.
+        step: u32,
+        /// Its folder.
+        path: String,
+    },
+    /// A piece of generated text.
+    Text {
+        /// Which prompt.
+        prompt: usize,
+        /// Which sample of it.
+        sample: usize,
+        /// Whole UTF-8 characters only.
+        text: String,
+    },
+    /// A sample is complete.
+    Generated {
+        /// Which prompt.
+        prompt: usize,
+        /// Which sample of it.
+        sample: usize,
+        /// All of its text without the prompt.
+        text: String,
+        /// Tokens in the prompt.
+        prompt_tokens: usize,
+        /// New tokens.
+        tokens: Vec<u32>,
+        /// `stop` (end-of-text or a stop string), `length` or `cancelled`.
+        finish: String,
+        /// Seconds for the prompt.
+        prefill_secs: f64,
+        /// Seconds for the new tokens.
+        decode_secs: f64,
+    },
+    /// Score of one text file.
+    Scored {
+        /// The file.
+        file: String,
+        /// Loss, perplexity, bits per byte, tokens.
+        score: TextScore,
+    },
+    /// Token count of one file.
+    Tokenized {
+        /// The file.
+        file: String,
+        /// Its size.
+        size_bytes: u64,
+        /// Its tokens.
+        tokens: u64,
+        /// Invalid UTF-8 bytes that were replaced.
+        replaced_bytes: u64,
+    },
+    /// One adapter.
+    Device(DeviceInfo),
+    /// What a run would need.
+    Plan(PlanReport),
+    /// One measurement.
+    Bench {
+        /// `step`, `forward`, `backward`, `optimizer`, `prefill`, `decode`.
+        phase: String,
+        /// Median seconds.
+        secs: f64,
+        /// Tokens per second.
+        tokens_per_sec: f64,
+        /// Peak resident memory of the process so far.
+        peak_rss_bytes: u64,
+    },
+    /// Files were written.
+    Wrote {
+        /// What it is, e.g. `FP16 export`.
+        what: String,
+        /// Where it lies.
+        path: String,
+    },
+    /// The job ended well.
+    Done {
+        /// What to do next, a line each.
+        hints: Vec<String>,
+        /// Whether it ended early because `Stop` was asked for.
+        stopped: bool,
+    },
+    /// The job ended with an error.
+    Failed {
+        /// One line that says what to do.
+        error: String,
+    },
+}
+
+/// What a run is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Folder of the run.
+    pub path: String,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Device as people know it.
+    pub device: String,
+    /// `f32` or `mixed`.
+    pub precision: String,
+    /// Steps made before (a resumed run).
+    pub step: u32,
+    /// Steps in all.
+    pub steps: u32,
+    /// Tokens per update.
+    pub tokens_per_step: usize,
+    /// Tokens of every source: training, held out.
+    pub sources: BTreeMap<String, (u64, u64)>,
+    /// Hash of configuration, tokenizer and data: what a resume must share.
+    pub fingerprint: String,
+}
+
+/// One update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct StepReport {
+    /// Updates made, this one included.
+    pub step: u32,
+    /// Mean loss per target token of the whole update.
+    pub loss: f64,
+    /// Mean loss per source.
+    pub source_loss: BTreeMap<String, f64>,
+    /// Training tokens of this update per source.
+    pub source_tokens: BTreeMap<String, u64>,
+    /// Learning rate used.
+    pub lr: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Loss scale (1 without mixed precision).
+    pub loss_scale: f64,
+    /// Why the update was skipped.
+    pub skipped: Option<String>,
+    /// Target tokens of this update.
+    pub tokens: u64,
+    /// Target tokens since the run began.
+    pub total_tokens: u64,
+    /// Tokens per second of this update.
+    pub tokens_per_sec: f64,
+    /// Seconds of this session.
+    pub elapsed_secs: f64,
+    /// Seconds until the end at the present speed.
+    pub eta_secs: f64,
+}
+
+/// How well a model predicts a text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+pub struct TextScore {
+    /// Mean negative log-likelihood per token, in nats.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Bits per byte of UTF-8 text.
+    pub bits_per_byte: f64,
+    /// Tokens predicted.
+    pub tokens: u64,
+    /// Bytes of text that these tokens cover.
+    pub bytes: u64,
+}
+
+impl TextScore {
+    /// From the summed negative log-likelihood in nats.
+    pub fn new(total_nats: f64, tokens: u64, bytes: u64) -> Self {
+        let loss = total_nats / tokens.max(1) as f64;
+        let bits_per_byte = total_nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
+        Self { loss, perplexity: loss.exp(), bits_per_byte, tokens, bytes }
+    }
+}
+
+/// One adapter and what it can do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Name as the driver gives it.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`, `gl`, `webgpu` or `cpu`.
+    pub backend: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `cpu`.
+    pub kind: String,
+    /// Driver and version.
+    pub driver: String,
+    /// Largest storage binding.
+    pub max_binding_bytes: u64,
+    /// Largest buffer.
+    pub max_buffer_bytes: u64,
+    /// Features that matter here.
+    pub features: Vec<String>,
+    /// Whether `auto` takes it.
+    pub auto: bool,
+    /// Why, or why not.
+    pub reason: String,
+}
+
+/// What a run would need.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Device as people know it.
+    pub device: String,
+    /// Bytes by category.
+    pub memory_bytes: BTreeMap<String, u64>,
+    /// Their sum at the peak.
+    pub peak_bytes: u64,
+    /// Training tokens of the whole run.
+    pub tokens: u64,
+    /// Per source: tokens on disk, planned tokens, passes.
+    pub sources: BTreeMap<String, SourcePlan>,
+    /// Floating-point operations of the whole run.
+    pub flops: f64,
+    /// Expected seconds, from a measurement of this device taken now.
+    pub expected_secs: f64,
+    /// What to look out for.
+    pub warnings: Vec<String>,
+}
+
+/// One source in a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SourcePlan {
+    /// Training tokens on disk.
+    pub tokens: u64,
+    /// Tokens the run will draw.
+    pub planned: f64,
+    /// Passes over the source.
+    pub epochs: f64,
+}

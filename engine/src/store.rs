@@ -1,0 +1,297 @@
+//! Named blobs: where everything the engine reads and writes lies.
+//!
+//! A shell decides what a name means: a path below a folder (native), an entry of a map (tests, and a
+//! browser before its files are copied in). Writing is atomic: a blob has its name only when it is whole.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::platform::{self, MappedFile};
+
+/// A place for named blobs. Clones share it.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// Paths, relative ones below this folder.
+    Folder(String),
+    /// A map in memory.
+    Memory(Arc<Mutex<BTreeMap<String, Arc<Vec<u8>>>>>),
+}
+
+/// The bytes of a blob: mapped from disk, so a file larger than memory can be opened.
+#[derive(Debug, Clone)]
+pub enum Blob {
+    /// A memory-mapped file.
+    Mapped(Arc<MappedFile>),
+    /// Bytes in memory.
+    Memory(Arc<Vec<u8>>),
+}
+
+impl Deref for Blob {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(file) => file,
+            Self::Memory(bytes) => bytes,
+        }
+    }
+}
+
+/// One entry of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Full name.
+    pub name: String,
+    /// Size; 0 for folders.
+    pub size_bytes: u64,
+    /// Whether it is a folder.
+    pub folder: bool,
+}
+
+impl Store {
+    /// Names are paths, relative ones below `root`.
+    pub fn folder(root: impl Into<String>) -> Self {
+        Self::Folder(root.into())
+    }
+
+    /// An empty store in memory.
+    pub fn memory() -> Self {
+        Self::Memory(Arc::default())
+    }
+
+    /// Opens a blob for reading.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it does not exist or cannot be read.
+    pub async fn open(&self, name: &str) -> Result<Blob> {
+        match self {
+            Self::Folder(root) => Ok(Blob::Mapped(Arc::new(platform::open(&path(root, name), name)?))),
+            Self::Memory(map) => match lock(map).get(name) {
+                Some(bytes) => Ok(Blob::Memory(bytes.clone())),
+                None => Err(Error::File { path: name.into(), reason: "no such file or folder".into() }),
+            },
+        }
+    }
+
+    /// Reads a blob as UTF-8 text of at most 64 MiB (configurations, not corpora).
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`Error::Format`] for other bytes.
+    pub async fn read_text(&self, name: &str) -> Result<String> {
+        let blob = self.open(name).await?;
+        if blob.len() > 64 << 20 {
+            return Err(Error::format(name, format!("{} bytes are too many for a text of this kind", blob.len())));
+        }
+        String::from_utf8(blob.to_vec()).map_err(|e| Error::format(name, format!("not UTF-8 text: {e}")))
+    }
+
+    /// Whether a blob or folder of this name exists.
+    pub async fn exists(&self, name: &str) -> bool {
+        match self {
+            Self::Folder(root) => platform::exists(&path(root, name)),
+            Self::Memory(map) => {
+                let inside = format!("{name}/");
+                lock(map).keys().any(|key| key == name || key.starts_with(&inside))
+            }
+        }
+    }
+
+    /// What lies directly in a folder, sorted by name; empty where there is no such folder.
+    ///
+    /// # Errors
+    /// [`Error::File`] where the folder cannot be read.
+    pub async fn list(&self, folder: &str) -> Result<Vec<Entry>> {
+        match self {
+            Self::Folder(root) => platform::list(&path(root, folder), folder),
+            Self::Memory(map) => {
+                let inside = format!("{folder}/");
+                let mut entries = BTreeMap::new();
+                for (key, bytes) in lock(map).iter() {
+                    let Some(rest) = key.strip_prefix(&inside) else { continue };
+                    let (first, deeper) = rest.split_once('/').map_or((rest, false), |(first, _)| (first, true));
+                    let name = format!("{inside}{first}");
+                    let size_bytes = if deeper { 0 } else { bytes.len() as u64 };
+                    entries.insert(name.clone(), Entry { name, size_bytes, folder: deeper });
+                }
+                Ok(entries.into_values().collect())
+            }
+        }
+    }
+
+    /// Writes a whole blob atomically: temporary file, fsync, rename, fsync of the folder.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::File`]; the blob of before is then intact.
+    pub async fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut writer = self.create(name).await?;
+        writer.write(bytes)?;
+        writer.finish().await
+    }
+
+    /// Begins a blob that is written piece by piece and named only by [`Writer::finish`].
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub async fn create(&self, name: &str) -> Result<Writer> {
+        match self {
+            Self::Folder(root) => Ok(Writer::File(platform::AtomicFile::create(&path(root, name), name)?)),
+            Self::Memory(_) => Ok(Writer::Memory { store: self.clone(), name: name.into(), bytes: Vec::new() }),
+        }
+    }
+
+    /// Opens a blob for adding at its end.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub async fn append(&self, name: &str) -> Result<Appender> {
+        match self {
+            Self::Folder(root) => Ok(Appender::File(platform::AppendFile::open(&path(root, name), name)?)),
+            Self::Memory(_) => Ok(Appender::Memory { store: self.clone(), name: name.into() }),
+        }
+    }
+
+    /// Renames a blob or folder; what had the new name is replaced. The folder is synced.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub async fn rename(&self, from: &str, to: &str) -> Result<()> {
+        match self {
+            Self::Folder(root) => platform::rename(&path(root, from), &path(root, to), to),
+            Self::Memory(map) => {
+                self.remove(to).await?;
+                let mut map = lock(map);
+                let inside = format!("{from}/");
+                let moved: Vec<String> = map.keys().filter(|key| *key == from || key.starts_with(&inside)).cloned().collect();
+                for key in moved {
+                    if let Some(bytes) = map.remove(&key) {
+                        map.insert(format!("{to}{}", &key[from.len()..]), bytes);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes a blob or a folder with all that it holds; nothing happens where there is none.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        match self {
+            Self::Folder(root) => platform::remove(&path(root, name), name),
+            Self::Memory(map) => {
+                let inside = format!("{name}/");
+                lock(map).retain(|key, _| key != name && !key.starts_with(&inside));
+                Ok(())
+            }
+        }
+    }
+
+    /// The files that a file name, folder (searched to any depth) or glob stands for, sorted.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it matches nothing.
+    pub async fn expand(&self, pattern: &str) -> Result<Vec<String>> {
+        let files = match self {
+            Self::Folder(root) => platform::expand(&path(root, pattern), pattern)?,
+            Self::Memory(map) => {
+                let inside = format!("{pattern}/");
+                lock(map).keys().filter(|key| *key == pattern || key.starts_with(&inside)).cloned().collect()
+            }
+        };
+        if files.is_empty() {
+            return Err(Error::File { path: pattern.into(), reason: "no such file, folder or match of the pattern".into() });
+        }
+        Ok(files)
+    }
+}
+
+/// A blob being written; dropped without [`Writer::finish`] it leaves nothing behind.
+pub enum Writer {
+    /// A temporary file beside the final one.
+    File(platform::AtomicFile),
+    /// Bytes for a store in memory.
+    Memory {
+        /// Where they go.
+        store: Store,
+        /// Under which name.
+        name: String,
+        /// What was written so far.
+        bytes: Vec<u8>,
+    },
+}
+
+impl Writer {
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::File`].
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        match self {
+            Self::File(file) => file.write(data),
+            Self::Memory { bytes, .. } => {
+                bytes.extend_from_slice(data);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes the blob durable and gives it its name.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::File`].
+    pub async fn finish(self) -> Result<()> {
+        match self {
+            Self::File(file) => file.finish(),
+            Self::Memory { store, name, bytes } => {
+                if let Store::Memory(map) = &store {
+                    lock(map).insert(name, Arc::new(bytes));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A blob that grows at its end.
+pub enum Appender {
+    /// An open file.
+    File(platform::AppendFile),
+    /// A blob of a store in memory.
+    Memory {
+        /// The store.
+        store: Store,
+        /// The blob.
+        name: String,
+    },
+}
+
+impl Appender {
+    /// Adds bytes; they have reached the operating system when this returns.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::File`].
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        match self {
+            Self::File(file) => file.write(data),
+            Self::Memory { store: Store::Memory(map), name } => {
+                Arc::make_mut(lock(map).entry(name.clone()).or_default()).extend_from_slice(data);
+                Ok(())
+            }
+            Self::Memory { .. } => Ok(()),
+        }
+    }
+}
+
+fn path(root: &str, name: &str) -> String {
+    if root.is_empty() || root == "." || name.starts_with('/') || name.chars().nth(1) == Some(':') {
+        name.to_string()
+    } else {
+        format!("{root}/{name}")
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

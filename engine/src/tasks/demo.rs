@@ -1,0 +1,75 @@
+//! The main job on built-in data: corpora, tokenizer, five stages, evaluation, export, generation.
+
+use crate::config::{SourceConfig, TrainConfig};
+use crate::control::Control;
+use crate::data::builtin;
+use crate::engine;
+use crate::error::Result;
+use crate::generate;
+use crate::protocol::{DeviceChoice, Event, ExportDtype, GenerateRequest, Sampling};
+use crate::store::Store;
+use crate::train::{Ended, pretrain};
+
+/// Bytes of each of the three corpora.
+const CORPUS_BYTES: usize = 1 << 20;
+
+/// The configuration of the demo: the reference curriculum on a small model.
+pub fn config(out: &str, device: DeviceChoice, seed: u64, steps: u32) -> TrainConfig {
+    let source = |name: &str| (name.to_string(), SourceConfig::Path(format!("{out}/corpora/{name}.txt")));
+    TrainConfig {
+        out: format!("{out}/run"),
+        device,
+        seed,
+        preset: "nano".into(),
+        tokenizer_vocab_size: 2048,
+        sources: ["input", "code", "math"].map(source).into(),
+        batch_size: 8,
+        accumulation: 1,
+        sequence_length: 128,
+        steps,
+        lr: 3e-3,
+        min_lr: 3e-4,
+        warmup_steps: (steps / 20).max(1),
+        eval_tokens: 8192,
+        eval_every: 0,
+        sample_every: 0,
+        sample_prompt: "Once upon a time".into(),
+        sample_tokens: 40,
+        save_every: (steps / 3).max(1),
+        ..TrainConfig::default()
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// As [`pretrain::run`].
+pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
+    for (name, text) in builtin::corpora(seed, CORPUS_BYTES) {
+        let path = format!("{out}/corpora/{name}.txt");
+        store.write(&path, text.as_bytes()).await?;
+        control.emit(Event::Wrote { what: format!("corpus `{name}`"), path });
+    }
+    let config = config(out, device, seed, steps);
+    let (ended, hints) = pretrain::run(&config, false, store, control).await?;
+    if ended == Ended::Stopped {
+        return Ok((ended, hints));
+    }
+    let model = format!("{out}/export");
+    engine::export(&config.out, &model, ExportDtype::F16, "last", store, control).await?;
+    let prompts = ["Once upon a time", "def ", "12 + 7 ="].map(String::from).to_vec();
+    let sampling = Sampling { temperature: 0.7, top_k: 40, seed, ..Sampling::default() };
+    let request = GenerateRequest { model: model.clone(), prompts, device, max_new_tokens: 48, sampling, ..GenerateRequest::default() };
+    generate::run(&request, store, control).await?;
+    let run = &config.out;
+    Ok((
+        Ended::Finished,
+        vec![
+            format!("{out}/corpora: the three texts; {run}/tokenizer.json: the tokenizer trained on them"),
+            format!("{run}/report.html: plots of the run; tensorboard --logdir {run} shows them, too"),
+            format!("{model}: the FP16 model, also for transformers.AutoModelForCausalLM.from_pretrained"),
+            format!("try: smolforge generate --model {model} --prompt \"Once upon a time\""),
+            "train on your own text: smolforge train --preset nano --source mine=FILE.txt --steps 500 --out runs/mine".to_string(),
+        ],
+    ))
+}

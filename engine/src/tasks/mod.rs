@@ -1,0 +1,3 @@
+//! Whole jobs in one command.
+
+pub mod demo;

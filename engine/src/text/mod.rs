@@ -1,0 +1,6 @@
+//! Text and tokens: Hugging Face tokenizers and the training of our own.
+
+pub mod bpe;
+pub mod tokenizer;
+
+pub use tokenizer::Tokenizer;

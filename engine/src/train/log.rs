@@ -1,0 +1,388 @@
+//! What a run leaves to read: `events.jsonl` (the event stream written down), `training.log`, TensorBoard files and
+//! `report.html`.
+//!
+//! Everything but `events.jsonl` follows from it: a resumed run cuts it back to the checkpoint and writes
+//! `training.log` anew.
+
+mod text;
+
+use serde::Serialize;
+use serde_json::Value;
+use web_time::{SystemTime, UNIX_EPOCH};
+
+use super::report;
+use super::tensorboard::TensorBoard;
+use crate::error::{Error, Result};
+use crate::protocol::Event;
+use crate::store::{Appender, Store};
+
+pub use text::TextLog;
+pub(crate) use text::{duration, shares};
+
+const EVENTS: &str = "events.jsonl";
+const TEXT: &str = "training.log";
+const REPORT: &str = "report.html";
+const TENSORBOARD: &str = "tensorboard";
+
+/// The log of one run folder, open for adding.
+pub struct RunLog {
+    store: Store,
+    folder: String,
+    config_yaml: String,
+    events: Appender,
+    text: Appender,
+    lines: TextLog,
+    board: TensorBoard,
+}
+
+/// One line of `events.jsonl`.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: f64,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+impl RunLog {
+    /// Begins the log of a new run; an older log in `folder` is replaced.
+    /// `log_every`: updates between lines of `training.log` (`events.jsonl` has them all).
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::DiskFull`].
+    pub async fn create(store: &Store, folder: &str, config_yaml: &str, log_every: u32) -> Result<Self> {
+        store.remove(&inside(folder, TENSORBOARD)).await?;
+        Self::open(store, folder, config_yaml, log_every, Vec::new()).await
+    }
+
+    /// Goes on after `step` updates: events of later steps, left by a run that was killed, are dropped.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::DiskFull`]; the log of before is then intact.
+    pub async fn resume(store: &Store, folder: &str, config_yaml: &str, log_every: u32, step: u32) -> Result<Self> {
+        let path = inside(folder, EVENTS);
+        let mut kept = if store.exists(&path).await { parse(&store.open(&path).await?).filter_map(Result::ok).collect() } else { Vec::new() };
+        // The file is in order of time: from the first later step on, everything belongs to the future that was lost.
+        if let Some(end) = kept.iter().position(|(_, event)| step_of(event).is_some_and(|at| at > step)) {
+            kept.truncate(end);
+        }
+        let mut log = Self::open(store, folder, config_yaml, log_every, kept).await?;
+        log.board.resumed(now(), step)?;
+        Ok(log)
+    }
+
+    async fn open(store: &Store, folder: &str, config_yaml: &str, log_every: u32, kept: Vec<(f64, Event)>) -> Result<Self> {
+        let mut lines = TextLog::new(log_every);
+        let mut text = store.create(&inside(folder, TEXT)).await?;
+        let mut events = store.create(&inside(folder, EVENTS)).await?;
+        for (time, event) in &kept {
+            events.write(line(*time, event)?.as_bytes())?;
+            text.write(lines.push(event).as_bytes())?;
+        }
+        events.finish().await?;
+        text.finish().await?;
+        Ok(Self {
+            store: store.clone(),
+            folder: folder.into(),
+            config_yaml: config_yaml.into(),
+            events: store.append(&inside(folder, EVENTS)).await?,
+            text: store.append(&inside(folder, TEXT)).await?,
+            lines,
+            board: TensorBoard::create(store, &inside(folder, TENSORBOARD), now()).await?,
+        })
+    }
+
+    /// Writes an event down. Progress and streamed text are passing and leave no trace.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::DiskFull`].
+    pub fn record(&mut self, event: &Event) -> Result<()> {
+        if matches!(event, Event::Progress { .. } | Event::Text { .. }) {
+            return Ok(());
+        }
+        let time = now();
+        self.events.write(line(time, event)?.as_bytes())?;
+        let text = self.lines.push(event);
+        if !text.is_empty() {
+            self.text.write(text.as_bytes())?;
+        }
+        self.to_tensorboard(time, event)
+    }
+
+    /// Tags as Hugging Face's Trainer writes them.
+    fn to_tensorboard(&mut self, time: f64, event: &Event) -> Result<()> {
+        match event {
+            Event::Step(report) => {
+                let named: Vec<(String, f64)> =
+                    report.source_loss.iter().map(|(name, loss)| (format!("train/loss/{name}"), *loss)).collect();
+                let mut values = vec![("train/loss", report.loss), ("train/learning_rate", report.lr), ("train/grad_norm", report.grad_norm)];
+                values.extend(named.iter().map(|(tag, loss)| (tag.as_str(), *loss)));
+                values.push(("train/tokens_per_second", report.tokens_per_sec));
+                if report.loss_scale != 1.0 {
+                    values.push(("train/loss_scale", report.loss_scale));
+                }
+                self.board.scalars(time, report.step, values)
+            }
+            Event::Evaluated { step, loss, sources, .. } => {
+                let named: Vec<(String, f64)> = sources.iter().map(|(name, score)| (format!("eval/loss/{name}"), score.loss)).collect();
+                let total = std::iter::once(("eval/loss", *loss));
+                self.board.scalars(time, *step, total.chain(named.iter().map(|(tag, loss)| (tag.as_str(), *loss))))
+            }
+            Event::Sample { step, stage, prompt, text } => {
+                // Four spaces make a block of code, so that Markdown leaves the text alone.
+                let block = format!("{prompt}{text}").replace('\n', "\n    ");
+                self.board.text(time, *step, "samples/text_summary", &format!("{stage}, step {step}\n\n    {block}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes `report.html` from all that the log holds, also of earlier sessions, and returns its path.
+    ///
+    /// # Errors
+    /// As [`read_events`] and [`RunLog::create`].
+    pub async fn report(&self) -> Result<String> {
+        let path = inside(&self.folder, REPORT);
+        let events = read_events(&self.store, &self.folder).await?;
+        let title = self.folder.trim_end_matches('/').rsplit('/').next().unwrap_or(&self.folder);
+        self.store.write(&path, report::html(title, &events, &self.config_yaml).as_bytes()).await?;
+        Ok(path)
+    }
+
+    /// Ends the log with its report and returns the report's path.
+    ///
+    /// # Errors
+    /// As [`RunLog::report`].
+    pub async fn close(self) -> Result<String> {
+        self.report().await
+    }
+}
+
+/// The events of a run with their Unix times, in order. A last line that a killed run left unfinished is no error.
+///
+/// # Errors
+/// [`Error::File`] where there is no log, [`Error::Format`] with the number of a damaged line.
+pub async fn read_events(store: &Store, folder: &str) -> Result<Vec<(f64, Event)>> {
+    let path = inside(folder, EVENTS);
+    let blob = store.open(&path).await?;
+    let mut events: Vec<Result<(f64, Event)>> = parse(&blob).collect();
+    if !blob.ends_with(b"\n") && events.last().is_some_and(Result::is_err) {
+        events.pop();
+    }
+    let located = events.into_iter().enumerate().map(|(i, event)| event.map_err(|e| Error::format(format!("{path}:{}", i + 1), e.to_string())));
+    located.collect()
+}
+
+fn parse(bytes: &[u8]) -> impl Iterator<Item = Result<(f64, Event)>> {
+    let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| read_line(line).map_err(|e| Error::Data(format!("not an event of smolforge: {e}"))))
+}
+
+fn line(time: f64, event: &Event) -> Result<String> {
+    let text = serde_json::to_string(&Line { time, event }).map_err(|e| Error::Internal(format!("an event cannot be written: {e}")))?;
+    Ok(text + "\n")
+}
+
+/// Stands for a number that JSON cannot hold, between parsing and [`each_number`].
+const MISSING: f64 = f64::MIN;
+
+/// JSON writes NaN and infinity as `null`; they come back as NaN.
+fn read_line(line: &[u8]) -> serde_json::Result<(f64, Event)> {
+    let mut value: Value = serde_json::from_slice(line)?;
+    let time = value["time"].as_f64().unwrap_or(0.0);
+    let had_nulls = fill_nulls(&mut value);
+    let mut event: Event = serde_json::from_value(value)?;
+    if had_nulls {
+        each_number(&mut event, &mut |x| {
+            if *x == MISSING {
+                *x = f64::NAN;
+            }
+        });
+    }
+    Ok((time, event))
+}
+
+fn fill_nulls(value: &mut Value) -> bool {
+    match value {
+        Value::Object(fields) => {
+            let mut found = false;
+            for (key, field) in fields.iter_mut().filter(|(key, _)| *key != "skipped") {
+                if field.is_null() {
+                    *field = Value::from(MISSING);
+                    found = true;
+                }
+                found |= key != "time" && fill_nulls(field);
+            }
+            found
+        }
+        _ => false,
+    }
+}
+
+/// Every number of an event that may be NaN.
+fn each_number(event: &mut Event, change: &mut impl FnMut(&mut f64)) {
+    match event {
+        Event::Step(report) => {
+            let numbers = [
+                &mut report.loss,
+                &mut report.lr,
+                &mut report.grad_norm,
+                &mut report.loss_scale,
+                &mut report.tokens_per_sec,
+                &mut report.elapsed_secs,
+                &mut report.eta_secs,
+            ];
+            numbers.into_iter().chain(report.source_loss.values_mut()).for_each(change);
+        }
+        Event::Evaluated { loss, sources, .. } => {
+            let scores = sources.values_mut().flat_map(|score| [&mut score.loss, &mut score.perplexity, &mut score.bits_per_byte]);
+            std::iter::once(loss).chain(scores).for_each(change);
+        }
+        Event::StageDone { average_loss, shares, epochs, .. } => {
+            std::iter::once(average_loss).chain(shares.values_mut()).chain(epochs.values_mut()).for_each(change);
+        }
+        _ => {}
+    }
+}
+
+/// The update that an event belongs to.
+fn step_of(event: &Event) -> Option<u32> {
+    match event {
+        Event::Step(report) => Some(report.step),
+        Event::Evaluated { step, .. } | Event::Sample { step, .. } | Event::Saved { step, .. } => Some(*step),
+        _ => None,
+    }
+}
+
+fn inside(folder: &str, file: &str) -> String {
+    format!("{}/{file}", folder.trim_end_matches('/'))
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::protocol::{StepReport, TextScore};
+
+    fn step(step: u32) -> Event {
+        let loss = 5.0 / f64::from(step + 1);
+        Event::Step(StepReport {
+            step,
+            loss,
+            source_loss: [("input".to_string(), loss)].into(),
+            source_tokens: [("input".to_string(), 4096)].into(),
+            lr: 6e-4,
+            grad_norm: 0.83,
+            loss_scale: 1.0,
+            tokens: 4096,
+            total_tokens: 4096 * u64::from(step),
+            tokens_per_sec: 1234.0,
+            elapsed_secs: f64::from(step),
+            eta_secs: 192.0,
+            skipped: None,
+        })
+    }
+
+    fn run(store: &Store, steps: std::ops::RangeInclusive<u32>) -> RunLog {
+        let mut log = block_on(RunLog::create(store, "runs/x", "steps: 9\n", 2)).unwrap();
+        for i in steps {
+            log.record(&step(i)).unwrap();
+        }
+        log
+    }
+
+    fn text(store: &Store, name: &str) -> String {
+        block_on(store.read_text(&format!("runs/x/{name}"))).unwrap()
+    }
+
+    #[test]
+    fn what_is_recorded_reads_back_in_order() {
+        let store = Store::memory();
+        let mut log = run(&store, 1..=3);
+        log.record(&Event::Progress { task: "t".into(), done: 1, total: 2, unit: "u".into() }).unwrap();
+        let score = TextScore::new(10.0, 5, 20);
+        let evaluated = Event::Evaluated { step: 3, loss: 2.0, sources: [("input".to_string(), score)].into(), best: true };
+        log.record(&evaluated).unwrap();
+        let events = block_on(read_events(&store, "runs/x/")).unwrap();
+        assert_eq!(events.iter().map(|(_, event)| event.clone()).collect::<Vec<_>>(), [step(1), step(2), step(3), evaluated]);
+        assert!(events.windows(2).all(|pair| pair[0].0 <= pair[1].0) && events[0].0 > 1.6e9);
+        assert!(text(&store, EVENTS).lines().all(|line| line.starts_with("{\"time\":")));
+    }
+
+    #[test]
+    fn numbers_that_json_cannot_hold_come_back_as_nan() {
+        let Event::Step(mut report) = step(1) else { unreachable!() };
+        report.loss = f64::NAN;
+        report.grad_norm = f64::INFINITY;
+        report.source_loss.insert("code".into(), f64::NAN);
+        report.skipped = Some("the loss is NaN".into());
+        let store = Store::memory();
+        let mut log = run(&store, 1..=1);
+        log.record(&Event::Step(report)).unwrap();
+        let events = block_on(read_events(&store, "runs/x")).unwrap();
+        let Event::Step(read) = &events[1].1 else { panic!("{events:?}") };
+        assert!(read.loss.is_nan() && read.grad_norm.is_nan() && read.source_loss["code"].is_nan());
+        assert_eq!((read.skipped.as_deref(), read.lr), (Some("the loss is NaN"), 6e-4));
+        assert_eq!(events[0].1, step(1), "`skipped: null` stays None");
+    }
+
+    #[test]
+    fn a_cut_last_line_is_no_error_but_a_damaged_one_is() {
+        let store = Store::memory();
+        let log = run(&store, 1..=2);
+        let whole = text(&store, EVENTS);
+        for length in (whole.len() - 20)..whole.len() - 1 {
+            block_on(store.write("runs/x/events.jsonl", &whole.as_bytes()[..length])).unwrap();
+            assert_eq!(block_on(read_events(&store, "runs/x")).unwrap().len(), 1);
+        }
+        block_on(store.write("runs/x/events.jsonl", format!("{{\"x\n{whole}").as_bytes())).unwrap();
+        let message = block_on(read_events(&store, "runs/x")).unwrap_err().to_string();
+        assert!(message.starts_with("runs/x/events.jsonl:1: not an event"), "{message}");
+        assert!(block_on(log.report()).is_err());
+    }
+
+    #[test]
+    fn a_resumed_log_tells_one_story() {
+        let store = Store::memory();
+        let mut killed = run(&store, 1..=4);
+        killed.record(&Event::Saved { step: 4, path: "runs/x/step_000004".into() }).unwrap();
+        killed.record(&step(5)).unwrap();
+        killed.record(&Event::Notice { warning: true, text: "of the lost future".into() }).unwrap();
+        killed.record(&step(6)).unwrap();
+        block_on(store.append("runs/x/events.jsonl")).unwrap().write(b"{\"time\":17").unwrap();
+        drop(killed);
+        let mut resumed = block_on(RunLog::resume(&store, "runs/x", "", 2, 4)).unwrap();
+        for i in 5..=8 {
+            resumed.record(&step(i)).unwrap();
+        }
+        let events = block_on(read_events(&store, "runs/x")).unwrap();
+        let steps: Vec<u32> = events.iter().filter_map(|(_, event)| step_of(event)).collect();
+        assert_eq!(steps, [1, 2, 3, 4, 4, 5, 6, 7, 8]);
+        let log = text(&store, TEXT);
+        assert!(!log.contains("lost future") && log.matches("step     6").count() == 1, "{log}");
+        assert_eq!(block_on(store.list("runs/x/tensorboard")).unwrap().len(), 2);
+        let path = block_on(resumed.close()).unwrap();
+        assert_eq!(path, "runs/x/report.html");
+        assert!(text(&store, REPORT).starts_with("<!doctype html>"));
+    }
+
+    #[test]
+    fn a_run_without_a_log_can_be_resumed() {
+        let store = Store::memory();
+        block_on(RunLog::resume(&store, "runs/x", "", 1, 9)).unwrap().record(&step(10)).unwrap();
+        assert_eq!(block_on(read_events(&store, "runs/x")).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_new_run_replaces_the_old_log() {
+        let store = Store::memory();
+        run(&store, 1..=4);
+        run(&store, 1..=1);
+        assert_eq!(block_on(read_events(&store, "runs/x")).unwrap().len(), 1);
+        assert_eq!(block_on(store.list("runs/x/tensorboard")).unwrap().len(), 1);
+    }
+}

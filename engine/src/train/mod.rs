@@ -1,0 +1,134 @@
+//! Training: one loop for every kind of run.
+
+pub mod checkpoint;
+pub mod eval;
+pub mod log;
+pub mod optimizer;
+pub mod pretrain;
+pub mod report;
+pub mod schedule;
+pub mod tensorboard;
+
+use burn::tensor::{Gradients, Tensor, Transaction};
+use web_time::Instant;
+
+use crate::control::Flow;
+use crate::data::batch::Batch;
+use crate::error::{Error, Result};
+use crate::model::Llama;
+use crate::model::llama::ids;
+use crate::ops::attention::Mask;
+use crate::ops::cross_entropy::Losses;
+use crate::ops::{add_into, sum_of_squares};
+use crate::protocol::StepReport;
+use pretrain::Run;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps were made.
+    Finished,
+    /// It was asked to stop; everything is saved.
+    Stopped,
+}
+
+/// Makes the steps that are left: draw a batch, learn from it, write down what happened.
+///
+/// # Errors
+/// [`Error::NonFinite`] after too many skipped updates; a full disk; a failed device.
+pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
+    let config = run.config.clone();
+    while run.state.step < config.steps {
+        let started = Instant::now();
+        run.enter_stage()?;
+
+        // ---- forward and backward, a micro-batch at a time ------------------------------------
+        let cursor = run.loader.cursor();
+        let step = run.state.step;
+        let batches: Vec<Batch> = (0..config.accumulation).map(|_| run.loader.next_batch(step, config.batch_size)).collect();
+        let targets: usize = batches.iter().map(Batch::target_tokens).sum();
+        let scale = run.state.loss_scale.value / targets.max(1) as f64;
+        let mut grads: Vec<Tensor<2>> = Vec::new();
+        let mut losses = Vec::new();
+        for batch in &batches {
+            if run.control.breathe().await == Flow::Stop {
+                run.loader.seek(&cursor)?; // the step is made again, from its first row, when resumed
+                run.save().await?;
+                return Ok(Ended::Stopped);
+            }
+            let Losses { scaled, nll } = forward(&run.model, batch, scale);
+            accumulate(&mut grads, gradients(&run.model, scaled.backward()));
+            losses.push(nll);
+        }
+
+        // ---- one readback: every token's loss and the gradient norm ----------------------------
+        let squares = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights");
+        let (norm, nll) = read_step(squares, losses).await?;
+        let norm = norm / run.state.loss_scale.value;
+        let report = StepReport {
+            step: step + 1,
+            lr: run.schedule.lr(step),
+            grad_norm: norm,
+            loss_scale: run.state.loss_scale.value,
+            tokens: targets as u64,
+            ..run.source_losses(&batches, &nll)
+        };
+
+        // ---- update, or skip what is not finite -------------------------------------------------
+        let finite = norm.is_finite() && report.loss.is_finite();
+        let explained = run.state.loss_scale.update(finite);
+        if finite {
+            let clip = if config.max_grad_norm > 0.0 { (config.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+            run.optimizer.step(&mut run.model, grads, &config, report.lr, clip / report.loss_scale);
+            run.state.skipped_in_a_row = 0;
+        } else if !explained {
+            run.state.skipped_in_a_row += 1;
+        }
+        run.state.step += 1;
+        run.report(report, finite, started.elapsed().as_secs_f64())?;
+        if run.state.skipped_in_a_row >= config.max_skipped {
+            let sources = run.source_names(&batches).join(", ");
+            return Err(Error::NonFinite { step: step + 1, count: run.state.skipped_in_a_row, sources });
+        }
+
+        // ---- evaluate, sample, save ---------------------------------------------------------------
+        run.after_step().await?;
+    }
+    Ok(Ended::Finished)
+}
+
+/// Losses of a micro-batch.
+pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
+    let device = model.norm.weight.tensor.device();
+    let mask = Mask::new(batch.rows, batch.len, 0, &batch.starts, &device);
+    let hidden = model.forward(ids(batch.inputs.clone(), &device), batch.len, &mask, None); // [b·t, d]
+    model.loss(hidden, &batch.targets, scale)
+}
+
+/// Gradients in the order of [`Llama::parameters`].
+pub fn gradients(model: &Llama, mut grads: Gradients) -> Vec<Tensor<2>> {
+    let take = |tensor: &Tensor<2>, grads: &mut Gradients| tensor.grad_remove(grads).unwrap_or_else(|| tensor.clone().inner().zeros_like());
+    model.parameters().iter().map(|parameter| take(&parameter.tensor, &mut grads)).collect()
+}
+
+/// `sum += grads`, in place where the device can.
+pub fn accumulate(sum: &mut Vec<Tensor<2>>, grads: Vec<Tensor<2>>) {
+    if sum.is_empty() {
+        *sum = grads;
+        return;
+    }
+    for (sum, grad) in sum.iter_mut().zip(grads) {
+        *sum = add_into(sum.extract(), grad);
+    }
+}
+
+/// Gradient norm and losses per token and micro-batch.
+async fn read_step(squares: Tensor<1>, losses: Vec<Tensor<1>>) -> Result<(f64, Vec<Vec<f32>>)> {
+    let all = losses.into_iter().fold(Transaction::default().register(squares), Transaction::register);
+    let failed = |e: String| Error::Device(format!("the device failed: {e}; resume continues from the last checkpoint"));
+    let data = all.execute_async().await.map_err(|e| failed(format!("{e:?}")))?;
+    let values = data.into_iter().map(|data| data.try_to_vec::<f32>().map_err(|e| failed(format!("{e:?}"))));
+    let mut values = values.collect::<Result<Vec<_>>>()?;
+    let losses = values.split_off(1);
+    Ok((f64::from(values[0][0]).sqrt(), losses))
+}

@@ -1,0 +1,512 @@
+//! A pre-training run: from a configuration to weights, and what it leaves on disk.
+
+use std::collections::BTreeMap;
+
+use web_time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::checkpoint::{self, State};
+use super::log::RunLog;
+use super::optimizer::{LossScale, Optimizer};
+use super::schedule::Schedule;
+use super::{Ended, eval, train};
+use crate::config::{Precision, TrainConfig};
+use crate::control::Control;
+use crate::data::batch::{Batch, Loader};
+use crate::data::random::Random;
+use crate::data::shard::{self, Shard};
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::generate::{self, Limits};
+use crate::model::{Llama, LlamaConfig, hub};
+use crate::plan;
+use crate::protocol::{Event, RunInfo, Sampling, StepReport, TextScore};
+use crate::store::Store;
+use crate::text::bpe;
+use crate::text::tokenizer::Tokenizer;
+
+/// Held-out rows that go through the model at a time.
+const EVAL_ROWS: usize = 4;
+
+/// A run in progress.
+pub struct Run<'a> {
+    /// What was asked for, frozen.
+    pub config: TrainConfig,
+    /// The weights, as leaves of the gradient computation.
+    pub model: Llama,
+    /// Its moments.
+    pub optimizer: Optimizer,
+    /// Learning rate by step.
+    pub schedule: Schedule,
+    /// Where batches come from.
+    pub loader: Loader,
+    /// Everything else that a checkpoint holds.
+    pub state: State,
+    /// The shell.
+    pub control: &'a Control,
+    store: &'a Store,
+    tokenizer: Tokenizer,
+    sources: Vec<String>,
+    log: RunLog,
+    started: Instant,
+    first_step: u32,
+    stage: Option<usize>,
+    saved: Option<u32>,
+}
+
+/// Trains, or resumes; returns what to tell the user.
+///
+/// # Errors
+/// Everything that can be wrong with configuration, data, tokenizer, checkpoint or device.
+pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
+    let config = if resume { frozen(config, store).await? } else { config.clone() };
+    let out = config.out.clone();
+    let mut run = match Run::prepare(config, resume, store, control).await? {
+        Some(run) => run,
+        None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
+    };
+    let result = train(&mut run).await;
+    run.log.close().await?;
+    control.emit(Event::Wrote { what: "report".into(), path: format!("{out}/report.html") });
+    let ended = result?;
+    let hints = match ended {
+        Ended::Stopped => vec![format!("stopped after step {}; resume with: smolforge train --resume --out {out}", run.state.step)],
+        Ended::Finished => vec![
+            format!("look at {out}/report.html"),
+            format!("smolforge export --run {out} --out {out}/export"),
+            format!("smolforge generate --model {out}/export --prompt \"{}\"", run.config.sample_prompt),
+        ],
+    };
+    Ok((ended, hints))
+}
+
+/// The configuration of a run that exists; refuses one that asks for something else.
+async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
+    let path = format!("{}/config.yaml", asked.out);
+    if !store.exists(&path).await {
+        return Err(Error::Resume(format!("{}: there is no run to resume here; start it without --resume", asked.out)));
+    }
+    let mut frozen = TrainConfig::from_yaml(&store.read_text(&path).await?)?;
+    // A run may move on to another device or folder; how often it talks and saves changes nothing either.
+    let TrainConfig { out, device, log_every, save_every, save_total_limit, .. } = asked.clone();
+    frozen = TrainConfig { out, device, log_every, save_every, save_total_limit, ..frozen };
+    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(asked));
+    let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) = (old, new) else {
+        return Err(Error::Internal("a configuration is a map".into()));
+    };
+    let changed: Vec<&str> = new.iter().filter(|(key, value)| old.get(*key) != Some(value)).map(|(key, _)| key.as_str()).collect();
+    if !changed.is_empty() && !asked.sources.is_empty() {
+        return Err(Error::Resume(format!(
+            "the run in {} was begun with another {}; resume it without that, or start a new run with another --out",
+            asked.out,
+            changed.join(", ")
+        )));
+    }
+    Ok(frozen)
+}
+
+/// Everything about a run that does not need its data: tokenizer, shape.
+pub struct Shape {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The model's shape, with the tokenizer's vocabulary.
+    pub model: LlamaConfig,
+}
+
+impl Shape {
+    /// Reads or trains the tokenizer and finds the model's shape. `None` where it was stopped.
+    ///
+    /// # Errors
+    /// What is wrong with the tokenizer, the preset or their combination.
+    pub async fn resolve(config: &TrainConfig, store: &Store, control: &Control) -> Result<Option<Self>> {
+        let own = format!("{}/tokenizer.json", config.out);
+        let tokenizer = if store.exists(&own).await {
+            Tokenizer::load(store, &own).await?
+        } else if let Some(path) = config.tokenizer.as_ref().or(config.init.as_ref()) {
+            Tokenizer::load(store, path).await?
+        } else {
+            match bpe::train_on_sources(store, &config.sources, config.tokenizer_vocab_size, control).await? {
+                Some(tokenizer) => tokenizer,
+                None => return Ok(None),
+            }
+        };
+        let mut model = match &config.init {
+            Some(folder) => hub::read_config(store, folder).await?,
+            None if config.preset.ends_with(".json") => LlamaConfig::from_hf_json(&store.read_text(&config.preset).await?, &config.preset)?,
+            None => LlamaConfig::preset(&config.preset)?,
+        };
+        let small = config.init.is_none() && matches!(config.preset.as_str(), "nano" | "micro");
+        if small {
+            // Rounded up to a multiple of 64: matrix products like it.
+            model = model.with_vocab(tokenizer.vocab_size().next_multiple_of(64));
+            model.bos_token_id = tokenizer.end_of_text();
+            model.eos_token_id = tokenizer.end_of_text().into_iter().collect();
+        }
+        generate::fits(&tokenizer, &model)?;
+        if config.sequence_length > model.max_position_embeddings {
+            return Err(Error::Config(format!(
+                "--sequence-length {}: the model's context is {} tokens",
+                config.sequence_length, model.max_position_embeddings
+            )));
+        }
+        Ok(Some(Self { tokenizer, model }))
+    }
+}
+
+/// Tokenises every source once. `None` where it was stopped.
+///
+/// # Errors
+/// What is wrong with a source, by name.
+pub async fn shards(config: &TrainConfig, tokenizer: &Tokenizer, store: &Store, control: &Control) -> Result<Option<Vec<(String, Shard)>>> {
+    let parent = config.out.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let cache = if parent.is_empty() { ".tokens".to_string() } else { format!("{parent}/.tokens") };
+    let mut shards = Vec::new();
+    for (name, source) in &config.sources {
+        match shard::build(store, &cache, name, source, tokenizer, config.held_out, control).await? {
+            Some(shard) => shards.push((name.clone(), shard)),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(shards))
+}
+
+/// The default curriculum is stretched to the run's steps and falls back to equal weights for other sources.
+pub fn resolve(config: &TrainConfig) -> TrainConfig {
+    let names: Vec<&str> = config.sources.keys().map(String::as_str).collect();
+    let default = TrainConfig::default();
+    let mut config = TrainConfig { data_stages: config.data_stages.resolve(&names), ..config.clone() };
+    if config.data_stages == default.data_stages && config.steps != default.steps {
+        config.data_stages = config.data_stages.scaled(default.steps, config.steps);
+    }
+    config
+}
+
+impl<'a> Run<'a> {
+    /// From a configuration to a run that is ready for its next step. `None` where it was stopped before.
+    ///
+    /// # Errors
+    /// See [`run`].
+    pub async fn prepare(config: TrainConfig, resume: bool, store: &'a Store, control: &'a Control) -> Result<Option<Run<'a>>> {
+        let config = resolve(&config);
+        config.validate()?;
+        let out = config.out.clone();
+        let existing = checkpoint::steps(store, &out).await?;
+        if !resume && (store.exists(&format!("{out}/config.yaml")).await || !existing.is_empty()) {
+            return Err(Error::Config(format!("{out}: there is a run already; continue it with --resume, or choose another --out")));
+        }
+        let (compute, why) = Compute::open(config.device).await?;
+        control.notice(why);
+        let mixed = mixed(&config, &compute)?;
+        let Some(Shape { tokenizer, model: shape }) = Shape::resolve(&config, store, control).await? else { return Ok(None) };
+        let Some(shards) = shards(&config, &tokenizer, store, control).await? else { return Ok(None) };
+        let needed = plan::memory(&shape, &config, &compute).values().sum::<u64>();
+        if let Some(free) = crate::platform::available_memory_bytes().filter(|free| compute.is_cpu() && needed > *free) {
+            let detail = format!("the run needs about {} MiB and {} MiB are free", needed >> 20, free >> 20);
+            return Err(Error::OutOfMemory { device: compute.info.name, detail });
+        }
+        let sizes: BTreeMap<String, (u64, u64)> =
+            shards.iter().map(|(name, shard)| (name.clone(), (shard.train_tokens(), shard.held_out_tokens()))).collect();
+        let sources: Vec<String> = sizes.keys().cloned().collect();
+        let mut loader = Loader::new(shards, config.data_stages.clone(), config.sequence_length, config.seed, config.steps, tokenizer.end_of_text())?;
+        let fingerprint = fingerprint(&config, &tokenizer, &loader);
+
+        let prompt = tokenizer.encode_prompt(&config.sample_prompt).len().max(1);
+        let positions = config.sequence_length.max(prompt + config.sample_tokens).min(shape.max_position_embeddings);
+        let (model, optimizer, state, log);
+        match if resume { load(store, &out, &existing, &shape, &compute, positions, &fingerprint, control).await? } else { None } {
+            Some((loaded, moments, at)) => {
+                loader.seek(&at.cursor)?;
+                log = RunLog::resume(store, &out, at.step).await?;
+                (model, optimizer, state) = (loaded, moments, at);
+            }
+            None => {
+                let plain = match &config.init {
+                    Some(folder) => generate::load(store, folder, &shape, &compute, positions).await?,
+                    None => Llama::random(&shape, &compute, positions, config.seed),
+                };
+                store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;
+                store.write(&format!("{out}/config.yaml"), config.to_yaml().as_bytes()).await?;
+                log = if resume { RunLog::resume(store, &out, 0).await? } else { RunLog::create(store, &out).await? };
+                model = plain.trainable();
+                optimizer = Optimizer::new(&model);
+                state = State {
+                    format: State::FORMAT,
+                    step: 0,
+                    updates: 0,
+                    cursor: loader.cursor(),
+                    loss_scale: LossScale::new(mixed),
+                    skipped_in_a_row: 0,
+                    total_tokens: 0,
+                    stage_loss: (0.0, 0),
+                    best: None,
+                    fingerprint: fingerprint.clone(),
+                };
+            }
+        }
+        let schedule = Schedule { lr: config.lr, min_lr: config.min_lr, warmup: config.warmup_steps, steps: config.steps };
+        let first_step = state.step;
+        let mut run = Self {
+            schedule,
+            loader,
+            control,
+            store,
+            tokenizer,
+            sources,
+            log,
+            started: Instant::now(),
+            first_step,
+            stage: None,
+            saved: resume.then_some(first_step),
+            model: Llama { half: mixed, ..model },
+            optimizer,
+            state,
+            config,
+        };
+        run.emit(Event::Run(RunInfo {
+            path: out,
+            parameters: shape.parameters(),
+            device: format!("{} ({})", compute.info.name, compute.info.backend),
+            precision: if mixed { "mixed" } else { "f32" }.into(),
+            step: first_step,
+            steps: run.config.steps,
+            tokens_per_step: run.config.tokens_per_step(),
+            sources: sizes,
+            fingerprint,
+        }))?;
+        Ok(Some(run))
+    }
+
+    fn emit(&mut self, event: Event) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        self.log.append(now, &event)?;
+        self.control.emit(event);
+        Ok(())
+    }
+
+    /// Says so when the next step is the first of a stage.
+    pub(super) fn enter_stage(&mut self) -> Result<()> {
+        let index = self.config.data_stages.stage_at(self.state.step);
+        if self.stage == Some(index) {
+            return Ok(());
+        }
+        self.stage = Some(index);
+        let (start, end) = self.config.data_stages.range(index, self.config.steps);
+        let stage = &self.config.data_stages.stages[index];
+        let event = Event::Stage { index, name: stage.name.clone(), start, end, weights: stage.weights.clone() };
+        if self.state.step == start {
+            self.state.stage_loss = (0.0, 0);
+            return self.emit(event);
+        }
+        self.control.emit(event); // resumed inside a stage: the log has it already
+        Ok(())
+    }
+
+    /// Names of the sources of some batches.
+    pub(super) fn source_names(&self, batches: &[Batch]) -> Vec<String> {
+        let mut used: Vec<usize> = batches.iter().flat_map(|batch| batch.sources.iter().copied()).collect();
+        used.sort_unstable();
+        used.dedup();
+        used.into_iter().map(|source| self.sources[source].clone()).collect()
+    }
+
+    /// Mean loss of the step, and per source its loss and tokens.
+    pub(super) fn source_losses(&self, batches: &[Batch], nll: &[Vec<f32>]) -> StepReport {
+        let mut sums = vec![(0.0f64, 0u64); self.sources.len()];
+        for (batch, nll) in batches.iter().zip(nll) {
+            for (row, source) in batch.sources.iter().enumerate() {
+                let range = row * batch.len..(row + 1) * batch.len;
+                sums[*source].0 += nll[range.clone()].iter().map(|loss| f64::from(*loss)).sum::<f64>();
+                sums[*source].1 += batch.targets[range].iter().filter(|target| **target >= 0).count() as u64;
+            }
+        }
+        let used = || self.sources.iter().zip(&sums).filter(|(_, (_, tokens))| *tokens > 0);
+        let (total, tokens) = sums.iter().fold((0.0, 0), |(a, b), (loss, tokens)| (a + loss, b + tokens));
+        StepReport {
+            loss: total / tokens.max(1) as f64,
+            source_loss: used().map(|(name, (loss, tokens))| (name.clone(), loss / *tokens as f64)).collect(),
+            source_tokens: used().map(|(name, (_, tokens))| (name.clone(), *tokens)).collect(),
+            ..StepReport::default()
+        }
+    }
+
+    /// Writes a step down.
+    pub(super) fn report(&mut self, mut report: StepReport, finite: bool, secs: f64) -> Result<()> {
+        if finite {
+            self.state.stage_loss.0 += report.loss;
+            self.state.stage_loss.1 += 1;
+        } else {
+            let what = if report.loss.is_finite() { "gradient" } else { "loss" };
+            report.skipped = Some(format!("non-finite {what}"));
+        }
+        self.state.total_tokens += report.tokens;
+        report.total_tokens = self.state.total_tokens;
+        report.tokens_per_sec = report.tokens as f64 / secs.max(1e-9);
+        report.elapsed_secs = self.started.elapsed().as_secs_f64();
+        let done = f64::from(self.state.step - self.first_step);
+        report.eta_secs = report.elapsed_secs / done * f64::from(self.config.steps - self.state.step);
+        let due = self.state.step.is_multiple_of(self.config.log_every) || self.state.step == self.config.steps;
+        if due || !finite {
+            self.emit(Event::Step(report))?;
+        }
+        Ok(())
+    }
+
+    /// Evaluation, samples, the end of a stage and checkpoints, as they are due after a step.
+    pub(super) async fn after_step(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let index = self.config.data_stages.stage_at(step - 1);
+        let (_, stage_end) = self.config.data_stages.range(index, self.config.steps);
+        let due = |every: u32| step == stage_end || (every > 0 && step.is_multiple_of(every));
+        let improved = due(self.config.eval_every) && self.evaluate(index).await?;
+        if due(self.config.sample_every) {
+            self.sample(index).await?;
+        }
+        if step == stage_end {
+            let (sum, count) = self.state.stage_loss;
+            let event = Event::StageDone {
+                name: self.config.data_stages.stages[index].name.clone(),
+                average_loss: sum / f64::from(count.max(1)),
+                shares: self.loader.shares_of_stage(),
+                epochs: self.loader.epochs(),
+            };
+            self.emit(event)?;
+        }
+        if improved || step.is_multiple_of(self.config.save_every) || step == self.config.steps {
+            self.save().await?;
+        }
+        Ok(())
+    }
+
+    /// Scores held-out text of every source; returns whether it is the best so far.
+    async fn evaluate(&mut self, stage: usize) -> Result<bool> {
+        let model = self.model.plain();
+        let mut scores = BTreeMap::new();
+        for (source, name) in self.sources.iter().enumerate() {
+            let (batches, bytes) = self.loader.held_out(source, self.config.eval_tokens, EVAL_ROWS);
+            match eval::run(&model, batches, self.control).await? {
+                Some((_, 0)) => {}
+                Some((nats, tokens)) => drop(scores.insert(name.clone(), TextScore::new(nats, tokens, bytes))),
+                None => return Ok(false),
+            }
+        }
+        let weights = &self.config.data_stages.stages[stage].weights;
+        let weighted = |value: fn(&TextScore) -> f64| {
+            let parts = scores.iter().map(|(name, score)| weights.get(name).copied().unwrap_or(0.0) * value(score));
+            parts.sum::<f64>()
+        };
+        let loss = weighted(|score| score.loss) / weighted(|_| 1.0).max(1e-9);
+        if scores.is_empty() || !loss.is_finite() {
+            return Ok(false);
+        }
+        let best = self.state.best.is_none_or(|(best, _)| loss < best);
+        if best {
+            self.state.best = Some((loss, self.state.step));
+        }
+        self.emit(Event::Evaluated { step: self.state.step, loss, sources: scores, best })?;
+        Ok(best)
+    }
+
+    /// Lets the model write.
+    async fn sample(&mut self, stage: usize) -> Result<()> {
+        let model = self.model.plain();
+        let prompt = generate::prompt_ids(&self.tokenizer, &model.config, &self.config.sample_prompt);
+        let room = model.positions().saturating_sub(prompt.len());
+        let end = generate::end_tokens(&self.tokenizer, &model.config);
+        let limits = Limits { max_new_tokens: self.config.sample_tokens.min(room), stop: &[], end: &end };
+        let mut random = Random::stream(self.config.seed, u64::from(self.state.step));
+        let sampling = Sampling::default();
+        let done = generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_| {}).await?;
+        if done.finish == "cancelled" {
+            return Ok(());
+        }
+        let stage = self.config.data_stages.stages[stage].name.clone();
+        self.emit(Event::Sample { step: self.state.step, stage, prompt: self.config.sample_prompt.clone(), text: done.text })
+    }
+
+    /// Writes a checkpoint, then removes old ones.
+    pub(super) async fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.state.step) {
+            return Ok(());
+        }
+        self.state.cursor = self.loader.cursor();
+        self.state.updates = self.optimizer.updates;
+        let out = &self.config.out;
+        let path = checkpoint::save(self.store, out, &self.model, &self.optimizer, &self.state, self.tokenizer.json()).await?;
+        checkpoint::prune(self.store, out, self.config.save_total_limit, self.state.best.map(|(_, step)| step)).await?;
+        self.saved = Some(self.state.step);
+        self.emit(Event::Saved { step: self.state.step, path })
+    }
+}
+
+/// Whether a run computes in mixed precision.
+///
+/// # Errors
+/// Where it is asked for and the device has no f16.
+pub fn mixed(config: &TrainConfig, compute: &Compute) -> Result<bool> {
+    let real_gpu = !compute.is_cpu() && compute.info.kind != "software";
+    match config.precision {
+        Precision::F32 => Ok(false),
+        Precision::Auto => Ok(compute.f16 && real_gpu),
+        Precision::Mixed if compute.f16 => Ok(true),
+        Precision::Mixed => Err(Error::Device(format!("{} does not compute in f16; use --precision f32", compute.info.name))),
+    }
+}
+
+/// What a resumed run must share with its beginning, as `config-tokenizer-data`.
+fn fingerprint(config: &TrainConfig, tokenizer: &Tokenizer, loader: &Loader) -> String {
+    let d = TrainConfig::default();
+    let neutral = TrainConfig {
+        out: d.out,
+        device: d.device,
+        log_every: d.log_every,
+        save_every: d.save_every,
+        save_total_limit: d.save_total_limit,
+        ..config.clone()
+    };
+    let config = blake3::hash(neutral.to_yaml().as_bytes()).to_hex();
+    format!("{}-{}-{}", &config[..12], tokenizer.hash(), loader.fingerprint())
+}
+
+/// Loads the newest checkpoint that is whole; an unreadable one is skipped with a warning.
+#[allow(clippy::too_many_arguments)]
+async fn load(
+    store: &Store,
+    out: &str,
+    steps: &[u32],
+    shape: &LlamaConfig,
+    compute: &Compute,
+    positions: usize,
+    fingerprint: &str,
+    control: &Control,
+) -> Result<Option<(Llama, Optimizer, State)>> {
+    for step in steps.iter().rev() {
+        let folder = checkpoint::folder(out, *step);
+        match load_one(store, &folder, shape, compute, positions, fingerprint).await {
+            Ok(loaded) => return Ok(Some(loaded)),
+            Err(Error::Resume(why)) => return Err(Error::Resume(why)),
+            Err(error) => control.warn(format!("{error}; trying the checkpoint before")),
+        }
+    }
+    control.warn(format!("{out}: no checkpoint was finished; starting from the first step"));
+    Ok(None)
+}
+
+async fn load_one(
+    store: &Store,
+    folder: &str,
+    shape: &LlamaConfig,
+    compute: &Compute,
+    positions: usize,
+    fingerprint: &str,
+) -> Result<(Llama, Optimizer, State)> {
+    let state = checkpoint::read_state(store, folder).await?;
+    let names = ["configuration", "tokenizer", "data"];
+    let differing = state.fingerprint.split('-').zip(fingerprint.split('-')).zip(names).find(|((old, new), _)| old != new);
+    if let Some((_, name)) = differing {
+        return Err(Error::Resume(format!(
+            "{folder}: the {name} is not the one this run was begun with; restore it, or start a new run with another --out"
+        )));
+    }
+    let model = generate::load(store, folder, shape, compute, positions).await?.trainable();
+    let optimizer = checkpoint::read_optimizer(store, folder, &model, compute, state.updates).await?;
+    Ok((model, optimizer, state))
+}
