@@ -46,7 +46,7 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
 async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, control: &Control) -> Result<bool> {
     let mut model = plain.trainable();
     let mut optimizer = Optimizer::new(&model);
-    let batch = Batch::random(request.batch, request.seq, plain.config.vocab_size, 2);
+    let batch = random_batch(request.batch, request.seq, plain.config.vocab_size, 2);
     let mut phases = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     for repeat in 0..=request.repeats {
         if control.breathe().await == Flow::Stop {
@@ -110,6 +110,13 @@ async fn inference(request: &BenchRequest, model: &Llama, compute: &Compute, con
         report("decode", decode, request.decode, control);
     }
     Ok(())
+}
+
+/// A batch of random tokens without held-back targets.
+pub fn random_batch(rows: usize, len: usize, vocab_size: usize, seed: u64) -> Batch {
+    let mut random = Random::new(seed);
+    let mut tokens = || (0..rows * len).map(|_| random.below(vocab_size as u64) as i32).collect::<Vec<_>>();
+    Batch { rows, len, inputs: tokens(), targets: tokens(), starts: vec![0; rows * len], sources: vec![0; rows] }
 }
 
 fn report(phase: &str, mut secs: Vec<f64>, tokens: usize, control: &Control) {

@@ -29,7 +29,7 @@ macro_rules! config {
             fn default() -> Self { Self { $($( $field: $default, )*)* } }
         }
         /// Every key of the configuration in the order of the file.
-        pub const FIELDS: &[Field] = &[$($( Field { name: stringify!($field), group: $group, help: $help }, )*)*];
+        pub const FIELDS: &[Field] = &[$($( Field { name: stringify!($field), group: $group, help: $help.trim_ascii() }, )*)*];
     };
 }
 

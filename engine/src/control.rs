@@ -36,6 +36,13 @@ impl Control {
         Self { commands, events, state: RefCell::default() }
     }
 
+    /// Both ends of a conversation, for callers that run a job themselves instead of through an engine.
+    pub fn connect() -> (Self, Sender<Command>, Receiver<Event>) {
+        let (commands, command_queue) = async_channel::unbounded();
+        let (event_queue, events) = async_channel::unbounded();
+        (Self::new(command_queue, event_queue), commands, events)
+    }
+
     /// Tells the shell; a shell that has gone away is no reason to lose the job.
     pub fn emit(&self, event: Event) {
         let _ = self.events.try_send(event);

@@ -19,7 +19,6 @@ use crate::platform;
 use crate::protocol::{Command, DeviceChoice, Event, ExportDtype, TextScore};
 use crate::store::Store;
 use crate::tasks::demo;
-use crate::text::bpe;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::pretrain;
 use crate::train::{Ended, checkpoint, eval};
@@ -188,7 +187,7 @@ async fn train_tokenizer(files: &[String], vocab_size: usize, out: &str, store: 
     if !(257..=1_000_000).contains(&vocab_size) {
         return Err(Error::Config(format!("--vocab-size {vocab_size}: must lie between 257 and 1000000")));
     }
-    let Some(tokenizer) = bpe::train_on_sources(store, &config.sources, vocab_size, control).await? else { return Ok(()) };
+    let Some(tokenizer) = source::train_tokenizer(store, &config.sources, vocab_size, control).await? else { return Ok(()) };
     store.write(out, tokenizer.json()).await?;
     control.emit(Event::Wrote { what: format!("tokenizer of {} tokens", tokenizer.vocab_size()), path: out.into() });
     Ok(())

@@ -6,7 +6,7 @@ use web_time::Instant;
 
 use crate::config::TrainConfig;
 use crate::control::Control;
-use crate::data::batch::Batch;
+use crate::bench::random_batch;
 use crate::device::Compute;
 use crate::error::Result;
 use crate::generate::read_f32;
@@ -114,7 +114,7 @@ async fn measure_layers(layers: usize, shape: &LlamaConfig, config: &TrainConfig
     let shape = LlamaConfig { num_hidden_layers: layers, ..shape.clone() };
     let mut model = Llama { half: mixed, ..Llama::random(&shape, compute, config.sequence_length, 1).trainable() };
     let mut optimizer = Optimizer::new(&model);
-    let batch = Batch::random(config.batch_size, config.sequence_length, shape.vocab_size, 1);
+    let batch = random_batch(config.batch_size, config.sequence_length, shape.vocab_size, 1);
     let mut times = (0.0, 0.0);
     for _ in 0..2 {
         let started = Instant::now();

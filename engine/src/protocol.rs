@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
 
@@ -377,15 +377,18 @@ pub struct RunInfo {
 pub struct StepReport {
     /// Updates made, this one included.
     pub step: u32,
-    /// Mean loss per target token of the whole update.
+    /// Mean loss per target token of the whole update; may be NaN (`null` in JSON).
+    #[serde(deserialize_with = "number_or_nan")]
     pub loss: f64,
     /// Mean loss per source.
+    #[serde(deserialize_with = "numbers_or_nan")]
     pub source_loss: BTreeMap<String, f64>,
     /// Training tokens of this update per source.
     pub source_tokens: BTreeMap<String, u64>,
     /// Learning rate used.
     pub lr: f64,
-    /// Global gradient norm before clipping.
+    /// Global gradient norm before clipping; may be NaN or infinite (`null` in JSON).
+    #[serde(deserialize_with = "number_or_nan")]
     pub grad_norm: f64,
     /// Loss scale (1 without mixed precision).
     pub loss_scale: f64,
@@ -401,6 +404,16 @@ pub struct StepReport {
     pub elapsed_secs: f64,
     /// Seconds until the end at the present speed.
     pub eta_secs: f64,
+}
+
+/// JSON has no NaN: it is written as `null`.
+fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn numbers_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|(name, number)| (name, number.unwrap_or(f64::NAN))).collect())
 }
 
 /// How well a model predicts a text.

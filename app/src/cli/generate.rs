@@ -159,7 +159,7 @@ struct Waiting {
 }
 
 impl Samples {
-    /// For these prompts; without any, texts are printed as they are.
+    /// For these prompts; none where the engine chooses them.
     pub fn new(prompts: Vec<String>, per_prompt: usize, echo: bool) -> Self {
         let (current, begun, line_open) = ((0, 0), false, false);
         Self { prompts, per_prompt, echo, current, begun, line_open, waiting: BTreeMap::new() }
@@ -224,8 +224,9 @@ impl Samples {
             let (prompt, sample) = self.current;
             let total = self.prompts.len();
             match (total, self.per_prompt) {
-                (0 | 1, 0 | 1) => {}
-                (0 | 1, samples) => whole += &format!("=== sample {} of {samples} ===\n", sample + 1),
+                (0, _) => whole += &format!("=== prompt {} ===\n", prompt + 1),
+                (1, 0 | 1) => {}
+                (1, samples) => whole += &format!("=== sample {} of {samples} ===\n", sample + 1),
                 (_, 0 | 1) => whole += &format!("=== prompt {} of {total} ===\n", prompt + 1),
                 (_, samples) => {
                     whole += &format!("=== prompt {} of {total}, sample {} of {samples} ===\n", prompt + 1, sample + 1);

@@ -146,6 +146,7 @@ fn drive(command: Command, json: bool, mut show: impl FnMut(&Screen, &Event) -> 
             lost_output = Some(error);
         }
         match event {
+            Event::Failed { error } if error.starts_with("internal error") => return Err(Defect(error).into()),
             Event::Failed { error } => return Err(anyhow::Error::msg(error)),
             Event::Done { .. } => {
                 return match lost_output {
@@ -198,7 +199,7 @@ struct Defect(String);
 
 impl fmt::Display for Defect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "internal error: {}; please report it (SMOLFORGE_DEBUG=1 shows where it happened)", self.0)
+        write!(f, "{} (SMOLFORGE_DEBUG=1 shows where it happened)", self.0)
     }
 }
 
@@ -222,7 +223,8 @@ fn note_panic(info: &PanicHookInfo<'_>) {
 
 fn defect() -> anyhow::Error {
     let panic = PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-    Defect(panic.unwrap_or_else(|| "the engine ended without a word".into())).into()
+    let what = panic.unwrap_or_else(|| "the engine ended without a word".into());
+    Defect(format!("internal error: {what}; please report it")).into()
 }
 
 #[cfg(test)]

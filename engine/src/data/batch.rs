@@ -294,3 +294,158 @@ pub fn windows(tokenizer: &Tokenizer, text: &str, length: usize) -> Result<(Vec<
     }
     Ok((batches, bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::shard::tests::shard_of;
+
+    fn documents(count: usize, length: usize, first: u32) -> Vec<Vec<u32>> {
+        (0..count).map(|i| (0..length).map(|j| first + ((i * length + j) % 97) as u32).collect()).collect()
+    }
+
+    /// A large source, a tiny one (less than a row) and one of many small documents.
+    fn loader(weights: &[(u32, [f64; 3])], steps: u32, seed: u64) -> Loader {
+        let shards = vec![
+            ("input".to_string(), shard_of("input", &documents(3, 9000, 1), &documents(1, 300, 1))),
+            ("code".to_string(), shard_of("code", &documents(1, 20, 200), &documents(1, 9, 200))),
+            ("math".to_string(), shard_of("math", &documents(300, 11, 400), &documents(30, 11, 400))),
+        ];
+        let names = ["input", "code", "math"];
+        let stages = weights.iter().map(|(start, weights)| crate::data::Stage {
+            name: format!("from {start}"),
+            start: *start,
+            weights: names.iter().map(ToString::to_string).zip(*weights).collect(),
+        });
+        Loader::new(shards, Curriculum { stages: stages.collect() }, 64, seed, steps, Some(0)).unwrap()
+    }
+
+    #[test]
+    fn mixture_shares_hold_for_sources_of_very_different_size() {
+        let mut loader = loader(&[(0, [0.6, 0.25, 0.15])], 1000, 1);
+        let mut tokens = [0u64; 3];
+        for step in 0..500 {
+            let batch = loader.next_batch(step, 4);
+            for (source, count) in batch.source_tokens() {
+                tokens[source] += count;
+            }
+        }
+        let total: u64 = tokens.iter().sum();
+        for (count, weight) in tokens.iter().zip([0.6, 0.25, 0.15]) {
+            let share = *count as f64 / total as f64;
+            assert!((share - weight).abs() < 0.01, "{share} for {weight}: 2,000 rows");
+        }
+        let shares = loader.shares_of_stage();
+        assert!((shares["code"] - tokens[1] as f64 / total as f64).abs() < 1e-12);
+        assert!(loader.epochs()["code"] > 500.0 && loader.epochs()["input"] < 5.0, "{:?}", loader.epochs());
+    }
+
+    #[test]
+    fn loader_resumes_exactly() {
+        let stages = [(0, [1.0, 0.0, 0.0]), (20, [0.4, 0.3, 0.3]), (60, [0.1, 0.1, 0.8])];
+        let mut whole = loader(&stages, 100, 5);
+        let batches: Vec<Batch> = (0..100).map(|step| whole.next_batch(step, 3)).collect();
+        for stop in [0, 1, 19, 20, 21, 59, 60, 99] {
+            let mut first = loader(&stages, 100, 5);
+            for step in 0..stop {
+                first.next_batch(step, 3);
+            }
+            let json = serde_json::to_string(&first.cursor()).unwrap();
+            let mut second = loader(&stages, 100, 5);
+            second.seek(&serde_json::from_str(&json).unwrap()).unwrap();
+            for step in stop..100 {
+                assert_eq!(second.next_batch(step, 3), batches[step as usize], "stopped at {stop}, step {step}");
+            }
+            assert_eq!(second.cursor(), whole.cursor());
+        }
+    }
+
+    #[test]
+    fn a_pass_takes_every_row_once_in_an_order_of_its_own() {
+        let mut loader = loader(&[(0, [1.0, 0.0, 0.0])], 100, 3);
+        let rows = loader.rows_of(0) as usize;
+        let mut pass = || -> Vec<Vec<i32>> { loader.next_batch(0, rows).inputs.chunks(64).map(<[i32]>::to_vec).collect() };
+        let (first, second) = (pass(), pass());
+        assert_ne!(first, second);
+        let sorted = |mut rows: Vec<Vec<i32>>| {
+            rows.sort();
+            rows
+        };
+        assert_eq!(sorted(first), sorted(second));
+        assert_eq!(loader.epochs()["input"], 2.0);
+    }
+
+    #[test]
+    fn seeds_change_the_order_and_nothing_else_does() {
+        let batch = |seed| loader(&[(0, [0.4, 0.3, 0.3])], 10, seed).next_batch(0, 8);
+        assert_eq!(batch(1), batch(1));
+        assert_ne!(batch(1), batch(2));
+        let fingerprint = |seed, weights| loader(&[(0, weights)], 10, seed).fingerprint();
+        assert_eq!(fingerprint(1, [0.4, 0.3, 0.3]), fingerprint(1, [0.4, 0.3, 0.3]));
+        assert_ne!(fingerprint(1, [0.4, 0.3, 0.3]), fingerprint(2, [0.4, 0.3, 0.3]));
+        assert_ne!(fingerprint(1, [0.4, 0.3, 0.3]), fingerprint(1, [0.3, 0.4, 0.3]));
+    }
+
+    #[test]
+    fn batches_hold_what_their_rows_say() {
+        let mut loader = loader(&[(0, [0.4, 0.3, 0.3])], 10, 1);
+        let batch = loader.next_batch(0, 16);
+        assert_eq!([batch.inputs.len(), batch.targets.len(), batch.starts.len(), batch.sources.len()], [1024, 1024, 1024, 16]);
+        for row in 0..16 {
+            for i in 0..64 {
+                let at = row * 64 + i;
+                assert!(batch.starts[at] >= 0 && batch.starts[at] as usize <= i);
+                assert!(i == 63 || batch.targets[at] == IGNORED || batch.targets[at] == batch.inputs[at + 1]);
+                assert!(batch.targets[at] == IGNORED || i == 63 || batch.starts[at] == batch.starts[at + 1], "no target in another document");
+            }
+        }
+        assert_eq!(batch.source_tokens().values().sum::<u64>() as usize, batch.target_tokens());
+        // The tiny source: 20 tokens and their end make 20 targets, the rest is filling.
+        let tiny = batch.sources.iter().position(|source| *source == 1).unwrap();
+        assert_eq!(batch.row_targets(tiny), 20);
+    }
+
+    #[test]
+    fn held_out_text_is_scored_once_and_never_trained_on() {
+        let loader = loader(&[(0, [0.4, 0.3, 0.3])], 10, 1);
+        let (batches, bytes) = loader.held_out(0, usize::MAX / 2, 2);
+        let batches: Vec<Batch> = batches.collect();
+        assert_eq!(batches.iter().map(Batch::target_tokens).sum::<usize>(), 300);
+        assert_eq!((bytes, batches.len(), batches[2].rows), (301 * 3, 3, 1));
+        let (some, part) = loader.held_out(0, 100, 8);
+        assert_eq!((some.map(|batch| batch.rows).sum::<usize>(), part), (2, 301 * 3 * 2 / 5));
+        let (again, _) = loader.held_out(0, usize::MAX / 2, 2);
+        assert_eq!(again.collect::<Vec<_>>(), batches);
+        let none = shard_of("none", &documents(1, 100, 1), &[]);
+        let loader = Loader::new(vec![("none".into(), none)], Curriculum::uniform(&["none"]), 64, 1, 1, None).unwrap();
+        assert_eq!(loader.held_out(0, 100, 2).0.count(), 0);
+    }
+
+    #[test]
+    fn foreign_cursors_and_hopeless_sources_are_refused() {
+        let mut small = loader(&[(0, [0.4, 0.3, 0.3])], 10, 1);
+        let mut cursor = small.cursor();
+        cursor.sources.remove("code");
+        assert!(small.seek(&cursor).is_err());
+        let mut cursor = small.cursor();
+        cursor.sources.insert("code".into(), Place { epoch: 0, row: 5 });
+        assert!(small.seek(&cursor).is_err());
+        let mut cursor = small.cursor();
+        cursor.stage = Some(1);
+        assert!(small.seek(&cursor).is_err());
+        let empty = shard_of("x", &[vec![]], &[]);
+        let error = Loader::new(vec![("x".into(), empty)], Curriculum::uniform(&["x"]), 8, 1, 1, None).unwrap_err();
+        assert!(error.to_string().contains("source x"), "{error}");
+    }
+
+    #[test]
+    fn windows_score_every_byte_but_the_first_token() {
+        let quiet = crate::control::Control::new(async_channel::unbounded().1, async_channel::unbounded().0);
+        let tokenizer = futures_lite::future::block_on(crate::text::bpe::train([], 257, &["<|endoftext|>"], &quiet)).unwrap().unwrap();
+        let (batches, bytes) = windows(&tokenizer, "0123456789<|endoftext|>ab", 4).unwrap();
+        assert_eq!(bytes, 9 + 1);
+        assert_eq!(batches.iter().map(Batch::target_tokens).sum::<usize>(), 10);
+        assert!(windows(&tokenizer, "a", 4).is_err());
+        assert!(windows(&tokenizer, "", 4).is_err());
+    }
+}

@@ -198,7 +198,7 @@ impl<'de> Deserialize<'de> for Curriculum {
 /// Keys of one level, checked; `place` begins every message.
 fn object<'a>(value: &'a Value, place: &str, known: &[&str]) -> Result<&'a Map<String, Value>, String> {
     let map = value.as_object().ok_or_else(|| format!("{place}: expected keys with values, found {}", kind(value)))?;
-    for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
+    if let Some(key) = map.keys().find(|key| !known.contains(&key.as_str())) {
         let hint = nearest(key, known.iter().copied()).map_or(format!("known are {}", known.join(", ")), |name| format!("did you mean `{name}`?"));
         return Err(format!("{place}: unknown key `{key}`; {hint}"));
     }

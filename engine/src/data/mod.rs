@@ -8,6 +8,7 @@ pub mod batch;
 pub mod builtin;
 pub mod curriculum;
 pub mod document;
+mod jsonl;
 pub mod mixture;
 pub mod pack;
 pub mod random;

@@ -206,3 +206,163 @@ impl Split {
         size
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::protocol::{Command, Event};
+    use crate::text::tokenizer::tests::{shared_data, shared_tokenizer};
+    use futures_lite::future::block_on;
+
+    /// A shard of these documents, all of them for training.
+    pub(crate) fn shard_of(name: &str, documents: &[Vec<u32>], held_out: &[Vec<u32>]) -> Shard {
+        let store = Store::memory();
+        let key = *blake3::hash(format!("{name} {documents:?}").as_bytes()).as_bytes();
+        let file = |part: &'static str, documents: &[Vec<u32>]| {
+            block_on(async {
+                let mut writer = TokenWriter::create(&store, part, &key, 1000, Some(0)).await.unwrap();
+                for document in documents {
+                    writer.begin_document();
+                    writer.push(document).unwrap();
+                    writer.end_document().unwrap();
+                }
+                let text_bytes = 3 * writer.count();
+                writer.finish(Counts { text_bytes, ..Counts::default() }).await.unwrap();
+                Tokens::open(&store, part, &key).await.unwrap()
+            })
+        };
+        Shard { name: name.into(), training: file("training", documents), held_out: file("held_out", held_out), hash: name.into() }
+    }
+
+    fn tokenizer() -> Tokenizer {
+        let quiet = Control::new(async_channel::unbounded().1, async_channel::unbounded().0);
+        block_on(crate::text::bpe::train(["the cat sat on the mat, the cat ".repeat(9)], 280, &["<|endoftext|>"], &quiet)).unwrap().unwrap()
+    }
+
+    fn built(store: &Store, file: &str, tokenizer: &Tokenizer, held_out: f64) -> (Result<Option<Shard>>, Vec<Event>) {
+        let (sender, events) = async_channel::unbounded();
+        let control = Control::new(async_channel::unbounded().1, sender);
+        let shard = block_on(build(store, "cache", "s", &SourceConfig::Path(file.into()), tokenizer, held_out, &control));
+        (shard, std::iter::from_fn(|| events.try_recv().ok()).collect())
+    }
+
+    fn text(tokenizer: &Tokenizer, tokens: &Tokens) -> String {
+        tokenizer.decode(&tokens.read(0..tokens.len()), false)
+    }
+
+    fn memory(text: &str) -> Store {
+        let store = Store::memory();
+        block_on(store.write("a.txt", text.as_bytes())).unwrap();
+        store
+    }
+
+    #[test]
+    fn one_long_document_gives_its_tail() {
+        let words: String = (0..20_000).map(|i| format!("word{i} ")).collect();
+        let tokenizer = tokenizer();
+        let shard = built(&memory(&words), "a.txt", &tokenizer, 0.1).0.unwrap().unwrap();
+        let (training, held_out) = (text(&tokenizer, &shard.training), text(&tokenizer, &shard.held_out));
+        assert_eq!(training.clone() + &held_out, words.clone() + "<|endoftext|>");
+        let share = held_out.len() as f64 / words.len() as f64;
+        assert!((share - 0.1).abs() < 0.01, "{share}");
+        assert_eq!(shard.held_out_bytes() as usize, held_out.len() - "<|endoftext|>".len());
+        assert_eq!((shard.training.documents(), shard.held_out.documents()), (1, 1));
+    }
+
+    #[test]
+    fn of_many_documents_some_are_held_out_whole() {
+        let documents: Vec<String> = (0..500).map(|i| format!("document number {i} has its own words {}", i * i)).collect();
+        let tokenizer = tokenizer();
+        let store = memory(&documents.join("<|endoftext|>\n"));
+        let shard = built(&store, "a.txt", &tokenizer, 0.1).0.unwrap().unwrap();
+        let parts = |tokens: &Tokens| -> Vec<String> { text(&tokenizer, tokens).split_terminator("<|endoftext|>").map(str::to_string).collect() };
+        let (training, held_out) = (parts(&shard.training), parts(&shard.held_out));
+        let mut all = [training, held_out.clone()].concat();
+        all.sort();
+        let mut expected = documents.clone();
+        expected.sort();
+        assert_eq!(all, expected, "every document is on exactly one side, whole");
+        assert!((25..=80).contains(&held_out.len()), "{}", held_out.len());
+        assert_eq!(shard.held_out.documents(), held_out.len());
+    }
+
+    #[test]
+    fn there_is_always_something_on_both_sides() {
+        let tokenizer = tokenizer();
+        for count in 1..60 {
+            for held_out in [0.01, 0.05, 0.5, 0.9] {
+                let documents: Vec<String> = (0..count).map(|i| format!("a small document, the one that has got the number {i}, and no more than that")).collect();
+                let shard = built(&memory(&documents.join("<|endoftext|>")), "a.txt", &tokenizer, held_out).0.unwrap().unwrap();
+                assert!(shard.train_tokens() > 1 && shard.held_out_tokens() > 1, "{count} documents, {held_out}");
+            }
+        }
+        let shard = built(&memory("some words"), "a.txt", &tokenizer, 0.0).0.unwrap().unwrap();
+        assert_eq!(shard.held_out_tokens(), 0);
+    }
+
+    #[test]
+    fn a_shard_is_made_once_and_again_when_anything_changes() {
+        let tokenizer = tokenizer();
+        let store = memory(&"the cat sat on the mat. ".repeat(1000));
+        let names = || block_on(store.list("cache")).unwrap().into_iter().map(|entry| entry.name).collect::<Vec<_>>();
+        let tokenized = |events: &[Event]| events.iter().any(|event| matches!(event, Event::Progress { task, .. } if task == "tokenize s"));
+        let (first, events) = built(&store, "a.txt", &tokenizer, 0.1);
+        let first = first.unwrap().unwrap();
+        assert!(tokenized(&events) && names().len() == 2);
+        let (second, events) = built(&store, "a.txt", &tokenizer, 0.1);
+        assert_eq!(second.unwrap().unwrap().hash(), first.hash());
+        assert!(!tokenized(&events));
+
+        let damaged = names()[1].clone();
+        let mut bytes = block_on(store.open(&damaged)).unwrap().to_vec();
+        bytes[100] ^= 4;
+        block_on(store.write(&damaged, &bytes)).unwrap();
+        let (third, events) = built(&store, "a.txt", &tokenizer, 0.1);
+        assert_eq!(third.unwrap().unwrap().training.read(0..50), first.training.read(0..50));
+        assert!(tokenized(&events) && events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("damaged"))));
+
+        assert_ne!(built(&store, "a.txt", &tokenizer, 0.2).0.unwrap().unwrap().hash(), first.hash());
+        block_on(store.write("a.txt", &b"the dog sat on the mat. ".repeat(1000))).unwrap();
+        assert_ne!(built(&store, "a.txt", &tokenizer, 0.1).0.unwrap().unwrap().hash(), first.hash());
+    }
+
+    #[test]
+    fn stop_leaves_nothing_behind() {
+        let store = memory(&"the cat sat on the mat. ".repeat(100_000));
+        let (sender, commands) = async_channel::unbounded();
+        sender.try_send(Command::Stop).unwrap();
+        let control = Control::new(commands, async_channel::unbounded().0);
+        let shard = block_on(build(&store, "cache", "s", &SourceConfig::Path("a.txt".into()), &tokenizer(), 0.1, &control));
+        assert!(shard.unwrap().is_none());
+        assert!(block_on(store.list("cache")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rows_without_text_are_an_error_that_names_the_first() {
+        let store = Store::memory();
+        block_on(store.write("a.jsonl", b"{\"body\": \"x\"}\n{\"body\": \"y\"}\n")).unwrap();
+        let error = built(&store, "a.jsonl", &tokenizer(), 0.1).0.unwrap_err().to_string();
+        assert!(error.contains("a.jsonl:1: no key `text`") && error.contains("text_key"), "{error}");
+    }
+
+    #[test]
+    fn pieces_give_the_tokens_of_the_whole_text() {
+        let (Some(tokenizer), Some(path)) = (shared_tokenizer("smollm2"), shared_data("corpora/math.txt")) else { return };
+        let whole = tokenizer.encode(&std::fs::read_to_string(&path).unwrap());
+        let folder = Store::memory();
+        block_on(folder.write("a.txt", &std::fs::read(&path).unwrap())).unwrap();
+        let shard = built(&folder, "a.txt", &tokenizer, 0.05).0.unwrap().unwrap();
+        let pieces = [shard.training.read(0..usize::MAX), shard.held_out.read(0..usize::MAX)].concat();
+        assert_eq!(pieces[..whole.len()], whole[..]);
+        assert_eq!(pieces[whole.len()..], [0]);
+    }
+
+    #[test]
+    fn shakespeare_has_341094_smollm2_tokens() {
+        let (Some(tokenizer), Some(path)) = (shared_tokenizer("smollm2"), shared_data("corpora/input.txt")) else { return };
+        let store = Store::memory();
+        block_on(store.write("a.txt", &std::fs::read(path).unwrap())).unwrap();
+        let shard = built(&store, "a.txt", &tokenizer, 0.0).0.unwrap().unwrap();
+        assert_eq!(shard.train_tokens(), 341_094 + 1); // and <|endoftext|>
+    }
+}

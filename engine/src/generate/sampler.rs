@@ -241,7 +241,15 @@ mod tests {
             let mut sorted = softmax(&logits);
             sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
             let mut sum = 0.0;
-            let mut expect: Vec<u32> = sorted.iter().take_while(|(_, q)| { let more = sum < f64::from(p); sum += f64::from(*q); more }).map(|t| t.0).collect();
+            let mut expect: Vec<u32> = sorted
+                .iter()
+                .take_while(|(_, q)| {
+                    let more = sum < f64::from(p);
+                    sum += f64::from(*q);
+                    more
+                })
+                .map(|t| t.0)
+                .collect();
             expect.sort_unstable();
             assert_eq!(softmax(&pruned).iter().map(|t| t.0).collect::<Vec<_>>(), expect, "p = {p}");
         }
@@ -308,7 +316,10 @@ mod tests {
         for logits in [&[0.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[OUT, OUT], &[]] {
             for greedy in [false, true] {
                 let message = distribution(logits, &Sampling { greedy, ..PLAIN }, &[]).unwrap_err().to_string();
-                assert!(!message.contains('\n') && message.contains("try another checkpoint") || message.contains("or another"), "{message}");
+                assert!(
+                    !message.contains('\n') && message.contains("try another checkpoint") || message.contains("or another"),
+                    "{message}"
+                );
             }
         }
     }

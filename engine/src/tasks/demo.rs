@@ -4,7 +4,7 @@ use crate::config::{SourceConfig, TrainConfig};
 use crate::control::Control;
 use crate::data::builtin;
 use crate::engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate;
 use crate::protocol::{DeviceChoice, Event, ExportDtype, GenerateRequest, Sampling};
 use crate::store::Store;
@@ -45,6 +45,9 @@ pub fn config(out: &str, device: DeviceChoice, seed: u64, steps: u32) -> TrainCo
 /// # Errors
 /// As [`pretrain::run`].
 pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
+    if steps < 5 {
+        return Err(Error::Config(format!("--steps {steps}: the demo has five stages and needs at least 5")));
+    }
     for (name, text) in builtin::corpora(seed, CORPUS_BYTES) {
         let path = format!("{out}/corpora/{name}.txt");
         store.write(&path, text.as_bytes()).await?;
@@ -59,6 +62,7 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
     engine::export(&config.out, &model, ExportDtype::F16, "last", store, control).await?;
     let prompts = ["Once upon a time", "def ", "12 + 7 ="].map(String::from).to_vec();
     let sampling = Sampling { temperature: 0.7, top_k: 40, seed, ..Sampling::default() };
+    control.notice(format!("continuing three prompts with the exported model: {}", prompts.join(" | ")));
     let request = GenerateRequest { model: model.clone(), prompts, device, max_new_tokens: 48, sampling, ..GenerateRequest::default() };
     generate::run(&request, store, control).await?;
     let run = &config.out;

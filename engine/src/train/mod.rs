@@ -78,8 +78,8 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         let finite = norm.is_finite() && report.loss.is_finite();
         let explained = run.state.loss_scale.update(finite);
         if finite {
-            let clip = if config.max_grad_norm > 0.0 { (config.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            run.optimizer.step(&mut run.model, grads, &config, report.lr, clip / report.loss_scale);
+            let grad_scale = clip(norm, config.max_grad_norm) / report.loss_scale;
+            run.optimizer.step(&mut run.model, grads, &config, report.lr, grad_scale);
             run.state.skipped_in_a_row = 0;
         } else if !explained {
             run.state.skipped_in_a_row += 1;
@@ -95,6 +95,12 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         run.after_step().await?;
     }
     Ok(Ended::Finished)
+}
+
+/// What gradients of global norm `norm` are multiplied by so that it is at most `max` (0: no limit).
+/// As `torch.nn.utils.clip_grad_norm_`.
+pub fn clip(norm: f64, max: f64) -> f64 {
+    if max > 0.0 { (max / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
 /// Losses of a micro-batch.

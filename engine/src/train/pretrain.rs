@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use web_time::{Instant, SystemTime, UNIX_EPOCH};
+use web_time::Instant;
 
 use super::checkpoint::{self, State};
 use super::log::RunLog;
@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::data::batch::{Batch, Loader};
 use crate::data::random::Random;
 use crate::data::shard::{self, Shard};
+use crate::data::source;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::generate::{self, Limits};
@@ -21,7 +22,6 @@ use crate::model::{Llama, LlamaConfig, hub};
 use crate::plan;
 use crate::protocol::{Event, RunInfo, Sampling, StepReport, TextScore};
 use crate::store::Store;
-use crate::text::bpe;
 use crate::text::tokenizer::Tokenizer;
 
 /// Held-out rows that go through the model at a time.
@@ -65,8 +65,8 @@ pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Co
         None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
     };
     let result = train(&mut run).await;
-    run.log.close().await?;
-    control.emit(Event::Wrote { what: "report".into(), path: format!("{out}/report.html") });
+    let path = run.log.report().await?;
+    control.emit(Event::Wrote { what: "report".into(), path });
     let ended = result?;
     let hints = match ended {
         Ended::Stopped => vec![format!("stopped after step {}; resume with: smolforge train --resume --out {out}", run.state.step)],
@@ -89,7 +89,7 @@ async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
     // A run may move on to another device or folder; how often it talks and saves changes nothing either.
     let TrainConfig { out, device, log_every, save_every, save_total_limit, .. } = asked.clone();
     frozen = TrainConfig { out, device, log_every, save_every, save_total_limit, ..frozen };
-    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(asked));
+    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(resolve(asked)));
     let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) = (old, new) else {
         return Err(Error::Internal("a configuration is a map".into()));
     };
@@ -124,7 +124,7 @@ impl Shape {
         } else if let Some(path) = config.tokenizer.as_ref().or(config.init.as_ref()) {
             Tokenizer::load(store, path).await?
         } else {
-            match bpe::train_on_sources(store, &config.sources, config.tokenizer_vocab_size, control).await? {
+            match source::train_tokenizer(store, &config.sources, config.tokenizer_vocab_size, control).await? {
                 Some(tokenizer) => tokenizer,
                 None => return Ok(None),
             }
@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
         match if resume { load(store, &out, &existing, &shape, &compute, positions, &fingerprint, control).await? } else { None } {
             Some((loaded, moments, at)) => {
                 loader.seek(&at.cursor)?;
-                log = RunLog::resume(store, &out, at.step).await?;
+                log = RunLog::resume(store, &out, &config.to_yaml(), config.log_every, at.step).await?;
                 (model, optimizer, state) = (loaded, moments, at);
             }
             None => {
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
                 };
                 store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;
                 store.write(&format!("{out}/config.yaml"), config.to_yaml().as_bytes()).await?;
-                log = if resume { RunLog::resume(store, &out, 0).await? } else { RunLog::create(store, &out).await? };
+                log = RunLog::create(store, &out, &config.to_yaml(), config.log_every).await?;
                 model = plain.trainable();
                 optimizer = Optimizer::new(&model);
                 state = State {
@@ -276,8 +276,7 @@ impl<'a> Run<'a> {
     }
 
     fn emit(&mut self, event: Event) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        self.log.append(now, &event)?;
+        self.log.record(&event)?;
         self.control.emit(event);
         Ok(())
     }
@@ -343,11 +342,7 @@ impl<'a> Run<'a> {
         report.elapsed_secs = self.started.elapsed().as_secs_f64();
         let done = f64::from(self.state.step - self.first_step);
         report.eta_secs = report.elapsed_secs / done * f64::from(self.config.steps - self.state.step);
-        let due = self.state.step.is_multiple_of(self.config.log_every) || self.state.step == self.config.steps;
-        if due || !finite {
-            self.emit(Event::Step(report))?;
-        }
-        Ok(())
+        self.emit(Event::Step(report))
     }
 
     /// Evaluation, samples, the end of a stage and checkpoints, as they are due after a step.

@@ -18,8 +18,14 @@ struct Stage<'a> {
     start: u32,
     end: u32,
     weights: &'a BTreeMap<String, f64>,
-    /// Average loss, achieved shares, epochs; absent until the stage has ended.
-    done: Option<(f64, &'a BTreeMap<String, f64>, &'a BTreeMap<String, f64>)>,
+    done: Option<StageDone<'a>>,
+}
+
+/// What a stage reported when it ended.
+struct StageDone<'a> {
+    average_loss: f64,
+    shares: &'a BTreeMap<String, f64>,
+    epochs: &'a BTreeMap<String, f64>,
 }
 
 /// The events of a run, sorted by what a page shows.
@@ -62,7 +68,7 @@ impl<'a> History<'a> {
                 Event::Sample { step, stage, prompt, text } => history.samples.push((*step, stage, prompt, text)),
                 Event::StageDone { name, average_loss, shares, epochs } => {
                     if let Some(stage) = history.stages.iter_mut().rfind(|stage| stage.name == name) {
-                        stage.done = Some((*average_loss, shares, epochs));
+                        stage.done = Some(StageDone { average_loss: *average_loss, shares, epochs });
                     }
                 }
                 Event::Notice { warning: true, text } => history.warnings.push((*time, text)),
@@ -165,10 +171,20 @@ mod tests {
         let weights = map([("input", 0.75), ("code", 0.25)]);
         events.push(Event::Stage { index: 0, name: "One <b>".into(), start: 0, end: steps, weights: weights.clone() });
         events.extend((1..=steps).map(|i| step(i, (i == 7).then_some("the loss is NaN & more"))));
-        events.push(Event::Sample { step: 3, stage: "One <b>".into(), prompt: "<p>".into(), text: "<script>alert(1)</script>".into() });
+        events.push(Event::Sample {
+            step: 3,
+            stage: "One <b>".into(),
+            prompt: "<p>".into(),
+            text: "<script>alert(1)</script>".into(),
+        });
         let score = TextScore::new(20.0, 10, 40);
         events.push(Event::Evaluated { step: steps, loss: 2.0, sources: map([("input", score), ("code", score)]), best: true });
-        events.push(Event::StageDone { name: "One <b>".into(), average_loss: 3.25, shares: weights, epochs: map([("input", 1.5), ("code", 0.5)]) });
+        events.push(Event::StageDone {
+            name: "One <b>".into(),
+            average_loss: 3.25,
+            shares: weights,
+            epochs: map([("input", 1.5), ("code", 0.5)]),
+        });
         events.push(Event::Done { hints: Vec::new(), stopped: false });
         events.into_iter().enumerate().map(|(i, event)| (1.7e9 + i as f64, event)).collect()
     }
@@ -194,7 +210,17 @@ mod tests {
     #[test]
     fn page_shows_what_the_run_reported() {
         let page = html("run", &events(100), "");
-        for part in ["3.2500", "finished", "Training loss", "Held-out", "Learning rate", "Gradient norm", "Tokens per second", "Mix", "1 update skipped"] {
+        for part in [
+            "3.2500",
+            "finished",
+            "Training loss",
+            "Held-out",
+            "Learning rate",
+            "Gradient norm",
+            "Tokens per second",
+            "Mix",
+            "1 update skipped",
+        ] {
             assert!(page.contains(part), "{part}");
         }
         assert!(!page.contains("NaN<") && !page.contains("\"NaN") && !page.contains(",NaN"));

@@ -189,7 +189,10 @@ impl<'de> Deserialize<'de> for UniqueStrings {
 
 /// Where the tensors of a new file lie: `(name, dtype, shape)` in order to the text of its header and the ranges
 /// within the buffer. The text is padded so that the buffer begins at a multiple of 8 bytes.
-pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)], metadata: &[(&str, &str)]) -> Result<(Vec<u8>, Vec<Range<u64>>), String> {
+pub(super) fn write(
+    tensors: &[(String, Dtype, Vec<usize>)],
+    metadata: &[(&str, &str)],
+) -> Result<(Vec<u8>, Vec<Range<u64>>), String> {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let strings: Vec<String> = metadata.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
     let mut entries = vec![format!("\"__metadata__\":{{{}}}", strings.join(","))];
@@ -203,7 +206,11 @@ pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)], metadata: &[(&str, 
         if at % dtype.size_bytes() as u64 != 0 {
             return Err(format!("tensor {name} would not be aligned; write the wider types first"));
         }
-        entries.push(format!("{}:{{\"dtype\":\"{}\",\"shape\":{shape:?},\"data_offsets\":[{at},{end}]}}", quoted(name), dtype.name()));
+        entries.push(format!(
+            "{}:{{\"dtype\":\"{}\",\"shape\":{shape:?},\"data_offsets\":[{at},{end}]}}",
+            quoted(name),
+            dtype.name()
+        ));
         ranges.push(at..end);
         at = end;
     }
@@ -232,7 +239,8 @@ mod tests {
         assert!(!reason.contains('\n') && reason.len() < 400, "{reason}");
     }
 
-    const GOOD: &str = r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[3],"data_offsets":[8,14]}}"#;
+    const GOOD: &str =
+        r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[3],"data_offsets":[8,14]}}"#;
 
     #[test]
     fn a_good_file_is_read() {
@@ -348,7 +356,8 @@ mod tests {
 
     #[test]
     fn tensors_without_numbers_are_allowed() {
-        let header = br#"{"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+        let header =
+            br#"{"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
         assert_eq!(read(&file(header, 4)).unwrap().0.len(), 2);
     }
 }

@@ -27,14 +27,26 @@ impl TextLog {
             }
             Event::Step(report) => self.step(report),
             Event::Evaluated { step, loss, sources, best } => {
-                let named: Vec<String> =
-                    sources.iter().map(|(name, score)| format!("{name} {:.4} (ppl {:.1}, {:.3} bits/byte)", score.loss, score.perplexity, score.bits_per_byte)).collect();
-                format!("held-out at step {step}: loss {loss:.4}{} | {}\n", if *best { ", the best so far" } else { "" }, named.join(" | "))
+                let named: Vec<String> = sources
+                    .iter()
+                    .map(|(name, score)| {
+                        format!("{name} {:.4} (ppl {:.1}, {:.3} bits/byte)", score.loss, score.perplexity, score.bits_per_byte)
+                    })
+                    .collect();
+                format!(
+                    "held-out at step {step}: loss {loss:.4}{} | {}\n",
+                    if *best { ", the best so far" } else { "" },
+                    named.join(" | ")
+                )
             }
             Event::Sample { step, stage, prompt, text } => format!("[{stage} | Step {step}] Generated: {prompt}{text}\n"),
             Event::StageDone { name, average_loss, shares: achieved, epochs } => {
                 let passes: Vec<String> = epochs.iter().map(|(name, passes)| format!("{name} {passes:.2}")).collect();
-                let mut text = format!("{name} Average Loss: {average_loss:.4}\nachieved: {} | epochs so far: {}\n", shares(achieved), passes.join(", "));
+                let mut text = format!(
+                    "{name} Average Loss: {average_loss:.4}\nachieved: {} | epochs so far: {}\n",
+                    shares(achieved),
+                    passes.join(", ")
+                );
                 if self.skipped > 0 {
                     text += &format!("skipped updates so far: {}\n", self.skipped);
                 }
@@ -54,7 +66,7 @@ impl TextLog {
             let sources: Vec<&str> = report.source_tokens.keys().map(String::as_str).collect();
             return format!("step {:>5} | skipped: {why} (sources: {})\n", report.step, sources.join(", "));
         }
-        if report.step % self.log_every != 0 && report.step != 1 {
+        if !report.step.is_multiple_of(self.log_every) && report.step != 1 {
             return String::new();
         }
         format!(
@@ -127,20 +139,41 @@ mod tests {
         let mut log = TextLog::new(50);
         let stage = Event::Stage { index: 0, name: "Foundation".into(), start: 0, end: 1000, weights: map([("input", 1.0)]) };
         assert_eq!(log.push(&stage), "\n=== Stage 1: Foundation (steps 0–1000) ===\nplanned: input 100.0 %\n");
-        let report = StepReport { step: 50, loss: 4.1234, lr: 5.99e-4, grad_norm: 0.83, tokens_per_sec: 1234.4, eta_secs: 192.0, ..StepReport::default() };
-        assert_eq!(log.push(&Event::Step(report.clone())), "step    50 | loss 4.1234 | lr 5.99e-04 | norm 0.83 | 1234 tok/s | eta 3m12s\n");
+        let report = StepReport {
+            step: 50,
+            loss: 4.1234,
+            lr: 5.99e-4,
+            grad_norm: 0.83,
+            tokens_per_sec: 1234.4,
+            eta_secs: 192.0,
+            ..StepReport::default()
+        };
+        assert_eq!(
+            log.push(&Event::Step(report.clone())),
+            "step    50 | loss 4.1234 | lr 5.99e-04 | norm 0.83 | 1234 tok/s | eta 3m12s\n"
+        );
         assert_eq!(log.push(&Event::Step(StepReport { step: 51, ..report })), "");
-        let sample = Event::Sample { step: 500, stage: "Foundation".into(), prompt: "First Citizen:".into(), text: "\nWe are".into() };
+        let sample =
+            Event::Sample { step: 500, stage: "Foundation".into(), prompt: "First Citizen:".into(), text: "\nWe are".into() };
         assert_eq!(log.push(&sample), "[Foundation | Step 500] Generated: First Citizen:\nWe are\n");
-        let done = Event::StageDone { name: "Foundation".into(), average_loss: 4.59849, shares: map([("input", 1.0)]), epochs: map([("input", 12.016)]) };
+        let done = Event::StageDone {
+            name: "Foundation".into(),
+            average_loss: 4.59849,
+            shares: map([("input", 1.0)]),
+            epochs: map([("input", 12.016)]),
+        };
         assert_eq!(log.push(&done), "Foundation Average Loss: 4.5985\nachieved: input 100.0 % | epochs so far: input 12.02\n");
     }
 
     #[test]
     fn skipped_updates_are_always_told_and_counted() {
         let mut log = TextLog::new(50);
-        let report =
-            StepReport { step: 7, skipped: Some("the loss is NaN".into()), source_tokens: [("code".to_string(), 1)].into(), ..StepReport::default() };
+        let report = StepReport {
+            step: 7,
+            skipped: Some("the loss is NaN".into()),
+            source_tokens: [("code".to_string(), 1)].into(),
+            ..StepReport::default()
+        };
         assert_eq!(log.push(&Event::Step(report)), "step     7 | skipped: the loss is NaN (sources: code)\n");
         let done = Event::StageDone { name: "S".into(), average_loss: 1.0, shares: map([]), epochs: map([]) };
         assert!(log.push(&done).ends_with("skipped updates so far: 1\n"));
@@ -151,7 +184,16 @@ mod tests {
         for (x, text) in [(6e-4, "6.00e-04"), (0.0, "0.00e+00"), (12_345.0, "1.23e+04"), (f64::NAN, "NaN")] {
             assert_eq!(scientific(x), text);
         }
-        for (secs, text) in [(0.0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (192.0, "3m12s"), (7500.0, "2h05m"), (273_600.0, "3d04h"), (f64::NAN, "?"), (-1.0, "?")] {
+        for (secs, text) in [
+            (0.0, "0s"),
+            (59.4, "59s"),
+            (59.6, "1m00s"),
+            (192.0, "3m12s"),
+            (7500.0, "2h05m"),
+            (273_600.0, "3d04h"),
+            (f64::NAN, "?"),
+            (-1.0, "?"),
+        ] {
             assert_eq!(duration(secs), text);
         }
     }

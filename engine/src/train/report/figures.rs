@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::plot::{Format, Line, Look, Plot, Points, smooth};
 use super::History;
+use super::plot::{Format, Line, Look, Plot, Points, smooth};
 use crate::protocol::StepReport;
 
 /// Windows into which the mix over time is counted.
@@ -14,13 +14,13 @@ const MIX: &str = "Mix over time";
 pub(super) fn all(history: &History) -> Vec<String> {
     let span = (history.steps.len() / 40).clamp(1, 50);
     let mut plots: Vec<Plot> = [
-        loss(history, span),
-        source_loss(history, span),
-        held_out(history),
+        Some(loss(history, span)),
+        Some(source_loss(history, span)),
+        Some(held_out(history)),
         mix(history),
-        learning_rate(history),
-        gradient_norm(history, span),
-        speed(history, span),
+        Some(learning_rate(history)),
+        Some(gradient_norm(history, span)),
+        Some(speed(history, span)),
         loss_scale(history),
     ]
     .into_iter()
@@ -65,64 +65,62 @@ fn numbers(history: &History, number: impl Fn(&StepReport) -> f64) -> Points {
     history.made().map(|report| (f64::from(report.step), number(report))).collect()
 }
 
-fn loss(history: &History, span: usize) -> Option<Plot> {
-    let raw = numbers(history, |report| report.loss);
-    let bold = smoothed(history, &raw, span);
-    let held_out: Points = history.evaluated.iter().map(|(step, (loss, _))| (f64::from(*step), *loss)).collect();
-    let mut lines = Vec::new();
-    if span > 1 {
-        lines.push(line("each update", Some(0), Look::Faint, raw));
+/// The numbers of every update faintly behind their mean over `span` updates.
+fn raw_and_smoothed(name: &str, color: Option<usize>, raw: Points, history: &History, span: usize) -> Vec<Line> {
+    if span == 1 {
+        return vec![line(name, color, Look::Solid, raw)];
     }
-    lines.push(line("training", Some(0), Look::Solid, bold));
-    if !held_out.is_empty() {
-        lines.push(line("held-out, weighted as the stage", Some(1), Look::Dotted, held_out));
-    }
-    let note = if span > 1 { format!("nats per token · bold: smoothed over about {span} updates") } else { "nats per token".into() };
-    Some(Plot { wide: true, note, lines, ..plot("Loss", history, Format::Plain) })
+    let bold = line(&format!("{name}, smoothed"), color, Look::Solid, smoothed(history, &raw, span));
+    vec![line(&format!("{name}, this update"), color, Look::Faint, raw), bold]
 }
 
-fn source_loss(history: &History, span: usize) -> Option<Plot> {
+fn loss(history: &History, span: usize) -> Plot {
+    let mut lines = raw_and_smoothed("training", None, numbers(history, |report| report.loss), history, span);
+    let held_out: Points = history.evaluated.iter().map(|(step, (loss, _))| (f64::from(*step), *loss)).collect();
+    if !held_out.is_empty() {
+        lines.push(line("held-out, weighted as the stage", Some(4), Look::Dotted, held_out));
+    }
+    let bold = if span > 1 { format!(" · bold: mean of {span} updates") } else { String::new() };
+    Plot { wide: true, note: format!("nats per token{bold}"), lines, ..plot("Loss", history, Format::Plain) }
+}
+
+fn source_loss(history: &History, span: usize) -> Plot {
     let mut lines = Vec::new();
     for (i, source) in history.sources.iter().enumerate() {
         let points: Points =
             history.made().filter_map(|report| Some((f64::from(report.step), *report.source_loss.get(*source)?))).collect();
         lines.push(line(source, Some(i), Look::Solid, smoothed(history, &points, span)));
     }
-    Some(Plot { note: "smoothed, nats per token".into(), lines, ..plot("Training loss per source", history, Format::Plain) })
+    Plot { note: "smoothed, nats per token".into(), lines, ..plot("Training loss per source", history, Format::Plain) }
 }
 
-fn held_out(history: &History) -> Option<Plot> {
+fn held_out(history: &History) -> Plot {
     let mut lines = Vec::new();
     for (i, source) in history.sources.iter().enumerate() {
-        let points = history.evaluated.iter().filter_map(|(step, (_, scores))| Some((f64::from(*step), scores.get(*source)?.loss)));
+        let points =
+            history.evaluated.iter().filter_map(|(step, (_, scores))| Some((f64::from(*step), scores.get(*source)?.loss)));
         lines.push(line(source, Some(i), Look::Dotted, points.collect()));
     }
-    Some(Plot { note: "text never trained on, nats per token".into(), lines, ..plot("Held-out loss per source", history, Format::Plain) })
+    Plot {
+        note: "text never trained on, nats per token".into(),
+        lines,
+        ..plot("Held-out loss per source", history, Format::Plain)
+    }
 }
 
-fn learning_rate(history: &History) -> Option<Plot> {
+fn learning_rate(history: &History) -> Plot {
     let lines = vec![line("learning rate", Some(4), Look::Solid, numbers(history, |report| report.lr))];
-    Some(Plot { lines, from_zero: true, ..plot("Learning rate", history, Format::Scientific) })
+    Plot { lines, from_zero: true, ..plot("Learning rate", history, Format::Scientific) }
 }
 
-fn gradient_norm(history: &History, span: usize) -> Option<Plot> {
-    let raw = numbers(history, |report| report.grad_norm);
-    let bold = line("gradient norm", Some(3), Look::Solid, smoothed(history, &raw, span));
-    let mut lines = vec![line("each update", Some(3), Look::Faint, raw), bold];
-    if span == 1 {
-        lines.remove(0);
-    }
-    Some(Plot { note: "global, before clipping".into(), lines, ..plot("Gradient norm", history, Format::Plain) })
+fn gradient_norm(history: &History, span: usize) -> Plot {
+    let lines = raw_and_smoothed("norm", Some(3), numbers(history, |report| report.grad_norm), history, span);
+    Plot { note: "global, before clipping".into(), lines, ..plot("Gradient norm", history, Format::Plain) }
 }
 
-fn speed(history: &History, span: usize) -> Option<Plot> {
-    let raw = numbers(history, |report| report.tokens_per_sec);
-    let bold = line("tokens per second", Some(5), Look::Solid, smoothed(history, &raw, span));
-    let mut lines = vec![line("each update", Some(5), Look::Faint, raw), bold];
-    if span == 1 {
-        lines.remove(0);
-    }
-    Some(Plot { lines, from_zero: true, ..plot("Tokens per second", history, Format::Count) })
+fn speed(history: &History, span: usize) -> Plot {
+    let lines = raw_and_smoothed("speed", Some(5), numbers(history, |report| report.tokens_per_sec), history, span);
+    Plot { lines, from_zero: true, ..plot("Tokens per second", history, Format::Count) }
 }
 
 fn loss_scale(history: &History) -> Option<Plot> {

@@ -33,7 +33,7 @@ impl Format {
             Self::Scientific if y == 0.0 => "0".into(),
             Self::Scientific => format!("{y:.1e}"),
             Self::Count if y >= 1e6 => format!("{}M", trim(y / 1e6)),
-            Self::Count if y >= 1e4 => format!("{}K", trim(y / 1e3)),
+            Self::Count if y >= 1e3 => format!("{}K", trim(y / 1e3)),
             _ => trim(y),
         }
     }
@@ -167,11 +167,14 @@ impl Plot {
         let (left, right) = (self.x.0, self.x.1.max(self.x.0 + 1.0));
         let (low, high) = points().fold((f64::MAX, f64::MIN), |(a, b), (_, y)| (a.min(*y), b.max(*y)));
         let log = !self.from_zero && low > 0.0 && high / low > 20.0;
-        let pad = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-12);
+        let flat = high - low < 1e-3 * high.abs(); // a constant lies in the middle
+        let pad = if flat { 0.5 * high.abs() } else { 0.06 * (high - low) }.max(1e-12);
         let (low, high) = match (log, self.top) {
             (true, _) => (low * 0.85, high * 1.15),
             (false, Some(top)) => (0.0, top),
-            (false, None) => (if self.from_zero { 0.0 } else { (low - pad).max(if low >= 0.0 { 0.0 } else { f64::MIN }) }, high + pad),
+            (false, None) => {
+                (if self.from_zero { 0.0 } else { (low - pad).max(if low >= 0.0 { 0.0 } else { f64::MIN }) }, high + pad)
+            }
         };
         let x = Axis { low: left, high: right, log: false, from: 58.0, to: width - 14.0 };
         Some((x, Axis { low, high, log, from: height - 30.0, to: 24.0 }))
@@ -190,17 +193,34 @@ impl Plot {
             }
             let room = to - from;
             if i % 2 == 1 {
-                let _ = write!(svg, "<rect class=\"band\" x=\"{from:.1}\" y=\"{:.0}\" width=\"{room:.1}\" height=\"{:.0}\"/>", y.to, y.from - y.to);
+                let _ = write!(
+                    svg,
+                    "<rect class=\"band\" x=\"{from:.1}\" y=\"{:.0}\" width=\"{room:.1}\" height=\"{:.0}\"/>",
+                    y.to,
+                    y.from - y.to
+                );
             }
             let label = if names { name.clone() } else { (i + 1).to_string() };
             if fits(&label, room) {
-                let _ = write!(svg, "<text class=\"stage\" x=\"{:.1}\" y=\"{:.0}\">{}</text>", (from + to) / 2.0, y.to - 8.0, escape(&label));
+                let _ = write!(
+                    svg,
+                    "<text class=\"stage\" x=\"{:.1}\" y=\"{:.0}\">{}</text>",
+                    (from + to) / 2.0,
+                    y.to - 8.0,
+                    escape(&label)
+                );
             }
         }
         for tick in y.ticks(5) {
             let at = y.place(tick);
             let _ = write!(svg, "<line class=\"grid\" x1=\"{:.0}\" x2=\"{:.0}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", x.from, x.to);
-            let _ = write!(svg, "<text class=\"y\" x=\"{:.0}\" y=\"{:.1}\">{}</text>", x.from - 8.0, at + 4.0, self.format.tick(tick));
+            let _ = write!(
+                svg,
+                "<text class=\"y\" x=\"{:.0}\" y=\"{:.1}\">{}</text>",
+                x.from - 8.0,
+                at + 4.0,
+                self.format.tick(tick)
+            );
         }
         for tick in x.ticks(if self.wide { 10 } else { 5 }).into_iter().filter(|tick| tick.fract() == 0.0) {
             let at = x.place(tick);
@@ -212,7 +232,11 @@ impl Plot {
                 super::tables::grouped(tick as u64)
             );
         }
-        let _ = write!(svg, "<line class=\"axis\" x1=\"{:.0}\" x2=\"{:.0}\" y1=\"{:.0}\" y2=\"{:.0}\"/>", x.from, x.to, y.from, y.from);
+        let _ = write!(
+            svg,
+            "<line class=\"axis\" x1=\"{:.0}\" x2=\"{:.0}\" y1=\"{:.0}\" y2=\"{:.0}\"/>",
+            x.from, x.to, y.from, y.from
+        );
     }
 
     fn legend(&self) -> String {
@@ -240,7 +264,8 @@ impl Plot {
                 Some(floor) if line.look == Look::Area => y - floor.get(i).map_or(0.0, |point| point.1),
                 _ => y,
             };
-            let points: Vec<String> = line.points.iter().enumerate().map(|(i, (x, y))| format!("[{},{}]", trim(*x), json_number(own(i, *y)))).collect();
+            let points: Vec<String> =
+                line.points.iter().enumerate().map(|(i, (x, y))| format!("[{},{}]", trim(*x), json_number(own(i, *y)))).collect();
             let name = serde_json::Value::from(line.name.as_str()).to_string();
             lines.push(format!("{{\"name\":{name},\"color\":\"{}\",\"points\":[{}]}}", color(line.color), points.join(",")));
             below = Some(&line.points);
@@ -281,7 +306,8 @@ fn draw(svg: &mut String, line: &Line, floor: Option<&Points>, x: &Axis, y: &Axi
     }
     if line.look == Look::Dotted || line.points.len() == 1 {
         for (px, py) in line.points.iter().take(200) {
-            let _ = write!(svg, "<circle style=\"fill:{color}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.6\"/>", x.place(*px), y.place(*py));
+            let _ =
+                write!(svg, "<circle style=\"fill:{color}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.6\"/>", x.place(*px), y.place(*py));
         }
     }
 }
@@ -312,7 +338,10 @@ pub(super) fn smooth(points: &[(f64, f64)], span: usize, stage_ends: &[f64]) -> 
     let finite: Points = points.iter().filter(|(_, y)| y.is_finite()).copied().collect();
     for piece in finite.chunk_by(|a, b| !stage_ends.iter().any(|end| a.0 <= *end && *end < b.0)) {
         let mut sums = vec![0.0];
-        sums.extend(piece.iter().scan(0.0, |sum, (_, y)| { *sum += y; Some(*sum) }));
+        sums.extend(piece.iter().scan(0.0, |sum, (_, y)| {
+            *sum += y;
+            Some(*sum)
+        }));
         for (i, (x, _)) in piece.iter().enumerate() {
             let (from, to) = (i.saturating_sub(span / 2), (i + span.div_ceil(2)).min(piece.len()));
             smoothed.push((*x, (sums[to] - sums[from]) / (to - from) as f64));
@@ -403,7 +432,15 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        for (x, text) in [(0.0, "0"), (1.0, "1"), (5050.0, "5050"), (0.000_599_99, "0.00059999"), (4.123_456, "4.1235"), (1e6, "1000000"), (-0.25, "-0.25")] {
+        for (x, text) in [
+            (0.0, "0"),
+            (1.0, "1"),
+            (5050.0, "5050"),
+            (0.000_599_99, "0.00059999"),
+            (4.123_456, "4.1235"),
+            (1e6, "1000000"),
+            (-0.25, "-0.25"),
+        ] {
             assert_eq!(trim(x), text);
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::super::log::{duration, shares};
-use super::plot::{escape, swatch};
 use super::History;
+use super::plot::{escape, swatch};
 use crate::protocol::Event;
 
 /// Name, state and what ran where.
@@ -26,7 +26,9 @@ pub(super) fn header(title: &str, history: &History) -> String {
     }
     let facts: String = facts.iter().map(|fact| format!("<span>{}</span>", escape(fact))).collect();
     let title = escape(title);
-    format!("<header class=\"wide\"><h1>{title} <span class=\"state {class}\">{state}</span></h1><p class=\"facts\">{facts}</p></header>")
+    format!(
+        "<header class=\"wide\"><h1>{title} <span class=\"state {class}\">{state}</span></h1><p class=\"facts\">{facts}</p></header>"
+    )
 }
 
 /// The numbers that people look for first.
@@ -39,7 +41,9 @@ pub(super) fn tiles(history: &History) -> String {
         n => (format!("{:.4}", recent.iter().sum::<f64>() / n as f64), format!("mean of the last {n} updates")),
     };
     let best = match history.best() {
-        Some((step, loss)) => (format!("{loss:.4}"), format!("perplexity {} at step {}", significant(loss.exp()), grouped(u64::from(step)))),
+        Some((step, loss)) => {
+            (format!("{loss:.4}"), format!("perplexity {} at step {}", significant(loss.exp()), grouped(u64::from(step))))
+        }
         None => ("–".into(), "not evaluated".into()),
     };
     let last = history.steps.keys().next_back().copied().unwrap_or(0);
@@ -80,11 +84,18 @@ pub(super) fn stages(history: &History) -> String {
         let reports = || history.made().filter(|report| report.step > stage.start && report.step <= stage.end);
         let tokens = history.tokens(stage.start, stage.end);
         let sum: u64 = tokens.values().sum();
-        let counted: BTreeMap<String, f64> = tokens.iter().map(|(name, n)| (name.to_string(), *n as f64 / sum.max(1) as f64)).collect();
-        let (loss, achieved, epochs) = match stage.done {
-            Some((loss, achieved, epochs)) => (format!("{loss:.4}"), achieved, mix(epochs, |passes| format!("{passes:.2}×"), history)),
+        let counted: BTreeMap<String, f64> =
+            tokens.iter().map(|(name, n)| (name.to_string(), *n as f64 / sum.max(1) as f64)).collect();
+        let (loss, achieved, epochs) = match &stage.done {
+            Some(done) => {
+                (format!("{:.4}", done.average_loss), done.shares, mix(done.epochs, |passes| format!("{passes:.2}×"), history))
+            }
             None if sum == 0 => ("–".into(), &counted, "–".into()),
-            None => (format!("{:.4} so far", reports().map(|report| report.loss).sum::<f64>() / reports().count().max(1) as f64), &counted, "–".into()),
+            None => (
+                format!("{:.4} so far", reports().map(|report| report.loss).sum::<f64>() / reports().count().max(1) as f64),
+                &counted,
+                "–".into(),
+            ),
         };
         rows += &format!(
             "<tr><td class=\"num\">{}</td><td><b>{}</b></td><td class=\"num\">{}–{}</td><td class=\"num\">{loss}</td><td>{}</td><td>{}</td><td>{epochs}</td></tr>",
@@ -116,8 +127,9 @@ pub(super) fn sources(history: &History) -> String {
         let or_dash = |n: u64| if n == 0 { "–".into() } else { grouped(n) };
         let passes = if train == 0 { "–".into() } else { format!("{:.2}×", trained as f64 / train as f64) };
         let score = scores.and_then(|scores| scores.get(*name));
-        let (loss, perplexity, bits) =
-            score.map_or(("–".into(), "–".into(), "–".into()), |s| (format!("{:.4}", s.loss), significant(s.perplexity), format!("{:.3}", s.bits_per_byte)));
+        let (loss, perplexity, bits) = score.map_or(("–".into(), "–".into(), "–".into()), |s| {
+            (format!("{:.4}", s.loss), significant(s.perplexity), format!("{:.3}", s.bits_per_byte))
+        });
         rows += &format!(
             "<tr><td>{}<b>{}</b></td><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{passes}</td>\
              <td class=\"num\">{loss}</td><td class=\"num\">{perplexity}</td><td class=\"num\">{bits}</td></tr>",
@@ -166,7 +178,12 @@ pub(super) fn trouble(history: &History) -> String {
     lines.extend(history.skipped().map(|report| {
         let sources: Vec<&str> = report.source_tokens.keys().map(String::as_str).collect();
         let why = report.skipped.as_deref().unwrap_or_default();
-        format!("<li><b>Step {} skipped</b>{} (sources: {})</li>", grouped(u64::from(report.step)), escape(why), escape(&sources.join(", ")))
+        format!(
+            "<li><b>Step {} skipped</b>{} (sources: {})</li>",
+            grouped(u64::from(report.step)),
+            escape(why),
+            escape(&sources.join(", "))
+        )
     }));
     lines.extend(history.warnings.iter().map(|(_, text)| format!("<li><b>Warning</b>{}</li>", escape(text))));
     if lines.is_empty() {
@@ -268,7 +285,12 @@ mod tests {
 
     #[test]
     fn dates_are_right_also_in_leap_years() {
-        for (secs, text) in [(0.0, "1970-01-01 00:00 UTC"), (951_782_399.0, "2000-02-28 23:59 UTC"), (1_709_211_900.0, "2024-02-29 13:05 UTC"), (1_735_689_599.0, "2024-12-31 23:59 UTC")] {
+        for (secs, text) in [
+            (0.0, "1970-01-01 00:00 UTC"),
+            (951_782_399.0, "2000-02-28 23:59 UTC"),
+            (1_709_211_900.0, "2024-02-29 13:05 UTC"),
+            (1_735_689_599.0, "2024-12-31 23:59 UTC"),
+        ] {
             assert_eq!(date(secs), text);
         }
     }

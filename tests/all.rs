@@ -1,0 +1,6 @@
+//! All cross-crate tests in one binary.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod golden_tests;
+mod ops_tests;
+mod run_tests;

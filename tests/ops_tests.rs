@@ -1,0 +1,252 @@
+//! Every op: the fast form against its definition in burn ops, and its gradient against finite differences.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use smolforge_engine::device::Compute;
+use smolforge_engine::model::llama::ids;
+use smolforge_engine::ops::adamw::{AdamW, Moments};
+use smolforge_engine::ops::attention::{Mask, Shape};
+use smolforge_engine::ops::{adamw, attention, cross_entropy, embedding, linear, rms_norm, rope, swiglu};
+use smolforge_tests::*;
+
+type Op<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
+
+/// Value of `op` and the gradients of `Σ op(x)·weights` by every input.
+fn value_and_gradients(op: Op, inputs: &[Tensor<2>]) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let leaves: Vec<Tensor<2>> = inputs.iter().map(|x| Tensor::from_inner(x.clone()).require_grad()).collect();
+    let y = op(&leaves);
+    let [rows, columns] = y.dims();
+    let weights = Tensor::<2>::from_data(TensorData::new(random(99, rows * columns), [rows, columns]), (&y.device(), DType::F32));
+    let mut grads = (y.clone() * weights).sum().backward();
+    let gradient = |x: &Tensor<2>, grads: &mut _| values(x.grad_remove(grads).expect("a gradient"));
+    (values(y.inner()), leaves.iter().map(|x| gradient(x, &mut grads)).collect())
+}
+
+/// The fast form gives what the definition gives; tolerance relative to the largest element.
+#[track_caller]
+fn check_parity(name: &str, fast: Op, reference: Op, inputs: &[Tensor<2>]) {
+    let (value, gradients) = value_and_gradients(fast, inputs);
+    let (expected, expected_gradients) = value_and_gradients(reference, inputs);
+    let compare = |what: &str, a: &[f32], b: &[f32]| {
+        let largest = b.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+        let difference = max_difference(a, b);
+        assert!(difference <= 2e-5 * largest, "{name} {what}: {difference} of {largest}"); // f32 sums in another order
+    };
+    compare("value", &value, &expected);
+    for (i, (a, b)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        compare(&format!("gradient {i}"), a, b);
+    }
+}
+
+/// Central differences along random directions agree with the gradient.
+#[track_caller]
+fn check_finite_differences(name: &str, op: Op, inputs: &[Tensor<2>]) {
+    let (value, gradients) = value_and_gradients(op, inputs);
+    let weights = random(99, value.len());
+    let objective = |inputs: &[Tensor<2>]| values(op(inputs)).iter().zip(&weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum::<f64>();
+    for (i, gradient) in gradients.iter().enumerate() {
+        let [rows, columns] = inputs[i].dims();
+        let direction = random(7 + i as u64, rows * columns);
+        let step = 1e-2f32;
+        let moved = |sign: f32| {
+            let mut inputs = inputs.to_vec();
+            let delta = Tensor::<2>::from_data(TensorData::new(direction.clone(), [rows, columns]), (&inputs[i].device(), DType::F32));
+            inputs[i] = inputs[i].clone() + delta * (sign * step);
+            objective(&inputs)
+        };
+        let numeric = (moved(1.0) - moved(-1.0)) / (2.0 * f64::from(step));
+        let analytic: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let error = (numeric - analytic).abs() / analytic.abs().max(1.0);
+        assert!(error <= 5e-3, "{name}, input {i}: analytic {analytic}, numeric {numeric}"); // step² and f32 rounding / step
+    }
+}
+
+#[test]
+fn linear_is_its_definition() {
+    let cpu = cpu();
+    for (n, k, m) in [(1, 1, 1), (2, 63, 65), (3, 64, 130), (5, 65, 7), (64, 63, 64), (130, 96, 257)] {
+        let inputs = [matrix(1, n, k, &cpu), matrix(2, m, k, &cpu)];
+        let fast: Op = &|x| linear::linear(x[0].clone(), x[1].clone(), false);
+        let reference: Op = &|x| linear::reference(x[0].clone(), x[1].clone(), false);
+        check_parity(&format!("linear {n}x{k}x{m}"), fast, reference, &inputs);
+        check_finite_differences("linear", fast, &inputs);
+    }
+}
+
+#[test]
+fn rms_norm_is_its_definition() {
+    let cpu = cpu();
+    for (n, d) in [(1, 1), (1, 64), (17, 63), (65, 65), (130, 576)] {
+        let inputs = [matrix(1, n, d, &cpu), matrix(2, 1, d, &cpu)];
+        let fast: Op = &|x| rms_norm::rms_norm(x[0].clone(), x[1].clone(), 1e-5);
+        let reference: Op = &|x| rms_norm::reference(x[0].clone(), x[1].clone(), 1e-5);
+        check_parity(&format!("rms_norm {n}x{d}"), fast, reference, &inputs);
+        if d > 1 {
+            check_finite_differences("rms_norm", fast, &inputs);
+        }
+    }
+}
+
+#[test]
+fn swiglu_is_its_definition() {
+    let cpu = cpu();
+    for (n, f) in [(1, 1), (3, 65), (64, 1000)] {
+        let inputs = [matrix(1, n, f, &cpu) * 4.0, matrix(2, n, f, &cpu)];
+        let fast: Op = &|x| swiglu::swiglu(x[0].clone(), x[1].clone());
+        let reference: Op = &|x| swiglu::reference(x[0].clone(), x[1].clone());
+        check_parity(&format!("swiglu {n}x{f}"), fast, reference, &inputs);
+        check_finite_differences("swiglu", fast, &inputs);
+    }
+}
+
+#[test]
+fn rope_is_its_definition() {
+    let cpu = cpu();
+    for (b, t, h, e) in [(1, 1, 1, 2), (2, 5, 3, 8), (3, 65, 2, 64)] {
+        let angles = matrix(5, t, e / 2, &cpu) * 9.0;
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        let lift = |x: &Tensor<2>, table: &Tensor<2>| if x.is_autodiff() { Tensor::from_inner(table.clone()) } else { table.clone() };
+        let inputs = [matrix(1, b * t, h * e, &cpu)];
+        let fast: Op = &|x| rope::rope(x[0].clone(), lift(&x[0], &cos), lift(&x[0], &sin));
+        let reference: Op = &|x| rope::reference(x[0].clone(), lift(&x[0], &cos), lift(&x[0], &sin));
+        check_parity(&format!("rope {b}x{t}x{h}x{e}"), fast, reference, &inputs);
+        check_finite_differences("rope", fast, &inputs);
+    }
+}
+
+/// Two documents in every row: the second begins at a third of it.
+fn starts(b: usize, t: usize, offset: usize) -> Vec<i32> {
+    let border = (offset + t) / 3;
+    (0..b * t).map(|i| if offset + i % t >= border { border as i32 } else { 0 }).collect()
+}
+
+fn additive(starts: &[i32], b: usize, t: usize, offset: usize, compute: &Compute) -> Tensor<4> {
+    let s = offset + t;
+    let sees = |row: usize, key: usize| key >= starts[row] as usize && key <= offset + row % t;
+    let mask: Vec<f32> = (0..b * t * s).map(|i| if sees(i / s, i % s) { 0.0 } else { -1e30 }).collect();
+    Tensor::from_data(TensorData::new(mask, [b, 1, t, s]), (&compute.device, DType::F32))
+}
+
+#[test]
+fn attention_is_its_definition() {
+    let cpu = cpu();
+    let cases = [(1, 1, 1, 1, 4, 0), (2, 5, 4, 2, 8, 0), (1, 63, 3, 1, 64, 0), (2, 64, 2, 2, 16, 0), (1, 65, 4, 2, 64, 0), (1, 130, 9, 3, 64, 0), (2, 1, 4, 2, 16, 70), (1, 7, 2, 1, 8, 66)];
+    for (b, t, h, g, e, offset) in cases {
+        let capacity = offset + t;
+        let shape = Shape { b, t, h, g, e, capacity, offset };
+        let inputs = [matrix(1, b * t, h * e, &cpu), matrix(2, b * capacity, g * e, &cpu), matrix(3, b * capacity, g * e, &cpu)];
+        let starts = starts(b, t, offset);
+        let mask = Mask::new(b, t, offset, &starts, &cpu.device);
+        let dense = additive(&starts, b, t, offset, &cpu);
+        let lift = |x: &Tensor<2>| if x.is_autodiff() { Tensor::from_inner(dense.clone()) } else { dense.clone() };
+        let fast: Op = &|x| attention::attention(x[0].clone(), x[1].clone(), x[2].clone(), &mask, h, g);
+        let reference: Op = &|x| attention::reference(x[0].clone(), x[1].clone(), x[2].clone(), lift(&x[0]), shape);
+        check_parity(&format!("attention {shape:?}"), fast, reference, &inputs);
+        check_finite_differences("attention", fast, &inputs);
+    }
+}
+
+#[test]
+fn a_document_does_not_see_the_one_before() {
+    for compute in devices() {
+        let (t, h, g, e) = (12, 2, 1, 8);
+        let starts = starts(1, t, 0); // the second document begins at 4
+        let mask = Mask::new(1, t, 0, &starts, &compute.device);
+        let run = |scale: f32| {
+            let first = matrix(1, 4, g * e, &compute) * scale;
+            let k = Tensor::cat(vec![first.clone(), matrix(2, t - 4, g * e, &compute)], 0);
+            let v = Tensor::cat(vec![first, matrix(3, t - 4, g * e, &compute)], 0);
+            values(attention::attention(matrix(4, t, h * e, &compute), k, v, &mask, h, g).narrow(0, 4, t - 4))
+        };
+        assert_eq!(run(1.0), run(50.0), "{}", compute.info.name);
+    }
+}
+
+#[test]
+fn embedding_is_its_definition() {
+    let cpu = cpu();
+    let tokens = vec![0, 6, 3, 3, 6, 6, 1, 0, 2];
+    let inputs = [matrix(1, 7, 65, &cpu)];
+    let fast: Op = &|x| embedding::embedding(x, ids(tokens.clone(), &x[0].device()));
+    let reference: Op = &|x| embedding::reference(x, ids(tokens.clone(), &x[0].device()));
+    check_parity("embedding", fast, reference, &inputs);
+    let whole = matrix(1, 7, 65, &cpu);
+    let blocks = [whole.clone().narrow(0, 0, 3), whole.clone().narrow(0, 3, 3), whole.clone().narrow(0, 6, 1)];
+    let split = values(embedding::embedding(&blocks, ids(tokens.clone(), &cpu.device)));
+    assert_eq!(split, values(embedding::embedding(&[whole], ids(tokens, &cpu.device))));
+}
+
+/// Plain softmax cross-entropy over all logits.
+fn plain_cross_entropy(h: Tensor<2>, w: Tensor<2>, targets: &[i32], scale: f64) -> Tensor<2> {
+    let (n, v) = (targets.len(), w.dims()[0]);
+    let logits = h.matmul(w.transpose());
+    let mut onehot = vec![0.0f32; n * v];
+    for (row, target) in targets.iter().enumerate().filter(|(_, target)| **target >= 0) {
+        onehot[row * v + *target as usize] = 1.0;
+    }
+    let onehot = Tensor::<2>::from_data(TensorData::new(onehot, [n, v]), (&logits.device(), DType::F32));
+    let loss = burn::tensor::activation::log_softmax(logits, 1) * onehot;
+    (loss.sum() * -scale).reshape([1, 1])
+}
+
+#[test]
+fn chunked_cross_entropy_is_plain_cross_entropy() {
+    for compute in devices() {
+        for (n, v, d, blocks) in [(1, 2, 3, 1), (5, 65, 16, 1), (70, 1000, 64, 1), (70, 1000, 64, 3)] {
+            let targets: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 4 { -100 } else { i * 37 % v as i32 }).collect();
+            let inputs = [matrix(1, n, d, &compute), matrix(2, v, d, &compute)];
+            let rows = v.div_ceil(blocks);
+            let fast: Op = &|x| {
+                let head: Vec<Tensor<2>> = (0..v).step_by(rows).map(|first| x[1].clone().narrow(0, first, rows.min(v - first))).collect();
+                cross_entropy::linear_cross_entropy(x[0].clone(), &head, &targets, 0.25).scaled.reshape([1, 1])
+            };
+            let plain: Op = &|x| plain_cross_entropy(x[0].clone(), x[1].clone(), &targets, 0.25);
+            check_parity(&format!("cross-entropy {n}x{v}x{d}/{blocks} on {}", compute.info.name), fast, plain, &inputs);
+            let chunk = 7; // several chunks, the last one short
+            let head = [inputs[1].clone()];
+            let (nll, _) = cross_entropy::reference(inputs[0].clone(), &head, &targets, chunk, None);
+            let whole = cross_entropy::linear_cross_entropy(inputs[0].clone(), &head, &targets, 1.0).nll;
+            assert!(max_difference(&values(nll), &values(whole)) < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn adamw_is_its_definition() {
+    let step = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.19, correction2: 0.0975, grad_scale: 0.5 };
+    for compute in devices() {
+        for (rows, columns) in [(1, 1), (3, 65), (130, 577)] {
+            let state = || Moments {
+                param: matrix(1, rows, columns, &compute),
+                m: matrix(2, rows, columns, &compute) * 0.1,
+                v: matrix(3, rows, columns, &compute).square(),
+            };
+            let fast = adamw::adamw(state(), matrix(4, rows, columns, &compute), &step);
+            let slow = adamw::reference(state(), matrix(4, rows, columns, &compute), &step);
+            for (a, b) in [(fast.param, slow.param), (fast.m, slow.m), (fast.v, slow.v)] {
+                assert!(max_difference(&values(a), &values(b)) < 2e-6, "{rows}x{columns} on {}", compute.info.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn devices_agree_on_every_definition() {
+    let all = devices();
+    let Some(gpu) = all.get(1) else { return };
+    let on = |compute: &Compute| {
+        let m = |seed, rows, columns| matrix(seed, rows, columns, compute);
+        let mask = Mask::new(2, 9, 0, &starts(2, 9, 0), &compute.device);
+        let angles = m(5, 9, 4) * 3.0;
+        vec![
+            values(linear::linear(m(1, 18, 33), m(2, 65, 33), false)),
+            values(rms_norm::rms_norm(m(1, 18, 33), m(2, 1, 33), 1e-5)),
+            values(swiglu::swiglu(m(1, 18, 33), m(2, 18, 33))),
+            values(rope::rope(m(1, 18, 16), angles.clone().cos(), angles.sin())),
+            values(attention::attention(m(1, 18, 32), m(2, 18, 16), m(3, 18, 16), &mask, 4, 2)),
+            values(embedding::embedding(&[m(1, 50, 33)], ids(vec![3, 49, 0, 3], &compute.device))),
+        ]
+    };
+    for (i, (a, b)) in on(&all[0]).iter().zip(&on(gpu)).enumerate() {
+        assert!(max_difference(a, b) <= 1e-5, "op {i}: {}", max_difference(a, b));
+    }
+}

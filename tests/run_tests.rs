@@ -1,0 +1,255 @@
+//! Whole runs: what a user starts, stops, kills and resumes.
+
+use std::collections::BTreeMap;
+
+use futures_lite::future::block_on;
+use smolforge_engine::config::{SourceConfig, TrainConfig};
+use smolforge_engine::control::Control;
+use smolforge_engine::data::builtin;
+use smolforge_engine::model::{Llama, LlamaConfig};
+use smolforge_engine::protocol::{Command, DeviceChoice, Event, StepReport};
+use smolforge_engine::store::Store;
+use smolforge_engine::train::optimizer::Optimizer;
+use smolforge_engine::train::{Ended, checkpoint, forward, gradients, pretrain};
+use smolforge_engine::{Engine, Error};
+use smolforge_tests::*;
+
+/// A store with three small corpora and the configuration of a short run on them.
+fn small_run(steps: u32) -> (Store, TrainConfig) {
+    let store = Store::memory();
+    let mut sources = BTreeMap::new();
+    for (name, text) in builtin::corpora(3, 40_000) {
+        block_on(store.write(&format!("{name}.txt"), text.as_bytes())).unwrap();
+        sources.insert(name.to_string(), SourceConfig::Path(format!("{name}.txt")));
+    }
+    let config = TrainConfig {
+        out: "runs/small".into(),
+        device: DeviceChoice::Cpu,
+        preset: "nano".into(),
+        tokenizer_vocab_size: 400,
+        sources,
+        batch_size: 2,
+        accumulation: 2,
+        sequence_length: 32,
+        steps,
+        warmup_steps: 2,
+        lr: 3e-3,
+        eval_tokens: 256,
+        eval_every: 4,
+        sample_every: 0,
+        sample_tokens: 4,
+        save_every: 3,
+        ..TrainConfig::default()
+    };
+    (store, config)
+}
+
+/// Runs; sends `Stop` after the report of `stop_after`.
+fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32>) -> (Result<Ended, Error>, Vec<StepReport>) {
+    let (control, commands, events) = Control::connect();
+    let job = async { pretrain::run(config, resume, store, &control).await.map(|(ended, _)| ended) };
+    let mut steps = Vec::new();
+    let watch = async {
+        while let Ok(event) = events.recv().await {
+            if let Event::Step(report) = event {
+                if Some(report.step) == stop_after {
+                    commands.try_send(Command::Stop).unwrap();
+                }
+                steps.push(report);
+            }
+        }
+        unreachable!("the job ends first")
+    };
+    let ended = block_on(futures_lite::future::or(async { Some(job.await) }, async { watch.await }));
+    while let Ok(event) = events.try_recv() {
+        if let Event::Step(report) = event {
+            steps.push(report);
+        }
+    }
+    (ended.unwrap(), steps)
+}
+
+fn losses(steps: &[StepReport]) -> Vec<(u32, u64, BTreeMap<String, u64>)> {
+    steps.iter().map(|report| (report.step, report.loss.to_bits(), report.source_tokens.clone())).collect()
+}
+
+fn weights(store: &Store, step: u32) -> Vec<u8> {
+    let folder = checkpoint::folder("runs/small", step);
+    block_on(store.open(&format!("{folder}/model.safetensors"))).unwrap().to_vec()
+}
+
+#[test]
+fn a_stopped_and_resumed_run_is_the_run_that_never_stopped() {
+    cpu();
+    let (whole_store, config) = small_run(10);
+    let (ended, whole) = run(&whole_store, &config, false, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    let (store, _) = small_run(10);
+    let (ended, mut parts) = run(&store, &config, false, Some(4));
+    assert_eq!(ended.unwrap(), Ended::Stopped);
+    let (ended, rest) = run(&store, &config, true, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    assert!(rest[0].step == parts.last().unwrap().step + 1, "the next step follows");
+    parts.extend(rest);
+    assert_eq!(losses(&parts), losses(&whole), "same batches, same losses, bit for bit");
+    assert_eq!(weights(&store, 10), weights(&whole_store, 10));
+    let log = |store: &Store| {
+        let events = block_on(store.read_text("runs/small/events.jsonl")).unwrap();
+        events.lines().filter(|line| line.contains("\"event\":\"step\"")).count()
+    };
+    assert_eq!(log(&store), 10);
+}
+
+#[test]
+fn a_run_that_died_resumes_from_its_last_checkpoint() {
+    cpu();
+    let (whole_store, config) = small_run(8);
+    let (_, whole) = run(&whole_store, &config, false, None);
+    let (store, _) = small_run(8);
+    let (control, _commands, events) = Control::connect();
+    let died = async {
+        let mut run = pretrain::Run::prepare(config.clone(), false, &store, &control).await.unwrap().unwrap();
+        let until_five = async {
+            while let Ok(event) = events.recv().await {
+                if matches!(&event, Event::Step(report) if report.step == 5) {
+                    break;
+                }
+            }
+        };
+        futures_lite::future::or(async { drop(smolforge_engine::train::train(&mut run).await) }, until_five).await;
+    };
+    block_on(died); // dropped in the middle: steps 4 and 5 are not saved
+    let (ended, rest) = run(&store, &config, true, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    assert!(rest[0].step <= 5);
+    assert_eq!(losses(&rest), losses(&whole[rest[0].step as usize - 1..]));
+    assert_eq!(weights(&store, 8), weights(&whole_store, 8));
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before() {
+    cpu();
+    let (store, config) = small_run(6);
+    run(&store, &config, false, None).0.unwrap();
+    let path = format!("{}/model.safetensors", checkpoint::folder("runs/small", 6));
+    let bytes = weights(&store, 6);
+    block_on(store.write(&path, &bytes[..bytes.len() / 2])).unwrap();
+    let (ended, steps) = run(&store, &config, true, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    assert!(steps[0].step < 6);
+    assert_eq!(weights(&store, 6), bytes);
+}
+
+#[test]
+fn resume_refuses_another_configuration_tokenizer_or_text() {
+    cpu();
+    let (store, config) = small_run(6);
+    run(&store, &config, false, Some(2)).0.unwrap();
+    let other = TrainConfig { lr: 1e-3, ..config.clone() };
+    let error = run(&store, &other, true, None).0.unwrap_err().to_string();
+    assert!(error.contains("lr"), "{error}");
+    let error = run(&store, &config, false, None).0.unwrap_err().to_string();
+    assert!(error.contains("--resume"), "{error}");
+    let text = block_on(store.read_text("code.txt")).unwrap();
+    block_on(store.write("code.txt", text.replace("def", "fed").as_bytes())).unwrap();
+    let error = run(&store, &config, true, None).0.unwrap_err().to_string();
+    assert!(error.contains("data"), "{error}");
+    block_on(store.write("code.txt", text.as_bytes())).unwrap();
+    run(&store, &config, true, None).0.unwrap();
+}
+
+#[test]
+fn shares_of_training_tokens_follow_the_curriculum() {
+    cpu();
+    let (store, config) = small_run(20);
+    let (_, steps) = run(&store, &config, false, None);
+    let last_stages = &steps[12..]; // Refinement and Final Polish: .4, .3, .3
+    let tokens = |source: &str| last_stages.iter().filter_map(|report| report.source_tokens.get(source)).sum::<u64>() as f64;
+    let total: f64 = ["input", "code", "math"].iter().map(|source| tokens(source)).sum();
+    for (source, share) in [("input", 0.4), ("code", 0.3), ("math", 0.3)] {
+        let found = tokens(source) / total;
+        assert!((found - share).abs() < 0.08, "{source}: {found}"); // 32 rows: one row is 3 %
+    }
+}
+
+#[test]
+fn non_finite_updates_are_skipped_and_end_the_run_with_the_checkpoint_intact() {
+    cpu();
+    let (store, mut config) = small_run(40);
+    config.lr = 10.0;
+    config.min_lr = 10.0;
+    config.warmup_steps = 0;
+    config.max_grad_norm = 0.0;
+    config.weight_decay = 0.0;
+    config.beta2 = 0.0;
+    config.beta1 = 0.0;
+    config.eval_every = 0;
+    let (ended, steps) = run(&store, &config, false, None);
+    let skipped = steps.iter().filter(|report| report.skipped.is_some()).count();
+    match ended {
+        Err(Error::NonFinite { count, .. }) => {
+            assert_eq!(count, config.max_skipped);
+            assert!(skipped >= count as usize);
+        }
+        other => println!("this run stayed finite: {other:?}, {skipped} skipped"),
+    }
+    for step in block_on(checkpoint::steps(&store, "runs/small")).unwrap() {
+        let folder = checkpoint::folder("runs/small", step);
+        block_on(smolforge_engine::model::hub::Weights::open(&store, &folder)).unwrap();
+    }
+}
+
+#[test]
+fn one_batch_overfits() {
+    let shape = LlamaConfig::preset("nano").unwrap().with_vocab(300);
+    let config = TrainConfig { weight_decay: 0.0, ..TrainConfig::default() };
+    let tokens: Vec<i64> = random(11, 2 * 33).iter().map(|x| ((x.abs() * 1000.0) as i64) % 300).collect();
+    let batch = batch(&tokens[..64], &tokens[1..65], 32);
+    let mut model = Llama::random(&shape, &cpu(), 32, 5).trainable();
+    let mut optimizer = Optimizer::new(&model);
+    let mut last = f32::INFINITY;
+    for _ in 0..60 {
+        let losses = forward(&model, &batch, 1.0 / 64.0);
+        last = values(losses.scaled.clone().inner())[0];
+        let grads = gradients(&model, losses.scaled.backward());
+        optimizer.step(&mut model, grads, &config, 3e-3, 1.0);
+    }
+    assert!(last < 0.1, "loss {last}");
+}
+
+#[test]
+fn both_devices_train_alike() {
+    let all = devices();
+    if all.len() < 2 {
+        return;
+    }
+    let run_on = |device| {
+        let (store, mut config) = small_run(4);
+        (config.device, config.eval_every, config.precision) = (device, 0, smolforge_engine::config::Precision::F32);
+        let (ended, steps) = run(&store, &config, false, None);
+        ended.unwrap();
+        steps.iter().map(|report| report.loss).collect::<Vec<_>>()
+    };
+    for (a, b) in run_on(DeviceChoice::Cpu).iter().zip(run_on(DeviceChoice::Gpu)) {
+        assert!((a - b).abs() < 1e-4 * a, "{a} {b}");
+    }
+}
+
+#[test]
+fn an_engine_answers_with_started_first_and_one_end() {
+    let engine = Engine::start(Store::memory());
+    for command in [Command::Devices, Command::Tokenize { tokenizer: "none".into(), files: vec![] }] {
+        engine.send(command);
+        let mut events = Vec::new();
+        loop {
+            let event = block_on(engine.next()).unwrap();
+            let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
+            events.push(event);
+            if ended {
+                break;
+            }
+        }
+        assert!(matches!(events[0], Event::Started { .. }));
+        assert!(events[1..].iter().all(|event| !matches!(event, Event::Started { .. })));
+    }
+}
