@@ -4,3 +4,4 @@
 mod golden_tests;
 mod ops_tests;
 mod run_tests;
+mod shader_tests;

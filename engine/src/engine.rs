@@ -9,6 +9,7 @@ use crate::bench;
 use crate::config::TrainConfig;
 use crate::control::{Control, Flow};
 use crate::data::source;
+use crate::data::vocabulary;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::generate;
@@ -187,7 +188,7 @@ async fn train_tokenizer(files: &[String], vocab_size: usize, out: &str, store: 
     if !(257..=1_000_000).contains(&vocab_size) {
         return Err(Error::Config(format!("--vocab-size {vocab_size}: must lie between 257 and 1000000")));
     }
-    let Some(tokenizer) = source::train_tokenizer(store, &config.sources, vocab_size, control).await? else { return Ok(()) };
+    let Some(tokenizer) = vocabulary::train(store, &config.sources, vocab_size, control).await? else { return Ok(()) };
     store.write(out, tokenizer.json()).await?;
     control.emit(Event::Wrote { what: format!("tokenizer of {} tokens", tokenizer.vocab_size()), path: out.into() });
     Ok(())

@@ -112,7 +112,7 @@ async fn measure(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -
 /// Seconds of a micro-batch and of an update; the second of two runs counts.
 async fn measure_layers(layers: usize, shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, mixed: bool) -> Result<(f64, f64)> {
     let shape = LlamaConfig { num_hidden_layers: layers, ..shape.clone() };
-    let mut model = Llama { half: mixed, ..Llama::random(&shape, compute, config.sequence_length, 1).trainable() };
+    let mut model = Llama::random(&shape, compute, config.sequence_length, 1).with_half(mixed).trainable();
     let mut optimizer = Optimizer::new(&model);
     let batch = random_batch(config.batch_size, config.sequence_length, shape.vocab_size, 1);
     let mut times = (0.0, 0.0);

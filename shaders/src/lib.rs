@@ -1,1 +1,37 @@
-//! x
+//! WGSL kernels and what they mean.
+//!
+//! Every kernel is a file in `wgsl/` that is valid WGSL as it stands, with entry point `main`, and has a twin of
+//! the same name in [`cpu`]: plain loops, the definition of correct. This crate knows nothing of burn.
+
+pub mod cpu;
+
+/// A compute shader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernel {
+    /// Name of the file and of the twin.
+    pub name: &'static str,
+    /// WGSL.
+    pub source: &'static str,
+    /// Threads of a workgroup.
+    pub workgroup_size: u32,
+}
+
+macro_rules! kernels {
+    ($($(#[doc = $doc:literal])* $constant:ident $name:literal $size:literal,)*) => {
+        $($(#[doc = $doc])* pub const $constant: Kernel =
+            Kernel { name: $name, source: include_str!(concat!("../wgsl/", $name, ".wgsl")), workgroup_size: $size };)*
+        /// Every kernel.
+        pub const KERNELS: &[Kernel] = &[$($constant,)*];
+    };
+}
+
+kernels! {
+    /// Root-mean-square normalisation.
+    RMS_NORM "rms_norm" 64,
+    /// Its gradient by the input.
+    RMS_NORM_DX "rms_norm_dx" 64,
+    /// Its gradient by the weight, in parts.
+    RMS_NORM_DW "rms_norm_dw" 64,
+    /// An optimizer update.
+    ADAMW "adamw" 64,
+}

@@ -105,7 +105,14 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::Config`] where the curriculum does not fit, [`Error::Data`] for sources without a target.
-    pub fn new(shards: Vec<(String, Shard)>, curriculum: Curriculum, sequence_length: usize, seed: u64, steps: u32, end_of_text: Option<u32>) -> Result<Self> {
+    pub fn new(
+        shards: Vec<(String, Shard)>,
+        curriculum: Curriculum,
+        sequence_length: usize,
+        seed: u64,
+        steps: u32,
+        end_of_text: Option<u32>,
+    ) -> Result<Self> {
         let names: Vec<&str> = shards.iter().map(|(name, _)| name.as_str()).collect();
         for (index, name) in names.iter().enumerate() {
             if names[..index].contains(name) {
@@ -196,7 +203,9 @@ impl Loader {
     /// # Errors
     /// [`Error::Resume`] where the cursor belongs to other sources or stages.
     pub fn seek(&mut self, cursor: &Cursor) -> Result<()> {
-        let other = |what: &str| Error::Resume(format!("the checkpoint was made with other {what}; resume with the configuration and data of the run"));
+        let other = |what: &str| {
+            Error::Resume(format!("the checkpoint was made with other {what}; resume with the configuration and data of the run"))
+        };
         if cursor.sources.len() != self.shards.len() || cursor.mixture.tokens().len() != self.shards.len() {
             return Err(other("sources"));
         }
@@ -396,7 +405,10 @@ mod tests {
                 let at = row * 64 + i;
                 assert!(batch.starts[at] >= 0 && batch.starts[at] as usize <= i);
                 assert!(i == 63 || batch.targets[at] == IGNORED || batch.targets[at] == batch.inputs[at + 1]);
-                assert!(batch.targets[at] == IGNORED || i == 63 || batch.starts[at] == batch.starts[at + 1], "no target in another document");
+                assert!(
+                    batch.targets[at] == IGNORED || i == 63 || batch.starts[at] == batch.starts[at + 1],
+                    "no target in another document"
+                );
             }
         }
         assert_eq!(batch.source_tokens().values().sum::<u64>() as usize, batch.target_tokens());

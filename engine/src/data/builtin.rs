@@ -66,7 +66,14 @@ fn story(random: &mut Random) -> String {
     let colour = random.pick(&["red", "blue", "green", "yellow", "silver", "golden", "white", "black"]);
     let place = random.pick(&["river", "forest", "village", "hill", "market", "harbour", "garden", "mill", "bridge", "meadow"]);
     let animal = random.pick(&["fox", "cat", "goat", "crow", "rabbit", "horse", "duck", "owl"]);
-    let weather = random.pick(&["The sun was shining", "It was raining", "Snow was falling", "A cold wind was blowing", "The sky was grey", "The stars were out"]);
+    let weather = random.pick(&[
+        "The sun was shining",
+        "It was raining",
+        "Snow was falling",
+        "A cold wind was blowing",
+        "The sky was grey",
+        "The stars were out",
+    ]);
     let when = random.pick(&["One morning", "One evening", "On a summer day", "Early one day", "Late at night", "After breakfast"]);
     let Person { name, he, his, him } = hero;
     let other = friend.name;
@@ -74,7 +81,10 @@ fn story(random: &mut Random) -> String {
     let mut text = format!("{}\n\n", capital(&format!("{name} and the {colour} {thing}")));
     text += &match random.below(3) {
         0 => format!("{name} lived near the {place} with {his} friend {other}. "),
-        1 => format!("Once upon a time there was a child called {name}, who lived by the {place}. {capital_his} best friend was {other}. ", capital_his = capital(his)),
+        1 => format!(
+            "Once upon a time there was a child called {name}, who lived by the {place}. {capital_his} best friend was {other}. ",
+            capital_his = capital(his)
+        ),
         _ => format!("Once upon a time, everybody at the {place} knew {name} and {other}. "),
     };
     text += &format!("{when}, {name} went to the {place}. {weather}. ");
@@ -100,22 +110,41 @@ fn story(random: &mut Random) -> String {
     }
     for _ in 0..random.below(3) {
         text += &match random.below(5) {
-            0 => format!("They asked the old {}, but nobody knew anything about it. ", random.pick(&["miller", "baker", "teacher", "fisherman", "shepherd"])),
-            1 => format!("{other} was tired, so they sat down and shared {} {}. ", random.pick(&["two", "three", "four"]), random.pick(&["apples", "pears", "cakes", "nuts"])),
+            0 => format!(
+                "They asked the old {}, but nobody knew anything about it. ",
+                random.pick(&["miller", "baker", "teacher", "fisherman", "shepherd"])
+            ),
+            1 => format!(
+                "{other} was tired, so they sat down and shared {} {}. ",
+                random.pick(&["two", "three", "four"]),
+                random.pick(&["apples", "pears", "cakes", "nuts"])
+            ),
             2 => format!("{name} was {}, but {he} did not give up. ", random.pick(&["sad", "cold", "hungry", "afraid"])),
             3 => format!("\"We should go home soon,\" said {other}. \"Not yet,\" said {name}. "),
-            _ => format!("Then they heard a {} behind the {}. ", random.pick(&["noise", "song", "voice", "laugh"]), random.pick(&["wall", "door", "hedge", "tree"])),
+            _ => format!(
+                "Then they heard a {} behind the {}. ",
+                random.pick(&["noise", "song", "voice", "laugh"]),
+                random.pick(&["wall", "door", "hedge", "tree"])
+            ),
         };
     }
     text += "\n\n";
     text += &if lost {
-        format!("At last they saw a little {animal}. The {animal} was sleeping, and next to it lay the {colour} {thing}. {name} took {his} {thing} and thanked {other}. ")
+        format!(
+            "At last they saw a little {animal}. The {animal} was sleeping, and next to it lay the {colour} {thing}. {name} took {his} {thing} and thanked {other}. "
+        )
     } else {
-        format!("At last they met a {animal}. The {animal} looked at {name} and then at the {thing}, and they knew that the {colour} {thing} was its own. {name} gave it back. ")
+        format!(
+            "At last they met a {animal}. The {animal} looked at {name} and then at the {thing}, and they knew that the {colour} {thing} was its own. {name} gave it back. "
+        )
     };
-    text += random.pick(&["Then they went home together.", "From that day on they were friends with everyone.", "That night they told the story again and again."]);
+    text += random.pick(&[
+        "Then they went home together.",
+        "From that day on they were friends with everyone.",
+        "That night they told the story again and again.",
+    ]);
     text += &format!(" And {other} never forgot {him}.\n");
-    text
+    text.replace(" \n", "\n")
 }
 
 const VARIABLES: &[&str] = &["x", "n", "value", "number", "a"];
@@ -135,25 +164,52 @@ fn function(random: &mut Random) -> String {
     let v = 1 + random.below(12) as i64;
     let numbers: Vec<i64> = (0..3 + random.below(3)).map(|_| random.below(20) as i64).collect();
     let shown = format!("{numbers:?}");
-    let (sum, most, least) = (numbers.iter().sum::<i64>(), numbers.iter().max().copied().unwrap_or(0), numbers.iter().min().copied().unwrap_or(0));
+    let (sum, most, least) =
+        (numbers.iter().sum::<i64>(), numbers.iter().max().copied().unwrap_or(0), numbers.iter().min().copied().unwrap_or(0));
     match random.below(11) {
         0 => format!("def add_{k}({x}):\n    \"\"\"Return {x} plus {k}.\"\"\"\n    return {x} + {k}\n\nassert add_{k}({v}) == {}\n", v + k),
-        1 => format!("def multiply_by_{k}({x}):\n    \"\"\"Return {x} times {k}.\"\"\"\n    return {x} * {k}\n\nassert multiply_by_{k}({v}) == {}\n", v * k),
-        2 => format!("def subtract_{k}({x}):\n    \"\"\"Return {x} minus {k}.\"\"\"\n    return {x} - {k}\n\nassert subtract_{k}({v}) == {}\n", v - k),
-        3 => format!("def is_divisible_by_{k}({x}):\n    \"\"\"Return True if {k} divides {x}.\"\"\"\n    return {x} % {k} == 0\n\nassert is_divisible_by_{k}({v}) is {}\n", if v % k == 0 { "True" } else { "False" }),
-        4 => format!("def total({list}):\n    \"\"\"Return the sum of all {list}.\"\"\"\n    result = 0\n    for {x} in {list}:\n        result += {x}\n    return result\n\nassert total({shown}) == {sum}\n"),
-        5 => format!("def largest({list}):\n    \"\"\"Return the largest of the {list}.\"\"\"\n    best = {list}[0]\n    for {x} in {list}:\n        if {x} > best:\n            best = {x}\n    return best\n\nassert largest({shown}) == {most}\n"),
-        6 => format!("def smallest({list}):\n    \"\"\"Return the smallest of the {list}.\"\"\"\n    best = {list}[0]\n    for {x} in {list}:\n        if {x} < best:\n            best = {x}\n    return best\n\nassert smallest({shown}) == {least}\n"),
-        7 => format!("def count_above_{k}({list}):\n    \"\"\"Count the {list} above {k}.\"\"\"\n    return len([{x} for {x} in {list} if {x} > {k}])\n\nassert count_above_{k}({shown}) == {}\n", numbers.iter().filter(|number| **number > k).count()),
+        1 => format!(
+            "def multiply_by_{k}({x}):\n    \"\"\"Return {x} times {k}.\"\"\"\n    return {x} * {k}\n\nassert multiply_by_{k}({v}) == {}\n",
+            v * k
+        ),
+        2 => format!(
+            "def subtract_{k}({x}):\n    \"\"\"Return {x} minus {k}.\"\"\"\n    return {x} - {k}\n\nassert subtract_{k}({v}) == {}\n",
+            v - k
+        ),
+        3 => format!(
+            "def is_divisible_by_{k}({x}):\n    \"\"\"Return True if {k} divides {x}.\"\"\"\n    return {x} % {k} == 0\n\nassert is_divisible_by_{k}({v}) is {}\n",
+            if v % k == 0 { "True" } else { "False" }
+        ),
+        4 => format!(
+            "def total({list}):\n    \"\"\"Return the sum of all {list}.\"\"\"\n    result = 0\n    for {x} in {list}:\n        result += {x}\n    return result\n\nassert total({shown}) == {sum}\n"
+        ),
+        5 => format!(
+            "def largest({list}):\n    \"\"\"Return the largest of the {list}.\"\"\"\n    best = {list}[0]\n    for {x} in {list}:\n        if {x} > best:\n            best = {x}\n    return best\n\nassert largest({shown}) == {most}\n"
+        ),
+        6 => format!(
+            "def smallest({list}):\n    \"\"\"Return the smallest of the {list}.\"\"\"\n    best = {list}[0]\n    for {x} in {list}:\n        if {x} < best:\n            best = {x}\n    return best\n\nassert smallest({shown}) == {least}\n"
+        ),
+        7 => format!(
+            "def count_above_{k}({list}):\n    \"\"\"Count the {list} above {k}.\"\"\"\n    return len([{x} for {x} in {list} if {x} > {k}])\n\nassert count_above_{k}({shown}) == {}\n",
+            numbers.iter().filter(|number| **number > k).count()
+        ),
         8 => {
             let word = random.pick(&["apple", "river", "stone", "cloud", "train", "paper", "green", "window"]);
             let reversed: String = word.chars().rev().collect();
-            format!("def reverse(text):\n    \"\"\"Return the text backwards.\"\"\"\n    result = \"\"\n    for letter in text:\n        result = letter + result\n    return result\n\nassert reverse(\"{word}\") == \"{reversed}\"\n")
+            format!(
+                "def reverse(text):\n    \"\"\"Return the text backwards.\"\"\"\n    result = \"\"\n    for letter in text:\n        result = letter + result\n    return result\n\nassert reverse(\"{word}\") == \"{reversed}\"\n"
+            )
         }
-        9 => format!("def clamp_to_{k}({x}):\n    \"\"\"Return {x}, but at most {k}.\"\"\"\n    if {x} > {k}:\n        return {k}\n    return {x}\n\nassert clamp_to_{k}({v}) == {}\n", v.min(k)),
+        9 => format!(
+            "def clamp_to_{k}({x}):\n    \"\"\"Return {x}, but at most {k}.\"\"\"\n    if {x} > {k}:\n        return {k}\n    return {x}\n\nassert clamp_to_{k}({v}) == {}\n",
+            v.min(k)
+        ),
         _ => {
             let class = random.pick(&["Counter", "Account", "Score", "Stack", "Basket"]);
-            format!("class {class}:\n    \"\"\"Start at {v} and grow by {k}.\"\"\"\n\n    def __init__(self):\n        self.{x} = {v}\n\n    def grow(self):\n        self.{x} += {k}\n        return self.{x}\n\nassert {class}().grow() == {}\n", v + k)
+            format!(
+                "class {class}:\n    \"\"\"Start at {v} and grow by {k}.\"\"\"\n\n    def __init__(self):\n        self.{x} = {v}\n\n    def grow(self):\n        self.{x} += {k}\n        return self.{x}\n\nassert {class}().grow() == {}\n",
+                v + k
+            )
         }
     }
 }
@@ -184,7 +240,18 @@ fn statement(random: &mut Random) -> String {
     match random.below(5) {
         0 | 1 => format!("{a} + {b} = {}\n", a + b),
         2 => format!("{} - {b} = {a}\n", a + b),
-        3 => format!("{} is {} {}.\n", a, if a > b { "greater than" } else if a < b { "less than" } else { "equal to" }, b),
+        3 => format!(
+            "{} is {} {}.\n",
+            a,
+            if a > b {
+                "greater than"
+            } else if a < b {
+                "less than"
+            } else {
+                "equal to"
+            },
+            b
+        ),
         _ => format!("{a} is an {} number.\n", if a % 2 == 0 { "even" } else { "odd" }),
     }
 }
@@ -195,9 +262,18 @@ fn word_problem(random: &mut Random) -> String {
     let thing = random.pick(&["apples", "books", "coins", "marbles", "stamps", "shells", "pencils", "cards"]);
     let (a, b, c) = (2 + random.below(20), 1 + random.below(10), 2 + random.below(6));
     match random.below(4) {
-        0 => format!("Question: {name} has {a} {thing}. {he} gets {b} more. How many {thing} does {name} have?\nAnswer: {a} + {b} = {0}. {name} has {0} {thing}.\n#### {0}\n", a + b),
-        1 => format!("Question: {name} has {0} {thing}. {he} gives away {b}. How many {thing} are left?\nAnswer: {0} - {b} = {a}. There are {a} {thing} left.\n#### {a}\n", a + b),
-        2 => format!("Question: {name} has {c} boxes with {b} {thing} in each. How many {thing} does {name} have?\nAnswer: {c} * {b} = {0}. {name} has {0} {thing}.\n#### {0}\n", b * c),
+        0 => format!(
+            "Question: {name} has {a} {thing}. {he} gets {b} more. How many {thing} does {name} have?\nAnswer: {a} + {b} = {0}. {name} has {0} {thing}.\n#### {0}\n",
+            a + b
+        ),
+        1 => format!(
+            "Question: {name} has {0} {thing}. {he} gives away {b}. How many {thing} are left?\nAnswer: {0} - {b} = {a}. There are {a} {thing} left.\n#### {a}\n",
+            a + b
+        ),
+        2 => format!(
+            "Question: {name} has {c} boxes with {b} {thing} in each. How many {thing} does {name} have?\nAnswer: {c} * {b} = {0}. {name} has {0} {thing}.\n#### {0}\n",
+            b * c
+        ),
         _ => format!(
             "Question: {name} buys {c} bags of {b} {thing} and finds {a} more. How many {thing} is that?\nAnswer: {c} * {b} = {0}. {0} + {a} = {1}. {name} has {1} {thing}.\n#### {1}\n",
             b * c,

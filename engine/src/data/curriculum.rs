@@ -199,7 +199,8 @@ impl<'de> Deserialize<'de> for Curriculum {
 fn object<'a>(value: &'a Value, place: &str, known: &[&str]) -> Result<&'a Map<String, Value>, String> {
     let map = value.as_object().ok_or_else(|| format!("{place}: expected keys with values, found {}", kind(value)))?;
     if let Some(key) = map.keys().find(|key| !known.contains(&key.as_str())) {
-        let hint = nearest(key, known.iter().copied()).map_or(format!("known are {}", known.join(", ")), |name| format!("did you mean `{name}`?"));
+        let hint =
+            nearest(key, known.iter().copied()).map_or(format!("known are {}", known.join(", ")), |name| format!("did you mean `{name}`?"));
         return Err(format!("{place}: unknown key `{key}`; {hint}"));
     }
     Ok(map)
@@ -217,7 +218,9 @@ fn stage(index: usize, row: &Value) -> Result<Stage, String> {
     let start = match map.get("start_training_step") {
         None if index == 0 => 0,
         None => return Err(format!("{place}: `start_training_step` is missing")),
-        Some(value) => whole(value).ok_or_else(|| format!("{place}: `start_training_step` must be a whole number of 0 or more, found {value}"))?,
+        Some(value) => {
+            whole(value).ok_or_else(|| format!("{place}: `start_training_step` must be a whole number of 0 or more, found {value}"))?
+        }
     };
     let start = if index == 0 && start == 1 { 0 } else { start };
     let weights = match (map.get("weights"), map.get("data")) {

@@ -12,9 +12,11 @@ mod jsonl;
 pub mod mixture;
 pub mod pack;
 pub mod random;
+mod raw;
 pub mod shard;
 pub mod source;
 pub mod tokens;
+pub mod vocabulary;
 
 pub use batch::{Batch, Cursor, Loader};
 pub use curriculum::{Curriculum, Stage};

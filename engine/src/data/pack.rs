@@ -132,7 +132,11 @@ mod tests {
         for count in [0usize, 1, 2, 63, 64, 65, 129, 1000] {
             let document = Document::text((0..count as u32).collect());
             for length in [1, 2, 63, 64, 65] {
-                let targets: Vec<i32> = rows(std::slice::from_ref(&document), length, 0).into_iter().flat_map(|row| row.targets).filter(|target| *target != IGNORED).collect();
+                let targets: Vec<i32> = rows(std::slice::from_ref(&document), length, 0)
+                    .into_iter()
+                    .flat_map(|row| row.targets)
+                    .filter(|target| *target != IGNORED)
+                    .collect();
                 assert_eq!(targets, (1..count.max(1) as i32).collect::<Vec<_>>(), "{count} tokens in rows of {length}");
             }
         }

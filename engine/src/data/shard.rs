@@ -275,7 +275,8 @@ pub(crate) mod tests {
         let tokenizer = tokenizer();
         let store = memory(&documents.join("<|endoftext|>\n"));
         let shard = built(&store, "a.txt", &tokenizer, 0.1).0.unwrap().unwrap();
-        let parts = |tokens: &Tokens| -> Vec<String> { text(&tokenizer, tokens).split_terminator("<|endoftext|>").map(str::to_string).collect() };
+        let parts =
+            |tokens: &Tokens| -> Vec<String> { text(&tokenizer, tokens).split_terminator("<|endoftext|>").map(str::to_string).collect() };
         let (training, held_out) = (parts(&shard.training), parts(&shard.held_out));
         let mut all = [training, held_out.clone()].concat();
         all.sort();
@@ -291,7 +292,8 @@ pub(crate) mod tests {
         let tokenizer = tokenizer();
         for count in 1..60 {
             for held_out in [0.01, 0.05, 0.5, 0.9] {
-                let documents: Vec<String> = (0..count).map(|i| format!("a small document, the one that has got the number {i}, and no more than that")).collect();
+                let documents: Vec<String> =
+                    (0..count).map(|i| format!("a small document, the one that has got the number {i}, and no more than that")).collect();
                 let shard = built(&memory(&documents.join("<|endoftext|>")), "a.txt", &tokenizer, held_out).0.unwrap().unwrap();
                 assert!(shard.train_tokens() > 1 && shard.held_out_tokens() > 1, "{count} documents, {held_out}");
             }
@@ -319,7 +321,10 @@ pub(crate) mod tests {
         block_on(store.write(&damaged, &bytes)).unwrap();
         let (third, events) = built(&store, "a.txt", &tokenizer, 0.1);
         assert_eq!(third.unwrap().unwrap().training.read(0..50), first.training.read(0..50));
-        assert!(tokenized(&events) && events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("damaged"))));
+        assert!(
+            tokenized(&events)
+                && events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("damaged")))
+        );
 
         assert_ne!(built(&store, "a.txt", &tokenizer, 0.2).0.unwrap().unwrap().hash(), first.hash());
         block_on(store.write("a.txt", &b"the dog sat on the mat. ".repeat(1000))).unwrap();

@@ -5,25 +5,20 @@
 //! CRLF included), except that invalid UTF-8 is replaced by U+FFFD and counted. Rows without text are
 //! skipped and counted. Files that are not text at all are refused.
 
-use std::collections::BTreeMap;
-
 use crate::config::SourceConfig;
 use crate::control::{Control, Flow};
 use crate::data::jsonl::text_of;
-use crate::data::random::Random;
+use crate::data::raw::{check_text, count_of, find, good_cut, lossy};
 use crate::error::{Error, Result};
 use crate::protocol::Event;
 use crate::store::{Blob, Store};
-use crate::text::{Tokenizer, bpe};
+use crate::text::Tokenizer;
 
 /// Separates documents within a text file.
 pub const SEPARATOR: &str = "<|endoftext|>";
 
 /// Longest piece of text that is handled at once.
 pub const PIECE_BYTES: usize = 1 << 20;
-
-/// How far back from the end of a piece a good place to cut is looked for.
-const CUT_WINDOW: usize = 64 << 10;
 
 /// The files of a source, checked to be text.
 #[derive(Debug, Clone)]
@@ -68,7 +63,8 @@ impl Source {
         let mut files: Vec<String> = Vec::new();
         for path in config.paths() {
             let found = store.expand(path).await?;
-            let hidden = |file: &String| file.strip_prefix(path).unwrap_or(file).split('/').any(|part| part.starts_with('.') && part.len() > 2);
+            let hidden =
+                |file: &String| file.strip_prefix(path).unwrap_or(file).split('/').any(|part| part.starts_with('.') && part.len() > 2);
             // A folder's hidden files (.git, editors' leftovers) are not meant.
             files.extend(found.into_iter().filter(|file| file == path || !hidden(file)));
         }
@@ -133,7 +129,7 @@ impl Source {
                 documents += if rows {
                     blob[at..end].iter().filter(|byte| **byte == b'\n').count() as u64
                 } else {
-                    separators(&blob, at, end)
+                    count_of(SEPARATOR.as_bytes(), &blob, at, end)
                 };
                 done += (end - at) as u64;
                 at = end;
@@ -289,7 +285,10 @@ impl Report {
     /// Tells people about it, if there is something to tell.
     pub fn tell(&self, source: &str, control: &Control) {
         if self.replaced_bytes > 0 {
-            control.warn(format!("{source}: {} bytes were not valid UTF-8 and became U+FFFD; is the file in another encoding?", self.replaced_bytes));
+            control.warn(format!(
+                "{source}: {} bytes were not valid UTF-8 and became U+FFFD; is the file in another encoding?",
+                self.replaced_bytes
+            ));
         }
         if self.skipped_rows > 0 {
             let rows = if self.skipped_rows == 1 { "1 row was" } else { &format!("{} rows were", self.skipped_rows) };
@@ -351,117 +350,10 @@ pub async fn count(store: &Store, file: &str, tokenizer: &Tokenizer, control: &C
     Ok(Some(Event::Tokenized { file: file.into(), size_bytes: source.size_bytes, tokens, replaced_bytes }))
 }
 
-/// Text of a source that a tokenizer is trained on at most.
-const TOKENIZER_BYTES: u64 = 64 << 20;
-
-/// Trains a byte-level BPE on the sources; of a long one, pieces drawn from all of it. `None` when stopped.
-///
-/// # Errors
-/// As [`Source::open`] and [`bpe::Trainer::finish`].
-pub async fn train_tokenizer(store: &Store, sources: &BTreeMap<String, SourceConfig>, vocab_size: usize, control: &Control) -> Result<Option<Tokenizer>> {
-    let mut trainer = bpe::Trainer::new(&[bpe::END_OF_TEXT])?;
-    for (name, config) in sources {
-        let source = Source::open(store, name, config).await?;
-        let task = format!("read {name}");
-        let share = TOKENIZER_BYTES as f64 / source.size_bytes.max(1) as f64;
-        let mut draw = Random::new(source.size_bytes);
-        let mut reader = source.reader();
-        while let Some(size) = reader.next_document().await? {
-            while let Some((text, _)) = reader.next_piece(size) {
-                if draw.f64() < share {
-                    trainer.feed(&text)?;
-                }
-                control.progress(&task, reader.position(), source.size_bytes, "bytes");
-                if control.breathe().await == Flow::Stop {
-                    return Ok(None);
-                }
-            }
-        }
-    }
-    trainer.finish(vocab_size, control).await
-}
-
-/// UTF-8 text of bytes; invalid ones are replaced and counted.
-fn lossy(bytes: &[u8], replaced: &mut u64) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_string(),
-        Err(_) => {
-            *replaced += bytes.utf8_chunks().map(|chunk| chunk.invalid().len() as u64).sum::<u64>();
-            String::from_utf8_lossy(bytes).into_owned()
-        }
-    }
-}
-
-/// First occurrence of `needle` in `bytes`.
-fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(at) = bytes[from..].iter().position(|byte| *byte == needle[0]) {
-        if bytes[from + at..].starts_with(needle) {
-            return Some(from + at);
-        }
-        from += at + 1;
-    }
-    None
-}
-
-/// Separators that begin in `at..end`.
-fn separators(bytes: &[u8], mut at: usize, end: usize) -> u64 {
-    let last = (end + SEPARATOR.len() - 1).min(bytes.len());
-    let mut count = 0;
-    while let Some(found) = find(&bytes[at..last], SEPARATOR.as_bytes()) {
-        at += found + SEPARATOR.len();
-        count += 1;
-        if at >= last {
-            break;
-        }
-    }
-    count
-}
-
-/// The best place at or before `at` to cut text in two so that byte-level tokenizers see no difference:
-/// after a line break or before a space that stand alone between other characters; else between characters.
-fn good_cut(bytes: &[u8], at: usize) -> usize {
-    let plain = |i: usize| bytes.get(i).is_some_and(|byte| !byte.is_ascii_whitespace() && *byte < 0x80);
-    let lowest = at.saturating_sub(CUT_WINDOW).max(2);
-    let line = |i: &usize| bytes[i - 1] == b'\n' && plain(i - 2) && plain(*i);
-    let word = |i: &usize| bytes.get(*i) == Some(&b' ') && plain(i - 1) && plain(i + 1);
-    let character = || (at.saturating_sub(3).max(1)..=at).rev().find(|&i| bytes.get(i).is_none_or(|byte| byte & 0xc0 != 0x80));
-    (lowest..=at).rev().find(line).or_else(|| (lowest..=at).rev().find(word)).or_else(character).unwrap_or(at)
-}
-
-/// Refuses what is not text: empty files, other encodings, archives, pictures, weights.
-fn check_text(file: &str, blob: &[u8]) -> Result<()> {
-    let refuse = |why: &str| Err(Error::Data(format!("{file}: {why}")));
-    if blob.is_empty() {
-        return refuse("is empty; a source needs some text");
-    }
-    if blob.starts_with(b"\xff\xfe") || blob.starts_with(b"\xfe\xff") {
-        return refuse("is UTF-16 text; convert it to UTF-8 first");
-    }
-    // The beginning and fifteen places further on.
-    let (mut sampled, mut control, mut invalid) = (0usize, 0usize, 0usize);
-    for place in 0..16 {
-        let start = blob.len() / 16 * place;
-        let start = (start..start + 4).find(|&i| blob.get(i).is_none_or(|byte| byte & 0xc0 != 0x80)).unwrap_or(start);
-        let end = (start + (8 << 10)).min(if place == 15 { blob.len() } else { blob.len() / 16 * (place + 1) });
-        let Some(part) = blob.get(start..end) else { continue };
-        sampled += part.len();
-        control += part.iter().filter(|byte| matches!(byte, 0..=8 | 14..=26 | 28..=31)).count();
-        invalid += part.utf8_chunks().map(|chunk| chunk.invalid().len()).sum::<usize>();
-    }
-    if control >= 8 && control * 50 > sampled {
-        let share = 100 * control / sampled;
-        return refuse(&format!("{share} % of its bytes are control characters: it is a binary file, not text; take it out of the source"));
-    }
-    if sampled >= 1024 && invalid * 10 > sampled * 3 {
-        return refuse("is not UTF-8 text; convert it to UTF-8 first");
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::random::Random;
     use futures_lite::future::block_on;
 
     fn quiet() -> Control {
@@ -535,20 +427,16 @@ mod tests {
     }
 
     #[test]
-    fn cuts_lie_where_tokenizers_cut_anyway() {
-        let text = b"one two\nthree\n\n  four, five";
-        let cut = |at| std::str::from_utf8(&text[..good_cut(text, at)]).unwrap();
-        assert_eq!([cut(26), cut(12), cut(7)], ["one two\n", "one two\n", "one"]);
-        assert_eq!(good_cut("aé語".as_bytes(), 5), 3);
-    }
-
-    #[test]
     fn what_is_not_text_is_refused() {
-        let noise: Vec<u8> = { let mut random = Random::new(1); (0..5000).map(|_| random.next_u64() as u8).collect() };
+        let noise: Vec<u8> = {
+            let mut random = Random::new(1);
+            (0..5000).map(|_| random.next_u64() as u8).collect()
+        };
         let latin: Vec<u8> = b"\xe4\xf6\xfc\xdf ".repeat(1000);
         let utf16: Vec<u8> = "\u{feff}some text".encode_utf16().flat_map(u16::to_le_bytes).collect();
         let bare16: Vec<u8> = "some text in sixteen bits".encode_utf16().flat_map(u16::to_le_bytes).collect();
-        let cases: [(&[u8], &str); 6] = [(b"", "empty"), (&noise, "binary"), (&latin, "not UTF-8"), (&utf16, "UTF-16"), (&bare16, "binary"), (&[0; 100], "binary")];
+        let cases: [(&[u8], &str); 6] =
+            [(b"", "empty"), (&noise, "binary"), (&latin, "not UTF-8"), (&utf16, "UTF-16"), (&bare16, "binary"), (&[0; 100], "binary")];
         for (bytes, word) in cases {
             let error = source(&[("a.txt", bytes)], path("a.txt")).unwrap_err().to_string();
             assert!(error.starts_with("a.txt: ") && error.contains(word) && !error.contains('\n'), "{error}");
@@ -560,7 +448,8 @@ mod tests {
 
     #[test]
     fn folders_are_read_in_order_without_hidden_and_empty_files() {
-        let files: [(&str, &[u8]); 5] = [("d/b.txt", b"b"), ("d/a.txt", b"a"), ("d/.git/x", b"no"), ("d/c/d.jsonl", b"{\"text\": \"d\"}"), ("d/e.txt", b"")];
+        let files: [(&str, &[u8]); 5] =
+            [("d/b.txt", b"b"), ("d/a.txt", b"a"), ("d/.git/x", b"no"), ("d/c/d.jsonl", b"{\"text\": \"d\"}"), ("d/e.txt", b"")];
         let source = source(&files, path("d")).unwrap();
         assert_eq!(documents(&source).0, ["a", "b", "d"]);
     }

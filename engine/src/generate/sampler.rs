@@ -228,6 +228,7 @@ mod tests {
         kept(&p, Sampling { top_p: 0.85, ..PLAIN }, &[1, 2, 3]);
         kept(&p, Sampling { top_p: 0.96, ..PLAIN }, &[0, 1, 2, 3]);
         kept(&p, Sampling { top_p: 1.0, ..PLAIN }, &[0, 1, 2, 3]);
+        kept(&[0.5; 10], Sampling { top_p: 0.8, ..PLAIN }, &[2, 3, 4, 5, 6, 7, 8, 9]); // exactly 0.2 goes, as in transformers
         kept(&[0.5; 10], Sampling { top_p: 0.79, ..PLAIN }, &[2, 3, 4, 5, 6, 7, 8, 9]);
     }
 

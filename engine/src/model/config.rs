@@ -71,18 +71,15 @@ impl LlamaConfig {
             "nano" => Self { initializer_range: inverse_root(128), ..Self::own([128, 352, 4, 4, 2, 32], 4096, 512) },
             "micro" => Self { initializer_range: inverse_root(320), ..Self::own([320, 864, 8, 10, 5, 32], 4096, 1024) },
             // Published configs: HuggingFaceTB/SmolLM2-{135M,360M,1.7B}.
-            "smollm2-135m" => Self {
-                initializer_range: inverse_root(576),
-                rope_theta: 100_000.0,
-                ..Self::own([576, 1536, 30, 9, 3, 64], 49_152, 8192)
-            },
+            "smollm2-135m" => {
+                Self { initializer_range: inverse_root(576), rope_theta: 100_000.0, ..Self::own([576, 1536, 30, 9, 3, 64], 49_152, 8192) }
+            }
             "smollm2-360m" => Self { rope_theta: 100_000.0, ..Self::own([960, 2560, 32, 15, 5, 64], 49_152, 8192) },
             "smollm2-1.7b" => Self { rope_theta: 130_000.0, ..Self::own([2048, 8192, 24, 32, 32, 64], 49_152, 8192) },
             "llama-3.2-1b" => Self::llama32([2048, 8192, 16, 32, 8, 64]),
             "llama-3.2-3b" => Self::llama32([3072, 8192, 28, 24, 8, 128]),
             other => {
-                let nearest =
-                    PRESETS.iter().max_by(|a, b| strsim::jaro_winkler(other, a).total_cmp(&strsim::jaro_winkler(other, b)));
+                let nearest = PRESETS.iter().max_by(|a, b| strsim::jaro_winkler(other, a).total_cmp(&strsim::jaro_winkler(other, b)));
                 let hint = nearest.filter(|name| strsim::jaro_winkler(other, name) > 0.7);
                 let hint = hint.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
                 return Err(Error::Config(format!(
@@ -116,8 +113,7 @@ impl LlamaConfig {
     }
 
     fn llama32(shape: [usize; 6]) -> Self {
-        let scaling =
-            Llama3Scaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: 8192 };
+        let scaling = Llama3Scaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: 8192 };
         Self {
             rope_theta: 500_000.0,
             rope_scaling: Some(scaling),
@@ -307,9 +303,7 @@ impl Reader<'_> {
         match self.get("model_type") {
             Some(Value::String(kind)) if kind == "llama" => {}
             Some(kind) => {
-                return Err(
-                    self.bad(format!("`model_type` is {}, but smolforge runs the Llama family only (\"llama\")", short(kind)))
-                );
+                return Err(self.bad(format!("`model_type` is {}, but smolforge runs the Llama family only (\"llama\")", short(kind))));
             }
             None => return Err(self.bad("`model_type` is missing; is this a Hugging Face config.json?")),
         }
@@ -336,9 +330,7 @@ impl Reader<'_> {
         let head_dim = match self.get("head_dim") {
             Some(_) => self.size("head_dim", 1 << 12, None)?,
             None if hidden_size % heads != 0 => {
-                return Err(
-                    self.bad(format!("`hidden_size` {hidden_size} is not divisible by {heads} heads and `head_dim` is missing"))
-                );
+                return Err(self.bad(format!("`hidden_size` {hidden_size} is not divisible by {heads} heads and `head_dim` is missing")));
             }
             None => hidden_size / heads,
         };
@@ -389,15 +381,13 @@ impl Reader<'_> {
                 let low_freq_factor = self.number(nested, "low_freq_factor", (1e-3, 1e6), None)?;
                 let high_freq_factor = self.number(nested, "high_freq_factor", (1e-3, 1e6), None)?;
                 if high_freq_factor <= low_freq_factor {
-                    return Err(self
-                        .bad(format!("`high_freq_factor` {high_freq_factor} must exceed `low_freq_factor` {low_freq_factor}")));
+                    return Err(self.bad(format!("`high_freq_factor` {high_freq_factor} must exceed `low_freq_factor` {low_freq_factor}")));
                 }
                 let scaling = Llama3Scaling {
                     factor: self.number(nested, "factor", (1.0, 1e6), None)?,
                     low_freq_factor,
                     high_freq_factor,
-                    original_max_position_embeddings: self.number(nested, "original_max_position_embeddings", (1.0, 1e9), None)?
-                        as usize,
+                    original_max_position_embeddings: self.number(nested, "original_max_position_embeddings", (1.0, 1e9), None)? as usize,
                 };
                 Ok((theta, Some(scaling)))
             }

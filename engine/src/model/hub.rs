@@ -53,10 +53,7 @@ impl Weights {
         for (name, file) in map {
             let file = file.as_str().filter(|file| is_plain_file(file));
             let Some(file) = file else {
-                return Err(bad(format!(
-                    "tensor {name} lies in {}, which is no name of a .safetensors file of this folder",
-                    map[name]
-                )));
+                return Err(bad(format!("tensor {name} lies in {}, which is no name of a .safetensors file of this folder", map[name])));
             };
             shards.entry(file).or_default().push(name);
         }
@@ -115,10 +112,8 @@ impl Weights {
                 return Err(Error::Shape { path, name, expected: shape, found: found.to_vec() });
             }
             if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                let reason = format!(
-                    "tensor {name} is stored as {}; F32, F16 or BF16 is needed, so use the unquantised checkpoint",
-                    dtype.name()
-                );
+                let reason =
+                    format!("tensor {name} is stored as {}; F32, F16 or BF16 is needed, so use the unquantised checkpoint", dtype.name());
                 return Err(Error::format(path, reason));
             }
         }
@@ -132,10 +127,8 @@ impl Weights {
         }
         // A tied head is the embedding once more; the rotary table of old versions follows from the config.
         let tied = config.tie_word_embeddings;
-        let extra: Vec<&str> = extra
-            .into_keys()
-            .filter(|name| !(name.ends_with("rotary_emb.inv_freq") || tied && *name == "lm_head.weight"))
-            .collect();
+        let extra: Vec<&str> =
+            extra.into_keys().filter(|name| !(name.ends_with("rotary_emb.inv_freq") || tied && *name == "lm_head.weight")).collect();
         if !extra.is_empty() {
             let reason = format!("{} too many: {}; is config.json of another model?", tensors(extra.len()), first(&extra));
             return Err(Error::format(self.path(), reason));
@@ -287,11 +280,7 @@ pub async fn write_config_files(
 
 /// `bos_token`, `eos_token` and `pad_token` as far as the config names them and the tokenizer knows them.
 fn special_tokens(tokenizer: &Value, config: &LlamaConfig) -> Map<String, Value> {
-    let ids = [
-        ("bos_token", config.bos_token_id),
-        ("eos_token", config.eos_token_id.first().copied()),
-        ("pad_token", config.pad_token_id),
-    ];
+    let ids = [("bos_token", config.bos_token_id), ("eos_token", config.eos_token_id.first().copied()), ("pad_token", config.pad_token_id)];
     let known = ids.into_iter().filter_map(|(key, id)| Some((key.to_string(), json!(token(tokenizer, id?)?))));
     known.collect()
 }
@@ -391,10 +380,7 @@ mod tests {
     fn a_checkpoint_that_does_not_fit_is_refused_by_tensor() {
         refused(check_of(|list| drop(list.remove(3))), "1 tensor missing: model.layers.0.self_attn.k_proj.weight;");
         refused(check_of(|list| list.truncate(2)), "9 tensors missing");
-        refused(
-            check_of(|list| list.push(("model.layers.1.bias".into(), Dtype::F32, vec![1]))),
-            "1 tensor too many: model.layers.1.bias;",
-        );
+        refused(check_of(|list| list.push(("model.layers.1.bias".into(), Dtype::F32, vec![1]))), "1 tensor too many: model.layers.1.bias;");
         refused(check_of(|list| list[2].2 = vec![4, 16]), "q_proj.weight: expected shape [8, 8], found [4, 16]");
         refused(check_of(|list| list[2].1 = Dtype::I8), "q_proj.weight is stored as I8");
         let (untied, store) = (LlamaConfig { tie_word_embeddings: false, ..tiny() }, Store::memory());
@@ -413,8 +399,7 @@ mod tests {
 
     fn weight_map(second: &str) -> String {
         let place = |i: usize| if i < 5 { "a-1.safetensors" } else { second };
-        let map: Map<String, Value> =
-            list(&tiny()).iter().enumerate().map(|(i, (name, ..))| (name.clone(), json!(place(i)))).collect();
+        let map: Map<String, Value> = list(&tiny()).iter().enumerate().map(|(i, (name, ..))| (name.clone(), json!(place(i)))).collect();
         json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string()
     }
 
@@ -473,8 +458,7 @@ mod tests {
         assert_eq!(weights.read_rows("w", 0..1).unwrap(), [0.0, 1.0]);
     }
 
-    const TOKENIZER: &str =
-        r#"{"added_tokens":[{"id":0,"content":"<|endoftext|>","special":true}],"model":{"vocab":{"a":1,"</s>":2}}}"#;
+    const TOKENIZER: &str = r#"{"added_tokens":[{"id":0,"content":"<|endoftext|>","special":true}],"model":{"vocab":{"a":1,"</s>":2}}}"#;
 
     #[test]
     fn written_folder_reads_back_with_all_end_ids() {

@@ -299,6 +299,12 @@ impl Llama {
         all
     }
 
+    /// The same model with the operands of its matrix products rounded to f16, or not.
+    pub fn with_half(mut self, half: bool) -> Self {
+        self.half = half;
+        self
+    }
+
     /// The same weights as leaves of a gradient computation.
     pub fn trainable(&self) -> Self {
         self.with_tensors(|tensor| Tensor::from_inner(tensor).require_grad())

@@ -181,10 +181,8 @@ impl SafeFile {
             Dtype::BF16 => from_bf16,
             Dtype::F64 => from_f64,
             other => {
-                let reason = format!(
-                    "tensor {name} is stored as {}; F32, F16 or BF16 is needed (quantised weights cannot be read)",
-                    other.name()
-                );
+                let reason =
+                    format!("tensor {name} is stored as {}; F32, F16 or BF16 is needed (quantised weights cannot be read)", other.name());
                 return Err(Error::format(&self.path, reason));
             }
         };
@@ -266,10 +264,7 @@ mod tests {
         data.extend(values.iter().flat_map(|x| x.to_le_bytes()));
         data.extend(values.iter().flat_map(|x| f64::from(*x).to_le_bytes()));
         let shape: &[usize] = &[50, 100];
-        let file = file(
-            &[("x", "U8", &[1]), ("h", "F16", shape), ("b", "BF16", shape), ("s", "F32", shape), ("d", "F64", shape)],
-            &data,
-        );
+        let file = file(&[("x", "U8", &[1]), ("h", "F16", shape), ("b", "BF16", shape), ("s", "F32", shape), ("d", "F64", shape)], &data);
         for name in ["h", "s", "d"] {
             assert!(file.read_f32(name).unwrap() == values, "{name}");
             assert!(file.read_rows_f32(name, 3..7).unwrap() == values[300..700], "{name}");

@@ -1,10 +1,15 @@
 //! AdamW: adaptive moments with decoupled weight decay.
 
+use burn::backend::Wgpu;
+use burn::backend::wgpu::into_contiguous;
 use burn::tensor::Tensor;
+use burn_cubecl::tensor::CubeTensor;
+use smolforge_shaders::ADAMW;
 
 use super::cpu::adamw::adamw as cpu_adamw;
 use super::cpu::tensor::floats;
-use super::{flex, from_flex, on_cpu};
+use super::launch::launch;
+use super::{flex, from_flex, kernels_enabled, on_cpu};
 
 /// Numbers of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,13 +46,42 @@ pub struct Moments {
 ///
 /// Loshchilov & Hutter 2019, <https://arxiv.org/abs/1711.05101>; the arithmetic is PyTorch's.
 pub fn adamw(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
-    if !on_cpu(&grad.device()) {
+    if !kernels_enabled() {
         return reference(state, grad, step);
+    }
+    if !on_cpu(&grad.device()) {
+        return on_gpu(state, grad, step);
     }
     let (mut param, mut m, mut v) = (flex(state.param), flex(state.m), flex(state.v));
     let grad = flex(grad);
     cpu_adamw(param.storage_mut(), m.storage_mut(), v.storage_mut(), floats(&grad), step);
     Moments { param: from_flex(param), m: from_flex(m), v: from_flex(v) }
+}
+
+/// One launch, in place.
+fn on_gpu(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
+    let cube = |tensor: Tensor<2>| into_contiguous(tensor.try_into_primitive::<Wgpu>().expect("a tensor of a graphics device"));
+    // A buffer that somebody else still reads is copied first.
+    let own = |tensor: Tensor<2>| {
+        let tensor = cube(tensor);
+        if tensor.can_mut() { tensor } else { tensor.copy() }
+    };
+    let (param, m, v, grad) = (own(state.param), own(state.m), own(state.v), cube(grad));
+    let len = grad.meta.shape().num_elements() as u32;
+    let numbers = [
+        1.0 - step.lr * step.weight_decay,
+        step.beta1,
+        step.beta2,
+        step.eps,
+        step.lr / step.correction1,
+        1.0 / step.correction2.sqrt(),
+        step.grad_scale,
+    ];
+    let mut params = vec![len];
+    params.extend(numbers.map(f32::to_bits));
+    launch(ADAMW, (len.div_ceil(ADAMW.workgroup_size).min(32_768), 1), &[&grad, &param, &m, &v], &params);
+    let tensor = |tensor: CubeTensor| Tensor::from_primitive::<Wgpu>(tensor);
+    Moments { param: tensor(param), m: tensor(m), v: tensor(v) }
 }
 
 /// [`adamw`] in burn ops.

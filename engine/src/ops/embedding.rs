@@ -17,7 +17,7 @@ use super::on_cpu;
 /// - `blocks`: `[v_j, d]` each, `ids`: `[n]`, returns `[n, d]`
 pub fn embedding(blocks: &[Tensor<2>], ids: Tensor<1, Int>) -> Tensor<2> {
     if let ([table], true) = (blocks, on_cpu(&ids.device())) {
-        return Tensor::from_dispatch(Dispatch::embedding_fwd(table.clone().into_dispatch(), ids.into_dispatch()));
+        return Tensor::from_dispatch(Dispatch::embedding_fwd(table.clone().into_dispatch(), ids.into_dispatch(), table.dims()[0]));
     }
     reference(blocks, ids)
 }
@@ -47,14 +47,14 @@ pub fn reference(blocks: &[Tensor<2>], ids: Tensor<1, Int>) -> Tensor<2> {
 /// The op on backends that have a fast form of it.
 #[backend_extension(Flex, Autodiff)]
 pub trait EmbeddingOps: Backend {
-    /// Rows of a table.
-    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self>;
+    /// Rows of a table that has `rows` of them.
+    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self>;
     /// Gradient of a table of `rows` rows.
     fn embedding_bwd(dy: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self>;
 }
 
 impl EmbeddingOps for Flex {
-    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>, _rows: usize) -> FloatTensor<Self> {
         let (table, ids) = (contiguous(table), contiguous(ids));
         let [_, d] = dims(&table);
         let ids = ints(&ids);
@@ -84,11 +84,9 @@ impl<B: EmbeddingOps> Backward<B, 1> for EmbeddingBackward {
 }
 
 impl<B: EmbeddingOps, C: CheckpointStrategy> EmbeddingOps for Autodiff<B, C> {
-    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self> {
         let nodes = [table.node()];
-        let table = table.into_primitive();
-        let rows = burn::tensor::TensorMetadata::shape(&table)[0];
-        let y = B::embedding_fwd(table, ids.clone());
+        let y = B::embedding_fwd(table.into_primitive(), ids.clone(), rows);
         match EmbeddingBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((ids, rows), y),
             OpsKind::UnTracked(prep) => prep.finish(y),

@@ -10,6 +10,7 @@ pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod embedding;
+mod launch;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
@@ -20,12 +21,15 @@ use std::sync::OnceLock;
 use burn::backend::Flex;
 use burn::tensor::{Device, Tensor};
 
-/// Whether the fast forms for the CPU serve tensors of `device`.
-/// `SMOLFORGE_KERNELS=off` turns them off for bisecting.
-pub fn on_cpu(device: &Device) -> bool {
+/// Whether fast forms are used at all: `SMOLFORGE_KERNELS=off` turns them off for bisecting.
+pub fn kernels_enabled() -> bool {
     static ENABLED: OnceLock<bool> = OnceLock::new();
-    let enabled = *ENABLED.get_or_init(|| std::env::var("SMOLFORGE_KERNELS").as_deref() != Ok("off"));
-    enabled && device.clone().inner() == Device::flex()
+    *ENABLED.get_or_init(|| std::env::var("SMOLFORGE_KERNELS").as_deref() != Ok("off"))
+}
+
+/// Whether the fast forms for the CPU serve tensors of `device`.
+pub fn on_cpu(device: &Device) -> bool {
+    kernels_enabled() && device.clone().inner() == Device::flex()
 }
 
 /// The CPU tensor behind `tensor`.

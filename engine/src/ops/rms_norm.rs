@@ -3,12 +3,17 @@
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::wgpu::into_contiguous;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
+use burn_cubecl::CubeBackend;
+use smolforge_shaders::{RMS_NORM, RMS_NORM_DW, RMS_NORM_DX};
 
 use super::cpu::norm::{rms_norm as cpu_rms_norm, rms_norm_backward};
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
-use super::on_cpu;
+use super::kernels_enabled;
+use super::launch::{buffer, launch, row_groups};
 
 /// `y = x / √(mean(x²) + eps) · w` over the last axis, in f32.
 ///
@@ -17,7 +22,7 @@ use super::on_cpu;
 ///
 /// Zhang & Sennrich 2019, <https://arxiv.org/abs/1910.07467>
 pub fn rms_norm(x: Tensor<2>, w: Tensor<2>, eps: f64) -> Tensor<2> {
-    if on_cpu(&x.device()) {
+    if kernels_enabled() {
         let (y, _) = Dispatch::rms_norm_fwd(x.into_dispatch(), w.into_dispatch(), eps as f32);
         return Tensor::from_dispatch(y);
     }
@@ -31,7 +36,7 @@ pub fn reference(x: Tensor<2>, w: Tensor<2>, eps: f64) -> Tensor<2> {
 }
 
 /// The op on backends that have a fast form of it.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Cube, Autodiff)]
 pub trait RmsNormOps: Backend {
     /// `y: [n, d]` and `1/√(mean(x²) + eps): [n]`.
     fn rms_norm_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f32) -> (FloatTensor<Self>, FloatTensor<Self>);
@@ -62,6 +67,34 @@ impl RmsNormOps for Flex {
         let [n, d] = dims(&x);
         let (dx, dw) = rms_norm_backward(floats(&dy), floats(&x), floats(&w), floats(&scales));
         (tensor(dx, [n, d]), tensor(dw, [1, d]))
+    }
+}
+
+impl RmsNormOps for CubeBackend {
+    fn rms_norm_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f32) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, w) = (into_contiguous(x), into_contiguous(w));
+        let (n, d) = (x.meta.shape()[0], x.meta.shape()[1]);
+        let (y, scales) = (buffer(&x, [n, d]), buffer(&x, [n]));
+        launch(RMS_NORM, row_groups(n), &[&x, &w, &y, &scales], &[n as u32, d as u32, eps.to_bits(), 0]);
+        (y, scales)
+    }
+
+    fn rms_norm_bwd(
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        const CHUNK: usize = 64;
+        let (dy, x, w) = (into_contiguous(dy), into_contiguous(x), into_contiguous(w));
+        let (n, d) = (x.meta.shape()[0], x.meta.shape()[1]);
+        let dx = buffer(&x, [n, d]);
+        launch(RMS_NORM_DX, row_groups(n), &[&dy, &x, &w, &scales, &dx], &[n as u32, d as u32, 0, 0]);
+        let chunks = n.div_ceil(CHUNK);
+        let part = buffer(&x, [chunks, d]);
+        let groups = (d.div_ceil(64) as u32, chunks as u32);
+        launch(RMS_NORM_DW, groups, &[&dy, &x, &scales, &part], &[n as u32, d as u32, CHUNK as u32, 0]);
+        (dx, Self::float_reshape(Self::float_sum_dim(part, 0), [1, d].into()))
     }
 }
 

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::store::Entry;
 
+/// Buffers of a graphics device are slices of shared pages.
+pub const SHARED_PAGES: bool = true;
+
 /// Runs the engine on a thread of its own; all its device work stays there.
 pub fn spawn<F: Future<Output = ()> + 'static>(engine: impl FnOnce() -> F + Send + 'static) {
     std::thread::Builder::new()

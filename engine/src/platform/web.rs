@@ -6,6 +6,9 @@ use std::ops::Deref;
 use crate::error::{Error, Result};
 use crate::store::Entry;
 
+/// Every buffer of a graphics device is a page of its own.
+pub const SHARED_PAGES: bool = false;
+
 fn no_files<T>(name: &str) -> Result<T> {
     Err(Error::File { path: name.into(), reason: "a browser has no folders; copy the file into the store first".into() })
 }

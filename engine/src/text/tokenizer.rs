@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 
 /// Names under which tokenizers know the end of a document, most telling first.
-const END_OF_TEXT: [&str; 8] =
-    ["<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "<|end|>", "[EOS]"];
+const END_OF_TEXT: [&str; 8] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "<|end|>", "[EOS]"];
 
 /// No vocabulary has this many entries; larger ids are damage.
 const MOST_IDS: u32 = 1 << 24;

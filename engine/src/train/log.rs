@@ -60,11 +60,8 @@ impl RunLog {
     /// [`Error::File`] or [`Error::DiskFull`]; the log of before is then intact.
     pub async fn resume(store: &Store, folder: &str, config_yaml: &str, log_every: u32, step: u32) -> Result<Self> {
         let path = inside(folder, EVENTS);
-        let mut kept = if store.exists(&path).await {
-            parse(&store.open(&path).await?).filter_map(Result::ok).collect()
-        } else {
-            Vec::new()
-        };
+        let mut kept =
+            if store.exists(&path).await { parse(&store.open(&path).await?).filter_map(Result::ok).collect() } else { Vec::new() };
         // The file is in order of time: from the first later step on, everything belongs to the future that was lost.
         if let Some(end) = kept.iter().position(|(_, event)| step_of(event).is_some_and(|at| at > step)) {
             kept.truncate(end);
@@ -128,8 +125,7 @@ impl RunLog {
                 self.board.scalars(time, report.step, values)
             }
             Event::Evaluated { step, loss, sources, .. } => {
-                let named: Vec<(String, f64)> =
-                    sources.iter().map(|(name, score)| (format!("eval/loss/{name}"), score.loss)).collect();
+                let named: Vec<(String, f64)> = sources.iter().map(|(name, score)| (format!("eval/loss/{name}"), score.loss)).collect();
                 let total = std::iter::once(("eval/loss", *loss));
                 self.board.scalars(time, *step, total.chain(named.iter().map(|(tag, loss)| (tag.as_str(), *loss))))
             }
@@ -174,10 +170,8 @@ pub async fn read_events(store: &Store, folder: &str) -> Result<Vec<(f64, Event)
     if !blob.ends_with(b"\n") && events.last().is_some_and(Result::is_err) {
         events.pop();
     }
-    let located = events
-        .into_iter()
-        .enumerate()
-        .map(|(i, event)| event.map_err(|e| Error::format(format!("{path}:{}", i + 1), e.to_string())));
+    let located =
+        events.into_iter().enumerate().map(|(i, event)| event.map_err(|e| Error::format(format!("{path}:{}", i + 1), e.to_string())));
     located.collect()
 }
 
@@ -187,8 +181,7 @@ fn parse(bytes: &[u8]) -> impl Iterator<Item = Result<(f64, Event)>> {
 }
 
 fn line(time: f64, event: &Event) -> Result<String> {
-    let text =
-        serde_json::to_string(&Line { time, event }).map_err(|e| Error::Internal(format!("an event cannot be written: {e}")))?;
+    let text = serde_json::to_string(&Line { time, event }).map_err(|e| Error::Internal(format!("an event cannot be written: {e}")))?;
     Ok(text + "\n")
 }
 
@@ -244,8 +237,7 @@ fn each_number(event: &mut Event, change: &mut impl FnMut(&mut f64)) {
             numbers.into_iter().chain(report.source_loss.values_mut()).for_each(change);
         }
         Event::Evaluated { loss, sources, .. } => {
-            let scores =
-                sources.values_mut().flat_map(|score| [&mut score.loss, &mut score.perplexity, &mut score.bits_per_byte]);
+            let scores = sources.values_mut().flat_map(|score| [&mut score.loss, &mut score.perplexity, &mut score.bits_per_byte]);
             std::iter::once(loss).chain(scores).for_each(change);
         }
         Event::StageDone { average_loss, shares, epochs, .. } => {

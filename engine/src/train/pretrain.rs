@@ -14,7 +14,7 @@ use crate::control::Control;
 use crate::data::batch::{Batch, Loader};
 use crate::data::random::Random;
 use crate::data::shard::{self, Shard};
-use crate::data::source;
+use crate::data::vocabulary;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::generate::{self, Limits};
@@ -124,7 +124,7 @@ impl Shape {
         } else if let Some(path) = config.tokenizer.as_ref().or(config.init.as_ref()) {
             Tokenizer::load(store, path).await?
         } else {
-            match source::train_tokenizer(store, &config.sources, config.tokenizer_vocab_size, control).await? {
+            match vocabulary::train(store, &config.sources, config.tokenizer_vocab_size, control).await? {
                 Some(tokenizer) => tokenizer,
                 None => return Ok(None),
             }
@@ -256,7 +256,7 @@ impl<'a> Run<'a> {
             first_step,
             stage: None,
             saved: resume.then_some(first_step),
-            model: Llama { half: mixed, ..model },
+            model: model.with_half(mixed),
             optimizer,
             state,
             config,

@@ -152,8 +152,8 @@ mod tests {
         Event::Step(StepReport {
             step,
             loss,
-            source_loss: map([("input", loss), ("code", loss * 0.8)]),
-            source_tokens: map([("input", 3000), ("code", 1096)]),
+            source_loss: map([("input", loss), ("co</script>de", loss * 0.8)]),
+            source_tokens: map([("input", 3000), ("co</script>de", 1096)]),
             lr: 6e-4,
             grad_norm: 0.8,
             loss_scale: 1.0,
@@ -168,22 +168,17 @@ mod tests {
 
     fn events(steps: u32) -> Vec<(f64, Event)> {
         let mut events = vec![Event::Started { job: "train".into(), version: "0.1.0".into() }];
-        let weights = map([("input", 0.75), ("code", 0.25)]);
+        let weights = map([("input", 0.75), ("co</script>de", 0.25)]);
         events.push(Event::Stage { index: 0, name: "One <b>".into(), start: 0, end: steps, weights: weights.clone() });
         events.extend((1..=steps).map(|i| step(i, (i == 7).then_some("the loss is NaN & more"))));
-        events.push(Event::Sample {
-            step: 3,
-            stage: "One <b>".into(),
-            prompt: "<p>".into(),
-            text: "<script>alert(1)</script>".into(),
-        });
+        events.push(Event::Sample { step: 3, stage: "One <b>".into(), prompt: "<p>".into(), text: "<script>alert(1)</script>".into() });
         let score = TextScore::new(20.0, 10, 40);
-        events.push(Event::Evaluated { step: steps, loss: 2.0, sources: map([("input", score), ("code", score)]), best: true });
+        events.push(Event::Evaluated { step: steps, loss: 2.0, sources: map([("input", score), ("co</script>de", score)]), best: true });
         events.push(Event::StageDone {
             name: "One <b>".into(),
             average_loss: 3.25,
             shares: weights,
-            epochs: map([("input", 1.5), ("code", 0.5)]),
+            epochs: map([("input", 1.5), ("co</script>de", 0.5)]),
         });
         events.push(Event::Done { hints: Vec::new(), stopped: false });
         events.into_iter().enumerate().map(|(i, event)| (1.7e9 + i as f64, event)).collect()

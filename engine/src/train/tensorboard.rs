@@ -18,8 +18,7 @@ impl TensorBoard {
     /// # Errors
     /// [`crate::Error::File`] or [`crate::Error::DiskFull`].
     pub async fn create(store: &Store, folder: &str, now_secs: f64) -> Result<Self> {
-        let stem =
-            format!("{}/events.out.tfevents.{:010}.{}", folder.trim_end_matches('/'), now_secs as u64, platform::host_name());
+        let stem = format!("{}/events.out.tfevents.{:010}.{}", folder.trim_end_matches('/'), now_secs as u64, platform::host_name());
         let mut count = 0;
         let mut path = format!("{stem}.{count}");
         while store.exists(&path).await {

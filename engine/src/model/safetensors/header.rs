@@ -189,10 +189,7 @@ impl<'de> Deserialize<'de> for UniqueStrings {
 
 /// Where the tensors of a new file lie: `(name, dtype, shape)` in order to the text of its header and the ranges
 /// within the buffer. The text is padded so that the buffer begins at a multiple of 8 bytes.
-pub(super) fn write(
-    tensors: &[(String, Dtype, Vec<usize>)],
-    metadata: &[(&str, &str)],
-) -> Result<(Vec<u8>, Vec<Range<u64>>), String> {
+pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)], metadata: &[(&str, &str)]) -> Result<(Vec<u8>, Vec<Range<u64>>), String> {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let strings: Vec<String> = metadata.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
     let mut entries = vec![format!("\"__metadata__\":{{{}}}", strings.join(","))];
@@ -206,11 +203,7 @@ pub(super) fn write(
         if at % dtype.size_bytes() as u64 != 0 {
             return Err(format!("tensor {name} would not be aligned; write the wider types first"));
         }
-        entries.push(format!(
-            "{}:{{\"dtype\":\"{}\",\"shape\":{shape:?},\"data_offsets\":[{at},{end}]}}",
-            quoted(name),
-            dtype.name()
-        ));
+        entries.push(format!("{}:{{\"dtype\":\"{}\",\"shape\":{shape:?},\"data_offsets\":[{at},{end}]}}", quoted(name), dtype.name()));
         ranges.push(at..end);
         at = end;
     }
@@ -239,8 +232,7 @@ mod tests {
         assert!(!reason.contains('\n') && reason.len() < 400, "{reason}");
     }
 
-    const GOOD: &str =
-        r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[3],"data_offsets":[8,14]}}"#;
+    const GOOD: &str = r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[3],"data_offsets":[8,14]}}"#;
 
     #[test]
     fn a_good_file_is_read() {
@@ -324,6 +316,7 @@ mod tests {
         tensor_refused("F32", "[2]", "[0,8]", 4, "cut off");
         tensor_refused("F32", "[1]", "[18446744073709551611,18446744073709551615]", 4, "cut off");
         tensor_refused("F32", "[3]", "[0,8]", 8, "needs 12 bytes");
+        tensor_refused("F32", "[1]", "[0,8]", 8, "needs 4 bytes");
         tensor_refused("F32", "[4294967296,4294967296]", "[0,0]", 0, "impossible shape");
         tensor_refused("F32", "[4611686018427387904]", "[0,0]", 0, "impossible shape");
         tensor_refused("F32", "[1.5]", "[0,6]", 6, "not valid");
@@ -335,8 +328,7 @@ mod tests {
 
     #[test]
     fn shared_regions_are_refused_whatever_their_number() {
-        let tensors: Vec<String> =
-            (0..50_000).map(|i| format!(r#""t{i}":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#)).collect();
+        let tensors: Vec<String> = (0..50_000).map(|i| format!(r#""t{i}":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#)).collect();
         refused(&file(format!("{{{}}}", tensors.join(",")).as_bytes(), 4), "overlaps");
     }
 
@@ -356,8 +348,7 @@ mod tests {
 
     #[test]
     fn tensors_without_numbers_are_allowed() {
-        let header =
-            br#"{"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+        let header = br#"{"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
         assert_eq!(read(&file(header, 4)).unwrap().0.len(), 2);
     }
 }

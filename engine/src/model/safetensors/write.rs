@@ -23,12 +23,7 @@ impl SafeWriter {
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::DiskFull`]; [`Error::Internal`] for names that repeat or types that would lie unaligned.
-    pub async fn create(
-        store: &Store,
-        path: &str,
-        tensors: &[(String, Dtype, Vec<usize>)],
-        metadata: &[(&str, &str)],
-    ) -> Result<Self> {
+    pub async fn create(store: &Store, path: &str, tensors: &[(String, Dtype, Vec<usize>)], metadata: &[(&str, &str)]) -> Result<Self> {
         let metadata = if metadata.is_empty() { &[("format", "pt")] } else { metadata };
         let (header, ranges) = header::write(tensors, metadata).map_err(|reason| Error::Internal(format!("{path}: {reason}")))?;
         let mut writer = store.create(path).await?;
@@ -45,10 +40,8 @@ impl SafeWriter {
     pub fn write_f32(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let dtype = self.begin(name, values.len())?;
         if let Some(index) = first_non_finite(values) {
-            let what = format!(
-                "tensor {name} holds {} (number {index} of this piece); not saved, what was saved before is intact",
-                values[index]
-            );
+            let what =
+                format!("tensor {name} holds {} (number {index} of this piece); not saved, what was saved before is intact", values[index]);
             return Err(Error::format(&self.path, what));
         }
         match dtype {
@@ -66,8 +59,9 @@ impl SafeWriter {
                     out.extend(halves.iter().flat_map(|x| x.to_le_bytes()));
                 })
             }
-            Dtype::BF16 => self
-                .pieces(name, values, |piece, out| out.extend(piece.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()))),
+            Dtype::BF16 => {
+                self.pieces(name, values, |piece, out| out.extend(piece.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes())))
+            }
             other => Err(Error::Internal(format!("{}: tensor {name} is {}, not a type of fractions", self.path, other.name()))),
         }
     }
@@ -193,10 +187,7 @@ mod tests {
         assert!(file.read_f32("s").unwrap() == values);
         let halves: Vec<f32> = values.iter().map(|x| half::f16::from_f32(*x).to_f32()).collect();
         assert!(file.read_f32("h").unwrap() == halves);
-        assert_eq!(
-            file.read_f32("b").unwrap(),
-            values[..5].iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect::<Vec<_>>()
-        );
+        assert_eq!(file.read_f32("b").unwrap(), values[..5].iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect::<Vec<_>>());
         assert_eq!(file.metadata()["format"], "pt");
     }
 

@@ -33,11 +33,7 @@ impl TextLog {
                         format!("{name} {:.4} (ppl {:.1}, {:.3} bits/byte)", score.loss, score.perplexity, score.bits_per_byte)
                     })
                     .collect();
-                format!(
-                    "held-out at step {step}: loss {loss:.4}{} | {}\n",
-                    if *best { ", the best so far" } else { "" },
-                    named.join(" | ")
-                )
+                format!("held-out at step {step}: loss {loss:.4}{} | {}\n", if *best { ", the best so far" } else { "" }, named.join(" | "))
             }
             Event::Sample { step, stage, prompt, text } => format!("[{stage} | Step {step}] Generated: {prompt}{text}\n"),
             Event::StageDone { name, average_loss, shares: achieved, epochs } => {
@@ -148,13 +144,9 @@ mod tests {
             eta_secs: 192.0,
             ..StepReport::default()
         };
-        assert_eq!(
-            log.push(&Event::Step(report.clone())),
-            "step    50 | loss 4.1234 | lr 5.99e-04 | norm 0.83 | 1234 tok/s | eta 3m12s\n"
-        );
+        assert_eq!(log.push(&Event::Step(report.clone())), "step    50 | loss 4.1234 | lr 5.99e-04 | norm 0.83 | 1234 tok/s | eta 3m12s\n");
         assert_eq!(log.push(&Event::Step(StepReport { step: 51, ..report })), "");
-        let sample =
-            Event::Sample { step: 500, stage: "Foundation".into(), prompt: "First Citizen:".into(), text: "\nWe are".into() };
+        let sample = Event::Sample { step: 500, stage: "Foundation".into(), prompt: "First Citizen:".into(), text: "\nWe are".into() };
         assert_eq!(log.push(&sample), "[Foundation | Step 500] Generated: First Citizen:\nWe are\n");
         let done = Event::StageDone {
             name: "Foundation".into(),

@@ -97,15 +97,10 @@ fn source_loss(history: &History, span: usize) -> Plot {
 fn held_out(history: &History) -> Plot {
     let mut lines = Vec::new();
     for (i, source) in history.sources.iter().enumerate() {
-        let points =
-            history.evaluated.iter().filter_map(|(step, (_, scores))| Some((f64::from(*step), scores.get(*source)?.loss)));
+        let points = history.evaluated.iter().filter_map(|(step, (_, scores))| Some((f64::from(*step), scores.get(*source)?.loss)));
         lines.push(line(source, Some(i), Look::Dotted, points.collect()));
     }
-    Plot {
-        note: "text never trained on, nats per token".into(),
-        lines,
-        ..plot("Held-out loss per source", history, Format::Plain)
-    }
+    Plot { note: "text never trained on, nats per token".into(), lines, ..plot("Held-out loss per source", history, Format::Plain) }
 }
 
 fn learning_rate(history: &History) -> Plot {

@@ -172,9 +172,7 @@ impl Plot {
         let (low, high) = match (log, self.top) {
             (true, _) => (low * 0.85, high * 1.15),
             (false, Some(top)) => (0.0, top),
-            (false, None) => {
-                (if self.from_zero { 0.0 } else { (low - pad).max(if low >= 0.0 { 0.0 } else { f64::MIN }) }, high + pad)
-            }
+            (false, None) => (if self.from_zero { 0.0 } else { (low - pad).max(if low >= 0.0 { 0.0 } else { f64::MIN }) }, high + pad),
         };
         let x = Axis { low: left, high: right, log: false, from: 58.0, to: width - 14.0 };
         Some((x, Axis { low, high, log, from: height - 30.0, to: 24.0 }))
@@ -202,25 +200,14 @@ impl Plot {
             }
             let label = if names { name.clone() } else { (i + 1).to_string() };
             if fits(&label, room) {
-                let _ = write!(
-                    svg,
-                    "<text class=\"stage\" x=\"{:.1}\" y=\"{:.0}\">{}</text>",
-                    (from + to) / 2.0,
-                    y.to - 8.0,
-                    escape(&label)
-                );
+                let _ =
+                    write!(svg, "<text class=\"stage\" x=\"{:.1}\" y=\"{:.0}\">{}</text>", (from + to) / 2.0, y.to - 8.0, escape(&label));
             }
         }
         for tick in y.ticks(5) {
             let at = y.place(tick);
             let _ = write!(svg, "<line class=\"grid\" x1=\"{:.0}\" x2=\"{:.0}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", x.from, x.to);
-            let _ = write!(
-                svg,
-                "<text class=\"y\" x=\"{:.0}\" y=\"{:.1}\">{}</text>",
-                x.from - 8.0,
-                at + 4.0,
-                self.format.tick(tick)
-            );
+            let _ = write!(svg, "<text class=\"y\" x=\"{:.0}\" y=\"{:.1}\">{}</text>", x.from - 8.0, at + 4.0, self.format.tick(tick));
         }
         for tick in x.ticks(if self.wide { 10 } else { 5 }).into_iter().filter(|tick| tick.fract() == 0.0) {
             let at = x.place(tick);
@@ -232,11 +219,7 @@ impl Plot {
                 super::tables::grouped(tick as u64)
             );
         }
-        let _ = write!(
-            svg,
-            "<line class=\"axis\" x1=\"{:.0}\" x2=\"{:.0}\" y1=\"{:.0}\" y2=\"{:.0}\"/>",
-            x.from, x.to, y.from, y.from
-        );
+        let _ = write!(svg, "<line class=\"axis\" x1=\"{:.0}\" x2=\"{:.0}\" y1=\"{:.0}\" y2=\"{:.0}\"/>", x.from, x.to, y.from, y.from);
     }
 
     fn legend(&self) -> String {
@@ -306,8 +289,7 @@ fn draw(svg: &mut String, line: &Line, floor: Option<&Points>, x: &Axis, y: &Axi
     }
     if line.look == Look::Dotted || line.points.len() == 1 {
         for (px, py) in line.points.iter().take(200) {
-            let _ =
-                write!(svg, "<circle style=\"fill:{color}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.6\"/>", x.place(*px), y.place(*py));
+            let _ = write!(svg, "<circle style=\"fill:{color}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.6\"/>", x.place(*px), y.place(*py));
         }
     }
 }

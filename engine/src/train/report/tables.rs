@@ -26,9 +26,7 @@ pub(super) fn header(title: &str, history: &History) -> String {
     }
     let facts: String = facts.iter().map(|fact| format!("<span>{}</span>", escape(fact))).collect();
     let title = escape(title);
-    format!(
-        "<header class=\"wide\"><h1>{title} <span class=\"state {class}\">{state}</span></h1><p class=\"facts\">{facts}</p></header>"
-    )
+    format!("<header class=\"wide\"><h1>{title} <span class=\"state {class}\">{state}</span></h1><p class=\"facts\">{facts}</p></header>")
 }
 
 /// The numbers that people look for first.
@@ -84,12 +82,9 @@ pub(super) fn stages(history: &History) -> String {
         let reports = || history.made().filter(|report| report.step > stage.start && report.step <= stage.end);
         let tokens = history.tokens(stage.start, stage.end);
         let sum: u64 = tokens.values().sum();
-        let counted: BTreeMap<String, f64> =
-            tokens.iter().map(|(name, n)| (name.to_string(), *n as f64 / sum.max(1) as f64)).collect();
+        let counted: BTreeMap<String, f64> = tokens.iter().map(|(name, n)| (name.to_string(), *n as f64 / sum.max(1) as f64)).collect();
         let (loss, achieved, epochs) = match &stage.done {
-            Some(done) => {
-                (format!("{:.4}", done.average_loss), done.shares, mix(done.epochs, |passes| format!("{passes:.2}×"), history))
-            }
+            Some(done) => (format!("{:.4}", done.average_loss), done.shares, mix(done.epochs, |passes| format!("{passes:.2}×"), history)),
             None if sum == 0 => ("–".into(), &counted, "–".into()),
             None => (
                 format!("{:.4} so far", reports().map(|report| report.loss).sum::<f64>() / reports().count().max(1) as f64),
@@ -157,12 +152,7 @@ pub(super) fn samples(history: &History) -> String {
         .iter()
         .map(|(step, stage, prompt, text)| {
             let step = grouped(u64::from(*step));
-            format!(
-                "<li><h3>Step {step}<span>{}</span></h3><pre><i>{}</i>{}</pre></li>",
-                escape(stage),
-                escape(prompt),
-                escape(text)
-            )
+            format!("<li><h3>Step {step}<span>{}</span></h3><pre><i>{}</i>{}</pre></li>", escape(stage), escape(prompt), escape(text))
         })
         .collect();
     format!("<section class=\"card wide\"><h2>Samples as they came</h2><ol class=\"samples\">{cards}</ol></section>")

@@ -1,0 +1,64 @@
+//! A tokenizer for sources that come without one.
+
+use std::collections::BTreeMap;
+
+use crate::config::SourceConfig;
+use crate::control::{Control, Flow};
+use crate::data::random::Random;
+use crate::data::source::Source;
+use crate::error::Result;
+use crate::store::Store;
+use crate::text::{Tokenizer, bpe};
+
+/// Text of a source that a tokenizer is trained on at most.
+const TOKENIZER_BYTES: u64 = 64 << 20;
+
+/// Trains a byte-level BPE on the sources; of a long one, pieces drawn from all of it. `None` when stopped.
+///
+/// # Errors
+/// As [`Source::open`] and [`bpe::Trainer::finish`].
+pub async fn train(
+    store: &Store,
+    sources: &BTreeMap<String, SourceConfig>,
+    vocab_size: usize,
+    control: &Control,
+) -> Result<Option<Tokenizer>> {
+    let mut trainer = bpe::Trainer::new(&[bpe::END_OF_TEXT])?;
+    for (name, config) in sources {
+        let source = Source::open(store, name, config).await?;
+        let task = format!("read {name}");
+        let share = TOKENIZER_BYTES as f64 / source.size_bytes().max(1) as f64;
+        let mut draw = Random::new(source.size_bytes());
+        let mut reader = source.reader();
+        while let Some(size) = reader.next_document().await? {
+            while let Some((text, _)) = reader.next_piece(size) {
+                if draw.f64() < share {
+                    trainer.feed(&text)?;
+                }
+                control.progress(&task, reader.position(), source.size_bytes(), "bytes");
+                if control.breathe().await == Flow::Stop {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+    trainer.finish(vocab_size, control).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::block_on;
+
+    #[test]
+    fn sources_of_any_kind_make_one_vocabulary() {
+        let store = Store::memory();
+        block_on(store.write("a.txt", &b"hello hello ".repeat(50))).unwrap();
+        block_on(store.write("b.jsonl", b"{\"text\": \"world world world<|endoftext|>world\"}")).unwrap();
+        let quiet = Control::new(async_channel::unbounded().1, async_channel::unbounded().0);
+        let sources = [("a", "a.txt"), ("b", "b.jsonl")].map(|(name, path)| (name.to_string(), SourceConfig::Path(path.into())));
+        let tokenizer = block_on(train(&store, &sources.into(), 300, &quiet)).unwrap().unwrap();
+        assert!(tokenizer.token_id("Ġhello").is_some() && tokenizer.token_id("Ġworld").is_some());
+        assert_eq!(tokenizer.token_id("<|"), None, "the separator is a token, not text");
+    }
+}

@@ -1,0 +1,53 @@
+//! Runs a WGSL kernel on burn's buffers.
+
+use burn::backend::wgpu::{KernelSource, SourceKernel, SourceTemplate};
+use burn::tensor::Shape;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::{CubeCount, CubeDim, KernelId};
+use cubecl::server::{KernelArguments, MetadataBindingInfo};
+use smolforge_shaders::Kernel;
+
+use crate::platform;
+
+struct Wgsl(Kernel);
+
+impl KernelSource for Wgsl {
+    fn source(&self) -> SourceTemplate {
+        // Native buffers are slices of shared pages, which wgpu takes for one buffer: all must be bound alike.
+        let source = self.0.source;
+        SourceTemplate::new(if platform::SHARED_PAGES { source.replace("var<storage, read>", "var<storage, read_write>") } else { source.to_string() })
+    }
+
+    fn id(&self) -> KernelId {
+        KernelId::new::<Self>().info(self.0.name)
+    }
+
+    fn lang(&self) -> &'static str {
+        "wgsl"
+    }
+}
+
+/// Dispatches `kernel` over `groups` workgroups with `buffers` as bindings `0..` and `params` (a multiple of four
+/// words) as the uniform after them.
+pub fn launch(kernel: Kernel, groups: (u32, u32), buffers: &[&CubeTensor], params: &[u32]) {
+    assert!(params.len().is_multiple_of(4), "uniforms are read in words of 16 bytes");
+    let words = params.chunks(2).map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32).collect();
+    let arguments = KernelArguments::new()
+        .with_buffers(buffers.iter().map(|tensor| tensor.handle.clone().binding()).collect())
+        .with_info(MetadataBindingInfo::custom(words));
+    let source = SourceKernel::new(Wgsl(kernel), CubeDim::new_3d(kernel.workgroup_size, 1, 1));
+    buffers[0].client.launch(Box::new(source), CubeCount::Static(groups.0, groups.1, 1), arguments);
+}
+
+/// A new buffer of f32 beside `like`.
+pub fn buffer(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
+    let shape = shape.into();
+    let handle = like.client.empty(shape.num_elements() * like.dtype.size());
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, like.dtype)
+}
+
+/// Workgroups for one a row: a grid that keeps below 65,535 along each axis.
+pub fn row_groups(rows: usize) -> (u32, u32) {
+    let across = rows.clamp(1, 32_768);
+    (across as u32, rows.div_ceil(across) as u32)
+}

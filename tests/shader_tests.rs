@@ -1,0 +1,68 @@
+//! Every WGSL file on its own: valid under WebGPU's default limits, translatable for every backend; and its twin
+//! against the op that runs it.
+
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use smolforge_engine::ops::adamw::{AdamW, Moments, adamw};
+use smolforge_engine::ops::rms_norm::rms_norm;
+use smolforge_shaders::{KERNELS, cpu};
+use smolforge_tests::*;
+
+#[test]
+fn every_kernel_is_valid_wgsl_and_translates() {
+    for kernel in KERNELS {
+        for source in [kernel.source.to_string(), kernel.source.replace("var<storage, read>", "var<storage, read_write>")] {
+            let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&source)));
+            let info = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap_or_else(|e| panic!("{}: {e:?}", kernel.name));
+            let entry = &module.entry_points[0];
+            assert_eq!(entry.name, "main");
+            assert_eq!(entry.workgroup_size, [kernel.workgroup_size, 1, 1]);
+            assert!(kernel.workgroup_size <= 256);
+            let storage = module.global_variables.iter().filter(|(_, v)| matches!(v.space, naga::AddressSpace::Storage { .. })).count();
+            assert!(storage <= 8, "{}: {storage} storage buffers", kernel.name);
+            let shared: u32 = module
+                .global_variables
+                .iter()
+                .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
+                .map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx()))
+                .sum();
+            assert!(shared <= 16 << 10, "{}: {shared} bytes of workgroup memory", kernel.name);
+            spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap();
+            let options = msl::Options { fake_missing_bindings: true, ..Default::default() };
+            msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap();
+            let options = hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+            let mut text = String::new();
+            hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default()).write(&module, &info, None).unwrap();
+            assert!(!text.is_empty());
+        }
+    }
+}
+
+#[test]
+fn ops_equal_their_twins_on_every_device() {
+    for compute in devices() {
+        for (n, d) in [(1, 1), (2, 63), (3, 64), (65, 65), (1000, 96)] {
+            let (x, w) = (matrix(1, n, d, &compute), matrix(2, 1, d, &compute));
+            let (y, _) = cpu::rms_norm(&random(1, n * d), &random(2, d), 1e-5);
+            assert!(max_difference(&values(rms_norm(x, w, 1e-5)), &y) < 1e-4, "rms_norm {n}x{d} on {}", compute.info.name);
+            let step = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.19, correction2: 0.0975, grad_scale: 0.5 };
+            let state = Moments { param: matrix(1, n, d, &compute), m: matrix(2, n, d, &compute), v: matrix(3, n, d, &compute).square() };
+            let found = adamw(state, matrix(4, n, d, &compute), &step);
+            let params = cpu::adamw::Params {
+                decay: 1.0 - 0.01 * 0.1,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                step_size: 0.01 / 0.19,
+                inverse_root: 1.0 / 0.0975f32.sqrt(),
+                grad_scale: 0.5,
+            };
+            let (mut param, mut m) = (random(1, n * d), random(2, n * d));
+            let mut v: Vec<f32> = random(3, n * d).iter().map(|x| x * x).collect();
+            cpu::adamw(&mut param, &mut m, &mut v, &random(4, n * d), &params);
+            for (what, a, b) in [("param", found.param, param), ("m", found.m, m), ("v", found.v, v)] {
+                assert!(max_difference(&values(a), &b) < 1e-4, "{what} {n}x{d} on {}", compute.info.name);
+            }
+        }
+    }
+}
