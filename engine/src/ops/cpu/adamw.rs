@@ -15,7 +15,7 @@ pub fn adamw(param: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], step
     let inverse_root = 1.0 / correction2.sqrt();
     let blocks = param.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK));
     blocks.zip(grad.par_chunks(BLOCK)).for_each(|(((param, m), v), grad)| {
-        vectorized(|| {
+        vectorized(#[inline(always)] || {
             for i in 0..param.len() {
                 let g = grad[i] * grad_scale;
                 m[i] = beta1 * m[i] + (1.0 - beta1) * g;

@@ -93,7 +93,7 @@ fn few_rows(out: &mut [f32], x: &[f32], w: &[f32], n: usize, k: usize, m: usize)
     const BLOCK: usize = 64;
     let mut blocks = vec![[0.0f32; BLOCK * 4]; m.div_ceil(BLOCK)];
     blocks.par_iter_mut().enumerate().with_min_len(4).for_each(|(block, sums)| {
-        vectorized(|| {
+        vectorized(#[inline(always)] || {
             for j in 0..BLOCK.min(m - block * BLOCK) {
                 let row = (block * BLOCK + j) * k;
                 for i in 0..n {

@@ -13,7 +13,7 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
     let mut scales = vec![0.0; x.len() / d];
     let tasks = y.par_chunks_mut(ROWS * d).zip(scales.par_chunks_mut(ROWS)).zip(x.par_chunks(ROWS * d));
     tasks.for_each(|((y, scales), x)| {
-        vectorized(|| {
+        vectorized(#[inline(always)] || {
             for ((y, r), x) in y.chunks_exact_mut(d).zip(scales).zip(x.chunks_exact(d)) {
                 *r = 1.0 / (sum(x, |v| v * v) / d as f32 + eps).sqrt();
                 for i in 0..d {
@@ -35,7 +35,7 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], w: &[f32], scales: &[f32]) -> (V
         .map(|(block, dx)| {
             let mut dw = vec![0.0; d];
             let mut dyw = vec![0.0; d];
-            vectorized(|| {
+            vectorized(#[inline(always)] || {
                 for (row, dx) in dx.chunks_exact_mut(d).enumerate() {
                     let row = block * ROWS + row;
                     let (x, dy, r) = (&x[row * d..][..d], &dy[row * d..][..d], scales[row]);

@@ -4,7 +4,8 @@
 /// Lanes of an accumulator: one AVX-512 register, two of AVX2, four of NEON.
 const LANES: usize = 16;
 
-/// Runs `f` compiled for the widest vectors of this machine.
+/// Runs `f` compiled for the widest vectors of this machine. Mark the closure `#[inline(always)]`: one that is not
+/// inlined is compiled for the oldest machine, and every `mul_add` becomes a call.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
