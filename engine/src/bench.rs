@@ -34,7 +34,8 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
     }
     let (compute, why) = Compute::open(request.device).await?;
     control.notice(why);
-    let config = TrainConfig { precision: request.precision, batch_size: request.batch, sequence_length: request.seq, ..TrainConfig::default() };
+    let config =
+        TrainConfig { precision: request.precision, batch_size: request.batch, sequence_length: request.seq, ..TrainConfig::default() };
     let half = pretrain::mixed(&config, &compute)?;
     let plain = Llama::random(&shape, &compute, positions, 1).with_half(half);
     if !training(request, &plain, &config, control).await? {

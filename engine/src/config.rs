@@ -209,11 +209,8 @@ impl TrainConfig {
         } else {
             serde_norway::from_str(text).map_err(|e| bad(e.to_string()))?
         };
-        let value = if (key == "init" || key == "tokenizer") && !value.is_null() {
-            serde_json::Value::String(text.to_string())
-        } else {
-            value
-        };
+        let value =
+            if (key == "init" || key == "tokenizer") && !value.is_null() { serde_json::Value::String(text.to_string()) } else { value };
         object.insert(key.to_string(), value);
         *self = serde_json::from_value(map).map_err(|e| bad(explain(&e.to_string())))?;
         Ok(())

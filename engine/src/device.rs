@@ -1,5 +1,6 @@
 //! Finding and opening what computes: a GPU through wgpu, or the CPU.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, DeviceKind};
@@ -50,7 +51,10 @@ impl Compute {
                     }
                 }
                 let why = match adapters.first() {
-                    Some(software) => format!("computing on the CPU: the only graphics adapter, {}, is software (`--device gpu` takes it all the same)", software.name),
+                    Some(software) => format!(
+                        "computing on the CPU: the only graphics adapter, {}, is software (`--device gpu` takes it all the same)",
+                        software.name
+                    ),
                     None => "computing on the CPU: there is no graphics adapter".to_string(),
                 };
                 Ok((Self::cpu(), why))
@@ -61,27 +65,43 @@ impl Compute {
     /// The best adapter that wgpu finds, software ones included. Opened once per process.
     async fn gpu() -> Result<Self> {
         static OPENED: Mutex<Option<Compute>> = Mutex::new(None);
+        static OPENING: AtomicBool = AtomicBool::new(false);
         let opened = || OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(compute) = opened().clone() {
-            return Ok(compute);
+        loop {
+            if let Some(compute) = opened().clone() {
+                return Ok(compute);
+            }
+            if !OPENING.swap(true, Ordering::SeqCst) {
+                break;
+            }
+            platform::yield_now().await; // another engine of this process is opening it
         }
+        let result = Self::open_gpu().await;
+        if let Ok(compute) = &result {
+            *opened() = Some(compute.clone());
+        }
+        OPENING.store(false, Ordering::SeqCst);
+        result
+    }
+
+    async fn open_gpu() -> Result<Self> {
         if adapters().await.is_empty() {
-            return Err(Error::Device("no graphics adapter found; install a Vulkan driver (on Debian: mesa-vulkan-drivers) or use --device cpu".into()));
+            return Err(Error::Device(
+                "no graphics adapter found; install a Vulkan driver (on Debian: mesa-vulkan-drivers) or use --device cpu".into(),
+            ));
         }
         let options = Device::wgpu_options().device_kind(DeviceKind::DefaultDevice);
-        let (device, setup) = options
-            .init_with_setup_async()
-            .await
-            .map_err(|e| Error::Device(format!("the graphics adapter could not be opened: {e:?}; update its driver or use --device cpu")))?;
+        let (device, setup) = options.init_with_setup_async().await.map_err(|e| {
+            Error::Device(format!("the graphics adapter could not be opened: {e:?}; update its driver or use --device cpu"))
+        })?;
         let info = describe(&setup.adapter);
-        let compute = Self {
-            max_binding_bytes: setup.device.limits().max_storage_buffer_binding_size.min(setup.device.limits().max_buffer_size),
+        let limits = setup.device.limits();
+        Ok(Self {
+            max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             f16: device.supports_dtype(DType::F16),
             device,
             info,
-        };
-        *opened() = Some(compute.clone());
-        Ok(compute)
+        })
     }
 
     /// Whether this is the CPU device.

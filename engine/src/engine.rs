@@ -104,13 +104,23 @@ async fn job(command: Command, store: &Store, control: &Control) -> Outcome {
     Ok((if stopped { Ended::Stopped } else { Ended::Finished }, Vec::new()))
 }
 
-async fn score(model: &str, files: &[String], choice: DeviceChoice, sequence_length: usize, store: &Store, control: &Control) -> Result<()> {
+async fn score(
+    model: &str,
+    files: &[String],
+    choice: DeviceChoice,
+    sequence_length: usize,
+    store: &Store,
+    control: &Control,
+) -> Result<()> {
     let config = hub::read_config(store, model).await?;
     let tokenizer = Tokenizer::load(store, model).await?;
     generate::fits(&tokenizer, &config)?;
     let length = if sequence_length == 0 { config.max_position_embeddings.min(2048) } else { sequence_length };
     if length < 2 || length > config.max_position_embeddings {
-        return Err(Error::Config(format!("--sequence-length {length}: must lie between 2 and the model's context of {}", config.max_position_embeddings)));
+        return Err(Error::Config(format!(
+            "--sequence-length {length}: must lie between 2 and the model's context of {}",
+            config.max_position_embeddings
+        )));
     }
     if files.is_empty() {
         return Err(Error::Config("no text: give --text FILE".into()));
@@ -150,7 +160,10 @@ pub(crate) async fn export(run: &str, out: &str, dtype: ExportDtype, which: &str
         "last" => last,
         "best" => {
             let state = checkpoint::read_state(store, &checkpoint::folder(run, last)).await?;
-            state.best.map(|(_, step)| step).ok_or_else(|| Error::Config(format!("{run}: was not evaluated yet, so there is no best checkpoint")))?
+            state
+                .best
+                .map(|(_, step)| step)
+                .ok_or_else(|| Error::Config(format!("{run}: was not evaluated yet, so there is no best checkpoint")))?
         }
         step => step.parse().map_err(|_| Error::Config(format!("--step {step}: give `last`, `best` or one of {}", listed())))?,
     };

@@ -67,7 +67,9 @@ pub enum Error {
     Device(String),
 
     /// More memory is needed than the device grants.
-    #[error("out of memory on {device}: {detail}; try a smaller --batch-size (raise --accumulation to keep the tokens per step), a shorter --sequence-length, or `--device cpu`")]
+    #[error(
+        "out of memory on {device}: {detail}; try a smaller --batch-size (raise --accumulation to keep the tokens per step), a shorter --sequence-length, or `--device cpu`"
+    )]
     OutOfMemory {
         /// Adapter name.
         device: String,
@@ -76,7 +78,9 @@ pub enum Error {
     },
 
     /// Training produced NaN or infinity several times in a row.
-    #[error("step {step}: {count} updates in a row had a non-finite loss or gradient (last sources: {sources}); stopped with the last good checkpoint intact; try a lower --lr, a longer --warmup-steps, or --precision f32")]
+    #[error(
+        "step {step}: {count} updates in a row had a non-finite loss or gradient (last sources: {sources}); stopped with the last good checkpoint intact; try a lower --lr, a longer --warmup-steps, or --precision f32"
+    )]
     NonFinite {
         /// Step at which the run stopped.
         step: u32,
@@ -87,7 +91,9 @@ pub enum Error {
     },
 
     /// The prompt leaves no room in the model's context.
-    #[error("prompt has {prompt} tokens and {new} were asked for, but the model's context is {context}; shorten the prompt or lower --max-new-tokens")]
+    #[error(
+        "prompt has {prompt} tokens and {new} were asked for, but the model's context is {context}; shorten the prompt or lower --max-new-tokens"
+    )]
     Context {
         /// Tokens in the prompt.
         prompt: usize,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use web_time::Instant;
 
+use crate::bench::random_batch;
 use crate::config::TrainConfig;
 use crate::control::Control;
-use crate::bench::random_batch;
 use crate::device::Compute;
 use crate::error::Result;
 use crate::generate::read_f32;
@@ -45,7 +45,9 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
         let (tokens, planned) = (shard.train_tokens(), planned.get(name.as_str()).copied().unwrap_or(0.0));
         let epochs = planned / tokens.max(1) as f64;
         if epochs > MANY_EPOCHS {
-            warnings.push(format!("{name}: {epochs:.1} passes over {tokens} tokens; beyond about {MANY_EPOCHS} a model learns a text by heart"));
+            warnings.push(format!(
+                "{name}: {epochs:.1} passes over {tokens} tokens; beyond about {MANY_EPOCHS} a model learns a text by heart"
+            ));
         }
         if planned == 0.0 {
             warnings.push(format!("{name}: no stage draws from it"));

@@ -33,8 +33,8 @@ impl RunFlags {
             return Ok(config);
         }
         let out = config.out;
-        let mut config = read(&format!("{out}/config.yaml"))
-            .with_context(|| format!("{out} holds no run to resume; name its folder with --out"))?;
+        let mut config =
+            read(&format!("{out}/config.yaml")).with_context(|| format!("{out} holds no run to resume; name its folder with --out"))?;
         config.out = out; // the folder may have been moved since
         self.apply(&mut config)?;
         Ok(config)

@@ -31,9 +31,8 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cell_width = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| measure_text_width(cell));
-        let widths: Vec<usize> = (0..self.right.len())
-            .map(|column| self.rows.iter().map(|row| cell_width(row, column)).max().unwrap_or(0))
-            .collect();
+        let widths: Vec<usize> =
+            (0..self.right.len()).map(|column| self.rows.iter().map(|row| cell_width(row, column)).max().unwrap_or(0)).collect();
         for (index, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {

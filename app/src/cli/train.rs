@@ -74,11 +74,7 @@ fn show_run(screen: &Screen, run: &RunInfo) {
     screen.line(format!("run     {}{resumed}", bold(&run.path)));
     screen.line(format!("model   {} parameters, {}", count(run.parameters), run.precision));
     screen.line(format!("device  {}", run.device));
-    screen.line(format!(
-        "plan    {steps} updates of {} tokens: {} tokens",
-        count(run.tokens_per_step as u64),
-        count(total)
-    ));
+    screen.line(format!("plan    {steps} updates of {} tokens: {} tokens", count(run.tokens_per_step as u64), count(total)));
     let mut table = Table::new(&["source", ">training tokens", ">held-out tokens"]);
     for (name, (training, held_out)) in &run.sources {
         table.row([name.clone(), count(*training), count(*held_out)]);

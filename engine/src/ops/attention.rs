@@ -72,15 +72,7 @@ impl Mask {
 /// - `q`: `[b·t, h·e]`; `k`, `v`: `[b·capacity, g·e]` of which `offset + t` rows per sequence are filled;
 ///   returns `[b·t, h·e]`
 pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, mask: &Mask, h: usize, g: usize) -> Tensor<2> {
-    let shape = Shape {
-        b: mask.b,
-        t: mask.t,
-        h,
-        g,
-        e: q.dims()[1] / h,
-        capacity: k.dims()[0] / mask.b,
-        offset: mask.offset,
-    };
+    let shape = Shape { b: mask.b, t: mask.t, h, g, e: q.dims()[1] / h, capacity: k.dims()[0] / mask.b, offset: mask.offset };
     match &mask.additive {
         None => {
             let starts = mask.starts.clone().into_dispatch();

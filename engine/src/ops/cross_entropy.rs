@@ -67,7 +67,13 @@ fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], scale:
 }
 
 /// The value and gradients in burn ops.
-pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, scale: Option<f64>) -> (Tensor<1>, Option<LossGradients>) {
+pub fn reference(
+    h: Tensor<2>,
+    head: &[Tensor<2>],
+    targets: &[i32],
+    chunk: usize,
+    scale: Option<f64>,
+) -> (Tensor<1>, Option<LossGradients>) {
     let (n, device) = (targets.len(), h.device());
     let ids = |values: Vec<i32>| {
         let len = values.len();
@@ -97,7 +103,8 @@ pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize
         let largest = Tensor::cat(maxima, 1).max_dim(1); // [rows, 1]
         let sums: Vec<Tensor<2>> = logits.iter().map(|logits| (logits.clone() - largest.clone()).exp().sum_dim(1)).collect();
         let lse = Tensor::cat(sums, 1).sum_dim(1).log() + largest; // [rows, 1]
-        let at_target: Vec<Tensor<2>> = logits.iter().zip(&onehots).map(|(logits, onehot)| (logits.clone() * onehot.clone()).sum_dim(1)).collect();
+        let at_target: Vec<Tensor<2>> =
+            logits.iter().zip(&onehots).map(|(logits, onehot)| (logits.clone() * onehot.clone()).sum_dim(1)).collect();
         let at_target = Tensor::cat(at_target, 1).sum_dim(1);
         nll.push(((lse.clone() - at_target) * used.clone()).reshape([rows]));
         let Some(scale) = scale else { continue };

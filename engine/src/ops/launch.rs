@@ -15,7 +15,11 @@ impl KernelSource for Wgsl {
     fn source(&self) -> SourceTemplate {
         // Native buffers are slices of shared pages, which wgpu takes for one buffer: all must be bound alike.
         let source = self.0.source;
-        SourceTemplate::new(if platform::SHARED_PAGES { source.replace("var<storage, read>", "var<storage, read_write>") } else { source.to_string() })
+        SourceTemplate::new(if platform::SHARED_PAGES {
+            source.replace("var<storage, read>", "var<storage, read_write>")
+        } else {
+            source.to_string()
+        })
     }
 
     fn id(&self) -> KernelId {

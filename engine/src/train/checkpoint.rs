@@ -70,14 +70,7 @@ pub async fn steps(store: &Store, run: &str) -> Result<Vec<u32>> {
 ///
 /// # Errors
 /// [`Error::DiskFull`], [`Error::File`], or a non-finite weight: nothing of it remains then.
-pub async fn save(
-    store: &Store,
-    run: &str,
-    model: &Llama,
-    optimizer: &Optimizer,
-    state: &State,
-    tokenizer_json: &[u8],
-) -> Result<String> {
+pub async fn save(store: &Store, run: &str, model: &Llama, optimizer: &Optimizer, state: &State, tokenizer_json: &[u8]) -> Result<String> {
     let path = folder(run, state.step);
     let temporary = format!("{run}/.saving");
     store.remove(&temporary).await?;
@@ -130,7 +123,14 @@ async fn write_tensors(
 ///
 /// # Errors
 /// A weight that does not fit the type, by name; a full disk.
-pub async fn export(store: &Store, weights: &Weights, config: &LlamaConfig, tokenizer_json: Option<&[u8]>, out: &str, dtype: Dtype) -> Result<()> {
+pub async fn export(
+    store: &Store,
+    weights: &Weights,
+    config: &LlamaConfig,
+    tokenizer_json: Option<&[u8]>,
+    out: &str,
+    dtype: Dtype,
+) -> Result<()> {
     let name = if dtype == Dtype::F16 { "float16" } else { "float32" };
     let tensors: Vec<_> = config.tensors().into_iter().map(|(name, shape)| (name, dtype, shape)).collect();
     let mut writer = SafeWriter::create(store, &format!("{out}/model.safetensors"), &tensors, &[("format", "pt")]).await?;

@@ -206,7 +206,8 @@ impl<'a> Run<'a> {
         let sizes: BTreeMap<String, (u64, u64)> =
             shards.iter().map(|(name, shard)| (name.clone(), (shard.train_tokens(), shard.held_out_tokens()))).collect();
         let sources: Vec<String> = sizes.keys().cloned().collect();
-        let mut loader = Loader::new(shards, config.data_stages.clone(), config.sequence_length, config.seed, config.steps, tokenizer.end_of_text())?;
+        let mut loader =
+            Loader::new(shards, config.data_stages.clone(), config.sequence_length, config.seed, config.steps, tokenizer.end_of_text())?;
         let fingerprint = fingerprint(&config, &tokenizer, &loader);
 
         let prompt = tokenizer.encode_prompt(&config.sample_prompt).len().max(1);

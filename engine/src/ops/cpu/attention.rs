@@ -76,7 +76,10 @@ pub fn attention(inputs: Inputs) -> (Vec<f32>, Vec<f32>) {
                 let at = (batch * t + first + row) * h + head;
                 // SAFETY: one task per batch and head writes this element.
                 let lse = unsafe { lse_shared.piece(at, 1) };
-                lse[0] = vectorized(#[inline(always)] || softmax(scores, inputs.visible(batch, first, row, &keys)));
+                lse[0] = vectorized(
+                    #[inline(always)]
+                    || softmax(scores, inputs.visible(batch, first, row, &keys)),
+                );
             }
             let offset = (batch * t + first) * h * e + head * e;
             if t == 1 {
@@ -100,25 +103,31 @@ fn one_query(inputs: &Inputs, scores: &mut [f32], batch: usize, head: usize, key
     let scale = (e as f32).powf(-0.5);
     let q = &inputs.q[(batch * h + head) * e..][..e];
     let column = head / (h / g) * e;
-    vectorized(#[inline(always)] || {
-        for (score, key) in scores.iter_mut().zip(keys.clone()) {
-            *score = dot(q, &inputs.k[(batch * capacity + key) * g * e + column..][..e]) * scale;
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (score, key) in scores.iter_mut().zip(keys.clone()) {
+                *score = dot(q, &inputs.k[(batch * capacity + key) * g * e + column..][..e]) * scale;
+            }
+        },
+    );
 }
 
 /// `out = Σ p[key]·v[key]` of a single query.
 fn weighted_values(out: &mut [f32], scores: &[f32], inputs: &Inputs, batch: usize, head: usize, keys: &std::ops::Range<usize>) {
     let Shape { h, g, e, capacity, .. } = inputs.shape;
     let column = head / (h / g) * e;
-    vectorized(#[inline(always)] || {
-        for (p, key) in scores.iter().zip(keys.clone()) {
-            let v = &inputs.v[(batch * capacity + key) * g * e + column..][..e];
-            for i in 0..e {
-                out[i] = p.mul_add(v[i], out[i]);
+    vectorized(
+        #[inline(always)]
+        || {
+            for (p, key) in scores.iter().zip(keys.clone()) {
+                let v = &inputs.v[(batch * capacity + key) * g * e + column..][..e];
+                for i in 0..e {
+                    out[i] = p.mul_add(v[i], out[i]);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Softmax over the visible columns, 0 elsewhere; returns the log-sum-exp.
@@ -168,17 +177,20 @@ pub fn attention_backward(inputs: Inputs, dout: &[f32], out: &[f32], lse: &[f32]
                     let at = (row0 + row) * h + head;
                     let (o, d) = (&out[at * e..][..e], &dout[at * e..][..e]);
                     let (p, dp) = (&mut p[row * keys.len()..][..keys.len()], &mut dp[row * keys.len()..][..keys.len()]);
-                    vectorized(#[inline(always)] || {
-                        let delta = dot(o, d);
-                        p[..visible.start].fill(0.0);
-                        p[visible.end..].fill(0.0);
-                        dp[..visible.start].fill(0.0);
-                        dp[visible.end..].fill(0.0);
-                        for i in visible.clone() {
-                            p[i] = exp(p[i] - lse[at]);
-                            dp[i] = p[i] * (dp[i] - delta);
-                        }
-                    });
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            let delta = dot(o, d);
+                            p[..visible.start].fill(0.0);
+                            p[visible.end..].fill(0.0);
+                            dp[..visible.start].fill(0.0);
+                            dp[visible.end..].fill(0.0);
+                            for i in visible.clone() {
+                                p[i] = exp(p[i] - lse[at]);
+                                dp[i] = p[i] * (dp[i] - delta);
+                            }
+                        },
+                    );
                 }
                 let (p, ds) = (View::new(&p, rows, keys.len()), View::new(&dp, rows, keys.len()));
                 let key_len = (keys.len() - 1) * g * e + e;

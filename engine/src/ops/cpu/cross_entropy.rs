@@ -25,7 +25,12 @@ pub fn linear_cross_entropy(h: &[f32], w: &[f32], targets: &[i32], d: usize, chu
         let logits = &mut logits[..rows * v];
         matmul(logits, v, h_chunk, View::new(w, v, d).t(), 1.0, false, true);
         let tasks = logits.par_chunks_mut(v).zip(&mut nll[first..first + rows]).zip(&targets[first..first + rows]);
-        tasks.for_each(|((row, nll), target)| vectorized(#[inline(always)] || softmax_row(row, nll, *target, scale)));
+        tasks.for_each(|((row, nll), target)| {
+            vectorized(
+                #[inline(always)]
+                || softmax_row(row, nll, *target, scale),
+            )
+        });
         if let Some((dh, dw)) = &mut gradients {
             let p = View::new(logits, rows, v);
             matmul(&mut dh[first * d..], d, p, View::new(w, v, d), 1.0, false, true);

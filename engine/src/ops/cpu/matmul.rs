@@ -22,7 +22,11 @@ impl<'a> View<'a> {
 
     /// `rows × cols`, `row_stride` elements from row to row.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len(), "matrix {rows}x{cols} (stride {row_stride}) in {} elements", data.len());
+        assert!(
+            rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len(),
+            "matrix {rows}x{cols} (stride {row_stride}) in {} elements",
+            data.len()
+        );
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
@@ -35,7 +39,11 @@ impl<'a> View<'a> {
 /// `out = scale · a·b`, or `out += scale · a·b`; `out` is row-major with `out_stride` from row to row.
 pub fn matmul(out: &mut [f32], out_stride: usize, a: View, b: View, scale: f32, add: bool, threads: bool) {
     let (m, n) = (a.rows, b.cols);
-    assert!(m == 0 || n == 0 || ((m - 1) * out_stride + n <= out.len() && n <= out_stride), "product {m}x{n} (stride {out_stride}) in {} elements", out.len());
+    assert!(
+        m == 0 || n == 0 || ((m - 1) * out_stride + n <= out.len() && n <= out_stride),
+        "product {m}x{n} (stride {out_stride}) in {} elements",
+        out.len()
+    );
     // SAFETY: `out` holds the product by the assertion above.
     unsafe { matmul_to(out.as_mut_ptr(), out_stride, a, b, scale, add, threads) }
 }
@@ -93,14 +101,17 @@ fn few_rows(out: &mut [f32], x: &[f32], w: &[f32], n: usize, k: usize, m: usize)
     const BLOCK: usize = 64;
     let mut blocks = vec![[0.0f32; BLOCK * 4]; m.div_ceil(BLOCK)];
     blocks.par_iter_mut().enumerate().with_min_len(4).for_each(|(block, sums)| {
-        vectorized(#[inline(always)] || {
-            for j in 0..BLOCK.min(m - block * BLOCK) {
-                let row = (block * BLOCK + j) * k;
-                for i in 0..n {
-                    sums[i * BLOCK + j] = dot(&x[i * k..][..k], &w[row..][..k]);
+        vectorized(
+            #[inline(always)]
+            || {
+                for j in 0..BLOCK.min(m - block * BLOCK) {
+                    let row = (block * BLOCK + j) * k;
+                    for i in 0..n {
+                        sums[i * BLOCK + j] = dot(&x[i * k..][..k], &w[row..][..k]);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     for (block, sums) in blocks.iter().enumerate() {
         let width = BLOCK.min(m - block * BLOCK);

@@ -13,14 +13,17 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
     let mut scales = vec![0.0; x.len() / d];
     let tasks = y.par_chunks_mut(ROWS * d).zip(scales.par_chunks_mut(ROWS)).zip(x.par_chunks(ROWS * d));
     tasks.for_each(|((y, scales), x)| {
-        vectorized(#[inline(always)] || {
-            for ((y, r), x) in y.chunks_exact_mut(d).zip(scales).zip(x.chunks_exact(d)) {
-                *r = 1.0 / (sum(x, |v| v * v) / d as f32 + eps).sqrt();
-                for i in 0..d {
-                    y[i] = x[i] * *r * w[i];
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((y, r), x) in y.chunks_exact_mut(d).zip(scales).zip(x.chunks_exact(d)) {
+                    *r = 1.0 / (sum(x, |v| v * v) / d as f32 + eps).sqrt();
+                    for i in 0..d {
+                        y[i] = x[i] * *r * w[i];
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     (y, scales)
 }
@@ -35,20 +38,23 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], w: &[f32], scales: &[f32]) -> (V
         .map(|(block, dx)| {
             let mut dw = vec![0.0; d];
             let mut dyw = vec![0.0; d];
-            vectorized(#[inline(always)] || {
-                for (row, dx) in dx.chunks_exact_mut(d).enumerate() {
-                    let row = block * ROWS + row;
-                    let (x, dy, r) = (&x[row * d..][..d], &dy[row * d..][..d], scales[row]);
-                    for i in 0..d {
-                        dyw[i] = dy[i] * w[i];
-                        dw[i] += dy[i] * x[i] * r;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (row, dx) in dx.chunks_exact_mut(d).enumerate() {
+                        let row = block * ROWS + row;
+                        let (x, dy, r) = (&x[row * d..][..d], &dy[row * d..][..d], scales[row]);
+                        for i in 0..d {
+                            dyw[i] = dy[i] * w[i];
+                            dw[i] += dy[i] * x[i] * r;
+                        }
+                        let mean = dot(&dyw, x) / d as f32 * r * r;
+                        for i in 0..d {
+                            dx[i] = r * (dyw[i] - x[i] * mean);
+                        }
                     }
-                    let mean = dot(&dyw, x) / d as f32 * r * r;
-                    for i in 0..d {
-                        dx[i] = r * (dyw[i] - x[i] * mean);
-                    }
-                }
-            });
+                },
+            );
             dw
         })
         .collect();
