@@ -60,7 +60,7 @@ fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32
         }
         unreachable!("the job ends first")
     };
-    let ended = block_on(futures_lite::future::or(async { Some(job.await) }, async { watch.await }));
+    let ended = block_on(futures_lite::future::or(async { Some(job.await) }, watch));
     while let Ok(event) = events.try_recv() {
         if let Event::Step(report) = event {
             steps.push(report);
@@ -138,6 +138,18 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     assert_eq!(ended.unwrap(), Ended::Finished);
     assert!(!steps.is_empty(), "the damaged step is made again");
     assert_eq!(weights(&store, 6), bytes);
+}
+
+#[test]
+fn a_run_has_one_master() {
+    cpu();
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::folder(folder.path().to_str().unwrap());
+    let held = block_on(store.lock("runs/small/.lock")).unwrap();
+    let error = block_on(store.lock("runs/small/.lock")).err().expect("the second is told").to_string();
+    assert!(error.contains("in use"), "{error}");
+    drop(held);
+    block_on(store.lock("runs/small/.lock")).unwrap();
 }
 
 #[test]

@@ -151,6 +151,17 @@ impl Store {
         }
     }
 
+    /// Takes a name for this process until the lock is dropped (or the process dies).
+    ///
+    /// # Errors
+    /// [`Error::File`] where another process holds it.
+    pub async fn lock(&self, name: &str) -> Result<Lock> {
+        match self {
+            Self::Folder(root) => Ok(Lock(Some(platform::lock(&path(root, name), name)?))),
+            Self::Memory(_) => Ok(Lock(None)), // a store in memory has one process
+        }
+    }
+
     /// Renames a blob or folder; what had the new name is replaced. The folder is synced.
     ///
     /// # Errors
@@ -206,6 +217,9 @@ impl Store {
         Ok(files)
     }
 }
+
+/// A name that this process alone may use.
+pub struct Lock(#[allow(dead_code)] Option<platform::FileLock>);
 
 /// A blob being written; dropped without [`Writer::finish`] it leaves nothing behind.
 pub enum Writer {

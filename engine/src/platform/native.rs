@@ -211,6 +211,23 @@ fn sync_folder(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Held until it is dropped; the system lets go of it when the process dies.
+pub struct FileLock(#[allow(dead_code)] File);
+
+/// Locks a file, which is made where it does not exist.
+pub fn lock(path: &str, name: &str) -> Result<FileLock> {
+    make_parent(Path::new(path), name)?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(|e| Error::file(name, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(FileLock(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::File {
+            path: name.into(),
+            reason: "in use by another smolforge; stop that one first, or choose another --out".into(),
+        }),
+        Err(std::fs::TryLockError::Error(e)) => Err(Error::file(name, &e)),
+    }
+}
+
 /// A file that gets its name only when it is whole.
 pub struct AtomicFile {
     file: Option<std::io::BufWriter<File>>,

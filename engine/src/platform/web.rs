@@ -101,6 +101,14 @@ pub fn remove(_path: &str, name: &str) -> Result<()> {
 }
 
 /// Cannot be made here.
+pub enum FileLock {}
+
+/// Always an error here.
+pub fn lock(_path: &str, name: &str) -> Result<FileLock> {
+    no_files(name)
+}
+
+/// Cannot be made here.
 pub enum AtomicFile {}
 
 impl AtomicFile {

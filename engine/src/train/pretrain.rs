@@ -21,7 +21,7 @@ use crate::generate::{self, Limits};
 use crate::model::{Llama, LlamaConfig, hub};
 use crate::plan;
 use crate::protocol::{Event, RunInfo, Sampling, StepReport, TextScore};
-use crate::store::Store;
+use crate::store::{Lock, Store};
 use crate::text::tokenizer::Tokenizer;
 
 /// Held-out rows that go through the model at a time.
@@ -51,6 +51,7 @@ pub struct Run<'a> {
     first_step: u32,
     stage: Option<usize>,
     saved: Option<u32>,
+    _lock: Lock,
 }
 
 /// Trains, or resumes; returns what to tell the user.
@@ -193,6 +194,7 @@ impl<'a> Run<'a> {
         if !resume && (store.exists(&format!("{out}/config.yaml")).await || !existing.is_empty()) {
             return Err(Error::Config(format!("{out}: there is a run already; continue it with --resume, or choose another --out")));
         }
+        let lock = store.lock(&format!("{out}/.lock")).await?;
         let (compute, why) = Compute::open(config.device).await?;
         control.notice(why);
         let mixed = mixed(&config, &compute)?;
@@ -257,6 +259,7 @@ impl<'a> Run<'a> {
             first_step,
             stage: None,
             saved: resume.then_some(first_step),
+            _lock: lock,
             model: model.with_half(mixed),
             optimizer,
             state,

@@ -19,9 +19,9 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (b_blocks, b_rest) = b.as_chunks::<{ LANES * 4 }>();
     for (x, y) in a_blocks.iter().zip(b_blocks) {
         for (part, sum) in sums.iter_mut().enumerate() {
-            for lane in 0..LANES {
+            for (lane, sum) in sum.iter_mut().enumerate() {
                 let i = part * LANES + lane;
-                sum[lane] = x[i].mul_add(y[i], sum[lane]);
+                *sum = x[i].mul_add(y[i], *sum);
             }
         }
     }
@@ -29,10 +29,8 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     for (x, y) in a_rest.iter().zip(b_rest) {
         total = x.mul_add(*y, total);
     }
-    for lane in 0..LANES {
-        total += (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
-    }
-    total
+    let [a, b, c, d] = sums;
+    (0..LANES).fold(total, |total, lane| total + ((a[lane] + b[lane]) + (c[lane] + d[lane])))
 }
 
 /// `Σ f(a[i])`.
