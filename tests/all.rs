@@ -1,6 +1,7 @@
 //! All cross-crate tests in one binary.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod architecture_tests;
 mod golden_tests;
 mod ops_tests;
 mod run_tests;

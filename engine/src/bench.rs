@@ -58,7 +58,7 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, c
         let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
         read_f32(losses.nll).await?;
         let forward_secs = started.elapsed().as_secs_f64();
-        let grads = gradients(&model, losses.scaled.backward());
+        let grads = gradients(&model, losses.scaled);
         let norm = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights");
         read_f32(norm).await?;
         let backward_secs = started.elapsed().as_secs_f64() - forward_secs;

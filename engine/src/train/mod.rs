@@ -57,7 +57,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
                 return Ok(Ended::Stopped);
             }
             let Losses { scaled, nll } = forward(&run.model, batch, scale);
-            accumulate(&mut grads, gradients(&run.model, scaled.backward()));
+            accumulate(&mut grads, gradients(&run.model, scaled));
             losses.push(nll);
         }
 
@@ -111,8 +111,9 @@ pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
     model.loss(hidden, &batch.targets, scale)
 }
 
-/// Gradients in the order of [`Llama::parameters`].
-pub fn gradients(model: &Llama, mut grads: Gradients) -> Vec<Tensor<2>> {
+/// Gradients of a loss in the order of [`Llama::parameters`].
+pub fn gradients(model: &Llama, loss: Tensor<1>) -> Vec<Tensor<2>> {
+    let mut grads = loss.backward();
     let take = |tensor: &Tensor<2>, grads: &mut Gradients| tensor.grad_remove(grads).unwrap_or_else(|| tensor.clone().inner().zeros_like());
     model.parameters().iter().map(|parameter| take(&parameter.tensor, &mut grads)).collect()
 }

@@ -60,24 +60,22 @@ pub struct Run<'a> {
 /// Everything that can be wrong with configuration, data, tokenizer, checkpoint or device.
 pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
     let config = if resume { frozen(config, store).await? } else { config.clone() };
-    let out = config.out.clone();
     let mut run = match Run::prepare(config, resume, store, control).await? {
         Some(run) => run,
         None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
     };
     let result = train(&mut run).await;
+    let ended = result.map(|ended| (ended, run.hints(ended)));
+    let last = match &ended {
+        Ok((ended, hints)) => Event::Done { hints: hints.clone(), stopped: *ended == Ended::Stopped },
+        Err(error) => Event::Failed { error: error.to_string() },
+    };
+    let recorded = run.log.record(&last);
+    let ended = ended?; // what went wrong with the run matters more than what goes wrong with its report
+    recorded?;
     let path = run.log.report().await?;
     control.emit(Event::Wrote { what: "report".into(), path });
-    let ended = result?;
-    let hints = match ended {
-        Ended::Stopped => vec![format!("stopped after step {}; resume with: smolforge train --resume --out {out}", run.state.step)],
-        Ended::Finished => vec![
-            format!("look at {out}/report.html"),
-            format!("smolforge export --run {out} --out {out}/export"),
-            format!("smolforge generate --model {out}/export --prompt \"{}\"", run.config.sample_prompt),
-        ],
-    };
-    Ok((ended, hints))
+    Ok(ended)
 }
 
 /// The configuration of a run that exists; refuses one that asks for something else.
@@ -277,6 +275,19 @@ impl<'a> Run<'a> {
             fingerprint,
         }))?;
         Ok(Some(run))
+    }
+
+    /// What the user can do next.
+    fn hints(&self, ended: Ended) -> Vec<String> {
+        let out = &self.config.out;
+        match ended {
+            Ended::Stopped => vec![format!("stopped after step {}; resume with: smolforge train --resume --out {out}", self.state.step)],
+            Ended::Finished => vec![
+                format!("look at {out}/report.html"),
+                format!("smolforge export --run {out} --out {out}/export"),
+                format!("smolforge generate --model {out}/export --prompt \"{}\"", self.config.sample_prompt),
+            ],
+        }
     }
 
     fn emit(&mut self, event: Event) -> Result<()> {
