@@ -19,6 +19,6 @@ venv="${XDG_CACHE_HOME:-$HOME/.cache}/smolforge/venv"
 "$venv/bin/python" -c 'import torch, transformers' 2>/dev/null ||
     "$venv/bin/python" -m pip install -q -r tests/golden/requirements.txt
 
-cargo build --release -p smolforge
+cargo build --release --workspace # one package alone would have other features of burn, and compile it again
 binary="${CARGO_TARGET_DIR:-target}/release/smolforge"
 exec "$venv/bin/python" bench/compare.py --binary "$binary" ${arguments[@]+"${arguments[@]}"}

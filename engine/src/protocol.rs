@@ -231,7 +231,7 @@ pub enum Event {
     Evaluated {
         /// Updates made so far.
         step: u32,
-        /// Mean loss per token over all sources, each weighted as the stage weights it.
+        /// Mean loss per token over all sources, each weighted as the last stage of the run weights it.
         loss: f64,
         /// Loss, perplexity and bits per byte per source.
         sources: BTreeMap<String, TextScore>,

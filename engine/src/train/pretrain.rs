@@ -71,9 +71,9 @@ pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Co
         Err(error) => Event::Failed { error: error.to_string() },
     };
     let recorded = run.log.record(&last);
+    let page = run.log.report().await;
     let ended = ended?; // what went wrong with the run matters more than what goes wrong with its report
-    recorded?;
-    let path = run.log.report().await?;
+    let path = recorded.and(page)?;
     control.emit(Event::Wrote { what: "report".into(), path });
     Ok(ended)
 }
@@ -366,7 +366,7 @@ impl<'a> Run<'a> {
         let index = self.config.data_stages.stage_at(step - 1);
         let (_, stage_end) = self.config.data_stages.range(index, self.config.steps);
         let due = |every: u32| step == stage_end || (every > 0 && step.is_multiple_of(every));
-        let improved = due(self.config.eval_every) && self.evaluate(index).await?;
+        let improved = due(self.config.eval_every) && self.evaluate().await?;
         if due(self.config.sample_every) {
             self.sample(index).await?;
         }
@@ -387,7 +387,7 @@ impl<'a> Run<'a> {
     }
 
     /// Scores held-out text of every source; returns whether it is the best so far.
-    async fn evaluate(&mut self, stage: usize) -> Result<bool> {
+    async fn evaluate(&mut self) -> Result<bool> {
         let model = self.model.plain();
         let mut scores = BTreeMap::new();
         for (source, name) in self.sources.iter().enumerate() {
@@ -398,7 +398,8 @@ impl<'a> Run<'a> {
                 None => return Ok(false),
             }
         }
-        let weights = &self.config.data_stages.stages[stage].weights;
+        // The last stage's mix throughout, so that "best" compares like with like across stages.
+        let weights = &self.config.data_stages.stages[self.config.data_stages.stages.len() - 1].weights;
         let weighted = |value: fn(&TextScore) -> f64| {
             let parts = scores.iter().map(|(name, score)| weights.get(name).copied().unwrap_or(0.0) * value(score));
             parts.sum::<f64>()
