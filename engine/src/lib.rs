@@ -7,7 +7,7 @@
 //! 3. [`text`], [`data`]: text → tokens → shards → rows → batches, mixed by a curriculum.
 //! 4. [`model`], [`ops`]: Llama, and the tensor functions it is made of.
 //! 5. [`train`]: the loop, on a page; [`generate`]: text from a model.
-//! 6. [`plan`], [`bench`], [`tasks`]: what a run will need, how fast it is, a whole job in one command.
+//! 6. [`plan`], [`mod@bench`], [`tasks`]: what a run will need, how fast it is, a whole job in one command.
 //! 7. [`device`], [`store`], [`platform`]: what lies below.
 
 #![allow(clippy::too_many_arguments)]
