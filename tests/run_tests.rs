@@ -137,6 +137,7 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     let (ended, steps) = run(&store, &config, true, None);
     assert_eq!(ended.unwrap(), Ended::Finished);
     assert!(!steps.is_empty(), "the damaged step is made again");
+    assert!(block_on(store.exists("runs/small/damaged_000006")), "and kept aside");
     assert_eq!(weights(&store, 6), bytes);
 }
 
@@ -150,6 +151,21 @@ fn a_run_has_one_master() {
     assert!(error.contains("in use"), "{error}");
     drop(held);
     block_on(store.lock("runs/small/.lock")).unwrap();
+}
+
+#[test]
+fn a_run_without_a_readable_checkpoint_is_not_begun_anew() {
+    cpu();
+    let (store, config) = small_run(6);
+    run(&store, &config, false, None).0.unwrap();
+    for step in block_on(checkpoint::steps(&store, "runs/small")).unwrap() {
+        let path = format!("{}/model.safetensors", checkpoint::folder("runs/small", step));
+        block_on(store.write(&path, b"cut")).unwrap();
+    }
+    let log = block_on(store.read_text("runs/small/events.jsonl")).unwrap();
+    let error = run(&store, &config, true, None).0.unwrap_err().to_string();
+    assert!(error.contains("can be read"), "{error}");
+    assert_eq!(block_on(store.read_text("runs/small/events.jsonl")).unwrap(), log, "nothing was touched");
 }
 
 #[test]

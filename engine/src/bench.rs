@@ -13,6 +13,7 @@ use crate::model::llama::ids;
 use crate::model::{KvCache, Llama, LlamaConfig};
 use crate::ops::attention::Mask;
 use crate::ops::sum_of_squares;
+use crate::plan;
 use crate::platform;
 use crate::protocol::{BenchRequest, Event};
 use crate::train::optimizer::Optimizer;
@@ -28,14 +29,23 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
     if let Some((flag, value)) = sizes.into_iter().find(|(_, value)| !(1..=1 << 20).contains(value)) {
         return Err(Error::Config(format!("--{flag} {value}: must lie between 1 and {}", 1 << 20)));
     }
+    let context = shape.max_position_embeddings;
     let positions = request.seq.max(request.prefill + request.decode + 1);
-    if positions > shape.max_position_embeddings {
-        return Err(Error::Context { prompt: request.prefill, new: request.decode, context: shape.max_position_embeddings });
+    if positions > context {
+        return Err(Error::Config(format!(
+            "{} has a context of {context} tokens: lower --seq {} to that, and --prefill {} and --decode {} to less than that together",
+            request.preset, request.seq, request.prefill, request.decode
+        )));
     }
     let (compute, why) = Compute::open(request.device).await?;
     control.notice(why);
     let config =
         TrainConfig { precision: request.precision, batch_size: request.batch, sequence_length: request.seq, ..TrainConfig::default() };
+    let needed: u64 = plan::memory(&shape, &TrainConfig { accumulation: 1, ..config.clone() }, &compute).values().sum();
+    if let Some(free) = platform::available_memory_bytes().filter(|free| compute.is_cpu() && needed > *free) {
+        let detail = format!("a step needs about {} MiB and {} MiB are free", needed >> 20, free >> 20);
+        return Err(Error::OutOfMemory { device: compute.info.name, detail });
+    }
     let half = pretrain::mixed(&config, &compute)?;
     let plain = Llama::random(&shape, &compute, positions, 1).with_half(half);
     if !training(request, &plain, &config, control).await? {

@@ -119,7 +119,7 @@ config! {
 
 /// Where the text of a source comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a source is a path, a list of paths, or {path: …, text_key: …}")]
 pub enum SourceConfig {
     /// One file, folder or glob.
     Path(String),
@@ -270,6 +270,9 @@ fn explain(message: &str) -> String {
         Some((key, rest)) => {
             let place = rest.rsplit_once(" at line ").map(|(_, at)| format!(" (line {at})")).unwrap_or_default();
             format!("{}{place}", unknown_key(key))
+        }
+        None if message.chars().count() > 200 => {
+            format!("{}… (is this really a configuration?)", message.chars().take(120).collect::<String>())
         }
         None => message.to_string(),
     }

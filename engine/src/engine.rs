@@ -87,6 +87,11 @@ type Outcome = Result<(Ended, Vec<String>)>;
 async fn job(command: Command, store: &Store, control: &Control) -> Outcome {
     let name = serde_json::to_value(&command).ok().and_then(|value| Some(value.get("command")?.as_str()?.to_string()));
     control.emit(Event::Started { job: name.unwrap_or_default(), version: env!("CARGO_PKG_VERSION").into() });
+    if let Command::Export { out, .. } | Command::TrainTokenizer { out, .. } | Command::Demo { out, .. } = &command
+        && out.trim().is_empty()
+    {
+        return Err(Error::Config("--out is empty: name what to write".into()));
+    }
     match command {
         Command::Train { config, resume } => return pretrain::run(&config, resume, store, control).await,
         Command::Demo { out, device, seed, steps } => return demo::run(&out, device, seed, steps, store, control).await,
@@ -153,6 +158,11 @@ async fn score(
 /// # Errors
 /// No such run or checkpoint; a weight that does not fit the type; a full disk.
 pub(crate) async fn export(run: &str, out: &str, dtype: ExportDtype, which: &str, store: &Store, control: &Control) -> Result<()> {
+    for owned in ["state.json", "events.jsonl"] {
+        if store.exists(&format!("{out}/{owned}")).await {
+            return Err(Error::Config(format!("--out {out}: holds a run or one of its checkpoints; choose another folder")));
+        }
+    }
     let steps = checkpoint::steps(store, run).await?;
     let last = *steps.last().ok_or_else(|| Error::Config(format!("{run}: no checkpoint here; train first, or check --run")))?;
     let listed = || steps.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");

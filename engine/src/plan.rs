@@ -29,7 +29,7 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
     config.validate()?;
     let (compute, why) = Compute::open(config.device).await?;
     control.notice(why);
-    let Some(shape) = pretrain::Shape::resolve(&config, store, control).await? else { return Ok(()) };
+    let Some(shape) = pretrain::Shape::resolve(&config, false, store, control).await? else { return Ok(()) };
     let Some(shards) = pretrain::shards(&config, &shape.tokenizer, store, control).await? else { return Ok(()) };
     let tokens_per_step = config.tokens_per_step() as f64;
     let mut planned: BTreeMap<&str, f64> = BTreeMap::new();
@@ -60,7 +60,8 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
         warnings.push(format!("needs {} MiB of memory, {} MiB are free: lower --batch-size", peak_bytes >> 20, free >> 20));
     }
     let tokens = u64::from(config.steps) * config.tokens_per_step() as u64;
-    let step_secs = measure(&shape.model, &config, &compute).await?;
+    let fits = warnings.iter().all(|warning| !warning.contains("MiB are free"));
+    let step_secs = if fits { measure(&shape.model, &config, &compute).await? } else { 0.0 };
     control.emit(Event::Plan(PlanReport {
         parameters: shape.model.parameters(),
         device: format!("{} ({})", compute.info.name, compute.info.backend),

@@ -480,7 +480,7 @@ pub struct PlanReport {
     pub sources: BTreeMap<String, SourcePlan>,
     /// Floating-point operations of the whole run.
     pub flops: f64,
-    /// Expected seconds, from a measurement of this device taken now.
+    /// Expected seconds, from a measurement of this device taken now; 0 where the run does not fit and nothing was measured.
     pub expected_secs: f64,
     /// What to look out for.
     pub warnings: Vec<String>,

@@ -6,7 +6,7 @@ use super::generate::Samples;
 use super::{DEVICES, choice, drive, train};
 
 /// Updates of the whole curriculum: some minutes on two CPU cores.
-const STEPS: u32 = 300;
+const STEPS: u32 = 600;
 
 /// Run everything once, offline: corpora, tokenizer, five stages, evaluation, FP16 export, generation
 #[derive(Debug, clap::Args)]

@@ -48,6 +48,11 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
     if steps < 5 {
         return Err(Error::Config(format!("--steps {steps}: the demo has five stages and needs at least 5")));
     }
+    if store.exists(&format!("{out}/run/config.yaml")).await {
+        return Err(Error::Config(format!(
+            "{out}: there is a demo already; go on with it by `smolforge train --resume --out {out}/run`, or choose another --out"
+        )));
+    }
     for (name, text) in builtin::corpora(seed, CORPUS_BYTES) {
         let path = format!("{out}/corpora/{name}.txt");
         store.write(&path, text.as_bytes()).await?;

@@ -38,6 +38,9 @@ pub struct State {
     pub stage_loss: (f64, u32),
     /// Best held-out loss and its step.
     pub best: Option<(f64, u32)>,
+    /// Whether the last step still owes its evaluation, sample and what follows them.
+    #[serde(default)]
+    pub due: bool,
     /// What a resumed run must share: configuration, tokenizer, data.
     pub fingerprint: String,
 }
@@ -147,7 +150,7 @@ pub async fn export(
 /// [`Error::Resume`] where it was written by another version or is damaged.
 pub async fn read_state(store: &Store, folder: &str) -> Result<State> {
     let text = store.read_text(&format!("{folder}/state.json")).await?;
-    let state: State = serde_json::from_str(&text).map_err(|e| Error::Resume(format!("{folder}/state.json: {e}")))?;
+    let state: State = serde_json::from_str(&text).map_err(|e| Error::format(format!("{folder}/state.json"), e.to_string()))?;
     if state.format != FORMAT {
         return Err(Error::Resume(format!("{folder}: written in layout {}, this build reads {FORMAT}", state.format)));
     }
@@ -176,6 +179,14 @@ pub async fn read_optimizer(store: &Store, folder: &str, model: &Llama, compute:
     Ok(Optimizer { m: all("m")?, v: all("v")?, updates })
 }
 
+/// Renames a checkpoint that cannot be read, so that it neither counts nor is lost.
+///
+/// # Errors
+/// Where the folder cannot be renamed.
+pub async fn set_aside(store: &Store, folder: &str) -> Result<()> {
+    store.rename(folder, &folder.replace("step_", "damaged_")).await
+}
+
 /// Removes old checkpoints: the newest `keep` and the best one stay.
 ///
 /// # Errors
@@ -184,7 +195,10 @@ pub async fn prune(store: &Store, run: &str, keep: usize, best: Option<u32>) -> 
     let steps = steps(store, run).await?;
     let old = steps.len().saturating_sub(keep);
     for step in steps.into_iter().take(old).filter(|step| Some(*step) != best) {
-        store.remove(&folder(run, step)).await?;
+        // Renamed first: a kill in the middle of removing leaves nothing that looks like a checkpoint.
+        let removing = format!("{run}/.removing");
+        store.rename(&folder(run, step), &removing).await?;
+        store.remove(&removing).await?;
     }
     Ok(())
 }

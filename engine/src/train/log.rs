@@ -60,8 +60,9 @@ impl RunLog {
     /// [`Error::File`] or [`Error::DiskFull`]; the log of before is then intact.
     pub async fn resume(store: &Store, folder: &str, config_yaml: &str, log_every: u32, step: u32) -> Result<Self> {
         let path = inside(folder, EVENTS);
-        let mut kept =
-            if store.exists(&path).await { parse(&store.open(&path).await?).filter_map(Result::ok).collect() } else { Vec::new() };
+        let bytes = if store.exists(&path).await { store.open(&path).await?.to_vec() } else { Vec::new() };
+        let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        let mut kept: Vec<(&[u8], Event)> = lines.filter_map(|line| Some((line, read_line(line).ok()?.1))).collect();
         // The file is in order of time: from the first later step on, everything belongs to the future that was lost.
         if let Some(end) = kept.iter().position(|(_, event)| step_of(event).is_some_and(|at| at > step)) {
             kept.truncate(end);
@@ -71,12 +72,13 @@ impl RunLog {
         Ok(log)
     }
 
-    async fn open(store: &Store, folder: &str, config_yaml: &str, log_every: u32, kept: Vec<(f64, Event)>) -> Result<Self> {
+    async fn open(store: &Store, folder: &str, config_yaml: &str, log_every: u32, kept: Vec<(&[u8], Event)>) -> Result<Self> {
         let mut lines = TextLog::new(log_every);
         let mut text = store.create(&inside(folder, TEXT)).await?;
         let mut events = store.create(&inside(folder, EVENTS)).await?;
-        for (time, event) in &kept {
-            events.write(line(*time, event)?.as_bytes())?;
+        for (line, event) in &kept {
+            events.write(line)?; // as it was: numbers keep every digit
+            events.write(b"\n")?;
             text.write(lines.push(event).as_bytes())?;
         }
         events.finish().await?;

@@ -38,6 +38,9 @@ pub enum Ended {
 /// [`Error::NonFinite`] after too many skipped updates; a full disk; a failed device.
 pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
     let config = run.config.clone();
+    if run.state.due && run.after_step().await? == Flow::Stop {
+        return Ok(Ended::Stopped);
+    }
     while run.state.step < config.steps {
         let started = Instant::now();
         run.enter_stage()?;
@@ -92,7 +95,9 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         }
 
         // ---- evaluate, sample, save ---------------------------------------------------------------
-        run.after_step().await?;
+        if run.after_step().await? == Flow::Stop {
+            return Ok(Ended::Stopped);
+        }
     }
     Ok(Ended::Finished)
 }

@@ -10,7 +10,7 @@ use super::optimizer::{LossScale, Optimizer};
 use super::schedule::Schedule;
 use super::{Ended, eval, train};
 use crate::config::{Precision, TrainConfig};
-use crate::control::Control;
+use crate::control::{Control, Flow};
 use crate::data::batch::{Batch, Loader};
 use crate::data::random::Random;
 use crate::data::shard::{self, Shard};
@@ -116,9 +116,9 @@ impl Shape {
     ///
     /// # Errors
     /// What is wrong with the tokenizer, the preset or their combination.
-    pub async fn resolve(config: &TrainConfig, store: &Store, control: &Control) -> Result<Option<Self>> {
+    pub async fn resolve(config: &TrainConfig, resume: bool, store: &Store, control: &Control) -> Result<Option<Self>> {
         let own = format!("{}/tokenizer.json", config.out);
-        let tokenizer = if store.exists(&own).await {
+        let tokenizer = if resume && store.exists(&own).await {
             Tokenizer::load(store, &own).await?
         } else if let Some(path) = config.tokenizer.as_ref().or(config.init.as_ref()) {
             Tokenizer::load(store, path).await?
@@ -196,7 +196,7 @@ impl<'a> Run<'a> {
         let (compute, why) = Compute::open(config.device).await?;
         control.notice(why);
         let mixed = mixed(&config, &compute)?;
-        let Some(Shape { tokenizer, model: shape }) = Shape::resolve(&config, store, control).await? else { return Ok(None) };
+        let Some(Shape { tokenizer, model: shape }) = Shape::resolve(&config, resume, store, control).await? else { return Ok(None) };
         let Some(shards) = shards(&config, &tokenizer, store, control).await? else { return Ok(None) };
         let needed = plan::memory(&shape, &config, &compute).values().sum::<u64>();
         if let Some(free) = crate::platform::available_memory_bytes().filter(|free| compute.is_cpu() && needed > *free) {
@@ -239,6 +239,7 @@ impl<'a> Run<'a> {
                     total_tokens: 0,
                     stage_loss: (0.0, 0),
                     best: None,
+                    due: false,
                     fingerprint: fingerprint.clone(),
                 };
             }
@@ -279,13 +280,14 @@ impl<'a> Run<'a> {
 
     /// What the user can do next.
     fn hints(&self, ended: Ended) -> Vec<String> {
-        let out = &self.config.out;
+        let (out, prompt) = (quoted(&self.config.out), quoted(&self.config.sample_prompt));
+        let export = quoted(&format!("{}/export", self.config.out));
         match ended {
             Ended::Stopped => vec![format!("stopped after step {}; resume with: smolforge train --resume --out {out}", self.state.step)],
             Ended::Finished => vec![
                 format!("look at {out}/report.html"),
-                format!("smolforge export --run {out} --out {out}/export"),
-                format!("smolforge generate --model {out}/export --prompt \"{}\"", self.config.sample_prompt),
+                format!("smolforge export --run {out} --out {export}"),
+                format!("smolforge generate --model {export} --prompt {prompt}"),
             ],
         }
     }
@@ -361,15 +363,24 @@ impl<'a> Run<'a> {
     }
 
     /// Evaluation, samples, the end of a stage and checkpoints, as they are due after a step.
-    pub(super) async fn after_step(&mut self) -> Result<()> {
+    ///
+    /// Interrupted, it saves that this step still owes them, and they are made up for when the run goes on.
+    pub(super) async fn after_step(&mut self) -> Result<Flow> {
+        self.state.due = true;
         let step = self.state.step;
         let index = self.config.data_stages.stage_at(step - 1);
         let (_, stage_end) = self.config.data_stages.range(index, self.config.steps);
         let due = |every: u32| step == stage_end || (every > 0 && step.is_multiple_of(every));
-        let improved = due(self.config.eval_every) && self.evaluate().await?;
-        if due(self.config.sample_every) {
-            self.sample(index).await?;
-        }
+        let improved = match due(self.config.eval_every) {
+            true => self.evaluate().await?,
+            false => Some(false),
+        };
+        let sampled = improved.is_some() && (!due(self.config.sample_every) || self.sample(index).await?);
+        let (Some(improved), true) = (improved, sampled) else {
+            self.save().await?;
+            return Ok(Flow::Stop);
+        };
+        self.state.due = false;
         if step == stage_end {
             let (sum, count) = self.state.stage_loss;
             let event = Event::StageDone {
@@ -383,11 +394,11 @@ impl<'a> Run<'a> {
         if improved || step.is_multiple_of(self.config.save_every) || step == self.config.steps {
             self.save().await?;
         }
-        Ok(())
+        Ok(Flow::Continue)
     }
 
-    /// Scores held-out text of every source; returns whether it is the best so far.
-    async fn evaluate(&mut self) -> Result<bool> {
+    /// Scores held-out text of every source; returns whether it is the best so far, `None` where it was stopped.
+    async fn evaluate(&mut self) -> Result<Option<bool>> {
         let model = self.model.plain();
         let mut scores = BTreeMap::new();
         for (source, name) in self.sources.iter().enumerate() {
@@ -395,7 +406,7 @@ impl<'a> Run<'a> {
             match eval::run(&model, batches, self.control).await? {
                 Some((_, 0)) => {}
                 Some((nats, tokens)) => drop(scores.insert(name.clone(), TextScore::new(nats, tokens, bytes))),
-                None => return Ok(false),
+                None => return Ok(None),
             }
         }
         // The last stage's mix throughout, so that "best" compares like with like across stages.
@@ -406,18 +417,18 @@ impl<'a> Run<'a> {
         };
         let loss = weighted(|score| score.loss) / weighted(|_| 1.0).max(1e-9);
         if scores.is_empty() || !loss.is_finite() {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let best = self.state.best.is_none_or(|(best, _)| loss < best);
         if best {
             self.state.best = Some((loss, self.state.step));
         }
         self.emit(Event::Evaluated { step: self.state.step, loss, sources: scores, best })?;
-        Ok(best)
+        Ok(Some(best))
     }
 
-    /// Lets the model write.
-    async fn sample(&mut self, stage: usize) -> Result<()> {
+    /// Lets the model write; false where it was stopped.
+    async fn sample(&mut self, stage: usize) -> Result<bool> {
         let model = self.model.plain();
         let prompt = generate::prompt_ids(&self.tokenizer, &model.config, &self.config.sample_prompt);
         let room = model.positions().saturating_sub(prompt.len());
@@ -427,10 +438,11 @@ impl<'a> Run<'a> {
         let sampling = Sampling::default();
         let done = generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_| {}).await?;
         if done.finish == "cancelled" {
-            return Ok(());
+            return Ok(false);
         }
         let stage = self.config.data_stages.stages[stage].name.clone();
-        self.emit(Event::Sample { step: self.state.step, stage, prompt: self.config.sample_prompt.clone(), text: done.text })
+        self.emit(Event::Sample { step: self.state.step, stage, prompt: self.config.sample_prompt.clone(), text: done.text })?;
+        Ok(true)
     }
 
     /// Writes a checkpoint, then removes old ones.
@@ -446,6 +458,12 @@ impl<'a> Run<'a> {
         self.saved = Some(self.state.step);
         self.emit(Event::Saved { step: self.state.step, path })
     }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// Whether a run computes in mixed precision.
@@ -489,16 +507,29 @@ async fn load(
     fingerprint: &str,
     control: &Control,
 ) -> Result<Option<(Llama, Optimizer, State)>> {
+    if steps.is_empty() {
+        control.warn(format!("{out}: no checkpoint was finished; starting from the first step"));
+        return Ok(None);
+    }
+    let mut damaged: Vec<String> = Vec::new();
     for step in steps.iter().rev() {
         let folder = checkpoint::folder(out, *step);
         match load_one(store, &folder, shape, compute, positions, fingerprint).await {
-            Ok(loaded) => return Ok(Some(loaded)),
+            Ok(loaded) => {
+                for folder in damaged {
+                    checkpoint::set_aside(store, &folder).await?;
+                }
+                return Ok(Some(loaded));
+            }
             Err(Error::Resume(why)) => return Err(Error::Resume(why)),
             Err(error) => control.warn(format!("{error}; trying the checkpoint before")),
         }
+        damaged.push(folder);
     }
-    control.warn(format!("{out}: no checkpoint was finished; starting from the first step"));
-    Ok(None)
+    Err(Error::Resume(format!(
+        "{out}: none of its {} checkpoints can be read; nothing was changed; repair them, or start anew with another --out",
+        steps.len()
+    )))
 }
 
 async fn load_one(
