@@ -6,3 +6,4 @@ mod golden_tests;
 mod ops_tests;
 mod run_tests;
 mod shader_tests;
+mod store_tests;

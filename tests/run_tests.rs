@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::Tensor;
 use futures_lite::future::block_on;
 use smolforge_engine::config::{SourceConfig, TrainConfig};
 use smolforge_engine::control::Control;
@@ -203,28 +204,37 @@ fn shares_of_training_tokens_follow_the_curriculum() {
 #[test]
 fn non_finite_updates_are_skipped_and_end_the_run_with_the_checkpoint_intact() {
     cpu();
-    let (store, mut config) = small_run(40);
-    config.lr = 10.0;
-    config.min_lr = 10.0;
-    config.warmup_steps = 0;
-    config.max_grad_norm = 0.0;
-    config.weight_decay = 0.0;
-    config.beta2 = 0.0;
-    config.beta1 = 0.0;
-    config.eval_every = 0;
-    let (ended, steps) = run(&store, &config, false, None);
-    let skipped = steps.iter().filter(|report| report.skipped.is_some()).count();
-    match ended {
-        Err(Error::NonFinite { count, .. }) => {
-            assert_eq!(count, config.max_skipped);
-            assert!(skipped >= count as usize);
+    let (whole_store, mut config) = small_run(12);
+    config.save_every = 1;
+    config.save_total_limit = 1;
+    run(&whole_store, &config, false, None).0.unwrap();
+    let (store, _) = small_run(12);
+    run(&store, &config, false, Some(3)).0.unwrap();
+    let good = weights(&store, 3);
+
+    let (control, _commands, events) = Control::connect();
+    let broken = async {
+        let mut run = pretrain::Run::prepare(config.clone(), true, &store, &control).await.unwrap().unwrap();
+        let norm = &mut run.model.norm.weight.tensor;
+        *norm = Tensor::from_inner(norm.clone().inner().mul_scalar(f32::INFINITY)).require_grad();
+        smolforge_engine::train::train(&mut run).await
+    };
+    let error = block_on(broken).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { step: 8, count: 5, .. }), "{error}");
+    assert!(error.to_string().contains("checkpoint of step 3 is intact"), "{error}");
+    let mut skipped = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let Event::Step(report) = event {
+            assert!(report.skipped.is_some() && !report.loss.is_finite());
+            skipped.push(report.step);
         }
-        other => println!("this run stayed finite: {other:?}, {skipped} skipped"),
     }
-    for step in block_on(checkpoint::steps(&store, "runs/small")).unwrap() {
-        let folder = checkpoint::folder("runs/small", step);
-        block_on(smolforge_engine::model::hub::Weights::open(&store, &folder)).unwrap();
-    }
+    assert_eq!(skipped, [4, 5, 6, 7, 8]);
+
+    assert_eq!(block_on(checkpoint::steps(&store, "runs/small")).unwrap().last(), Some(&3), "nothing was saved over it");
+    assert_eq!(weights(&store, 3), good);
+    run(&store, &config, true, None).0.unwrap();
+    assert_eq!(weights(&store, 12), weights(&whole_store, 12), "made again from there, the run is the one that never broke");
 }
 
 #[test]

@@ -102,7 +102,10 @@ fn wrong_usage_is_code_2_and_names_what_was_meant() {
         ("train --lr nan", "--lr nan"),
         ("train --device tpu", "--device tpu"),
         ("train --source story.txt", "name=path"),
-        ("generate --model m", "--prompt"),
+        ("train a.yaml b.yaml", "b.yaml"),
+        ("generate", "--model"),
+        ("generate --model m", "--prompt-file"),
+        ("generate --model m --prompt a --prompt-file b", "--prompt-file"),
         ("generate --model m --prompt a --top-k -1", "--top-k"),
         ("generate --model m --prompt a --stop=", "--stop"),
         ("export --run a --out b --step soon", "last, best"),
@@ -113,6 +116,7 @@ fn wrong_usage_is_code_2_and_names_what_was_meant() {
         let stderr = String::from_utf8_lossy(&output.stderr).to_lowercase();
         assert_eq!(output.status.code(), Some(2), "{line}: {stderr}");
         assert!(stderr.contains(word) && !stderr.contains("panicked"), "{line}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.trim_end().lines().count() == 1, "{line}: not one line:\n{stderr}");
         assert!(output.stdout.is_empty(), "{line}: {output:?}");
     }
 }
@@ -129,6 +133,7 @@ fn a_bad_configuration_gets_one_line() {
     folder.refused("train absent.yaml", &["absent.yaml", "no such file"]);
     folder.refused("train typo.yaml", &["typo.yaml", "bach_size", "did you mean `batch_size`"]);
     folder.refused("train nan.yaml", &["lr", "nan"]);
+    folder.refused("train nan.yaml --steps 3 --min-lr 1e-5", &["--lr", "nan"]);
     folder.refused("train broken.yaml", &["broken.yaml", "line"]);
     folder.refused("train list.yaml", &["list.yaml"]);
     folder.refused("train binary.yaml", &["binary.yaml", "utf-8"]);
@@ -138,6 +143,7 @@ fn a_bad_configuration_gets_one_line() {
     for (flags, words) in [
         ("--lr -1", ["--lr", "-1"]),
         ("--lr 1e9", ["--lr", "between"]),
+        ("--lr 1e-4 --min-lr 1e-3", ["--min-lr", "between"]),
         ("--lr .inf", ["--lr", "inf"]),
         ("--steps 0", ["--steps", "between"]),
         ("--accumulation 0", ["--accumulation", "between"]),
@@ -174,6 +180,7 @@ fn missing_files_get_one_line_from_every_verb() {
         ("tokenize --tokenizer story.txt story.txt", ["story.txt", "tokenizer"]),
         ("train-tokenizer absent.txt --out t.json", ["absent.txt", "no such file"]),
         ("train-tokenizer empty.txt --out t.json", ["empty.txt", ""]),
+        ("train-tokenizer blank.txt --out t.json", ["white space", ""]),
         ("train-tokenizer story.txt --vocab-size 3 --out t.json", ["3", ""]),
         ("export --run absent --out hf", ["absent", ""]),
         ("train --resume --out absent", ["absent", "no run to resume"]),

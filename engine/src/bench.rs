@@ -30,20 +30,25 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
         return Err(Error::Config(format!("--{flag} {value}: must lie between 1 and {}", 1 << 20)));
     }
     let context = shape.max_position_embeddings;
-    let positions = request.seq.max(request.prefill + request.decode + 1);
+    let decode = request.decode.unwrap_or(64);
+    let prefill = request.prefill.unwrap_or_else(|| 512.min(context.saturating_sub(decode + 1)));
+    let positions = request.seq.max(prefill.saturating_add(decode).saturating_add(1));
     if positions > context {
         return Err(Error::Config(format!(
-            "{} has a context of {context} tokens: lower --seq {} to that, and --prefill {} and --decode {} to less than that together",
-            request.preset, request.seq, request.prefill, request.decode
+            "{} has a context of {context} tokens: lower --seq {} to that, and --prefill {prefill} and --decode {decode} to less than that together",
+            request.preset, request.seq
         )));
     }
     let (compute, why) = Compute::open(request.device).await?;
     control.notice(why);
-    let config =
-        TrainConfig { precision: request.precision, batch_size: request.batch, sequence_length: request.seq, ..TrainConfig::default() };
-    let needed: u64 = plan::memory(&shape, &TrainConfig { accumulation: 1, ..config.clone() }, &compute).values().sum();
-    if let Some(free) = platform::available_memory_bytes().filter(|free| compute.is_cpu() && needed > *free) {
-        let detail = format!("a step needs about {} MiB and {} MiB are free", needed >> 20, free >> 20);
+    let config = TrainConfig {
+        precision: request.precision,
+        batch_size: request.batch,
+        accumulation: 1,
+        sequence_length: request.seq,
+        ..TrainConfig::default()
+    };
+    if let Some(detail) = plan::shortage(&shape, &config, &compute) {
         return Err(Error::OutOfMemory { device: compute.info.name, detail });
     }
     let half = pretrain::mixed(&config, &compute)?;
@@ -51,7 +56,7 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
     if !training(request, &plain, &config, control).await? {
         return Ok(());
     }
-    inference(request, &plain, &compute, control).await
+    inference(&plain, &compute, [prefill, decode, request.repeats], control).await
 }
 
 async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, control: &Control) -> Result<bool> {
@@ -87,23 +92,23 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, c
     Ok(true)
 }
 
-async fn inference(request: &BenchRequest, model: &Llama, compute: &Compute, control: &Control) -> Result<()> {
+async fn inference(model: &Llama, compute: &Compute, [prompt_len, decode_len, repeats]: [usize; 3], control: &Control) -> Result<()> {
     let mut random = Random::new(3);
     let mut tokens = |n: usize| (0..n).map(|_| random.below(model.config.vocab_size as u64) as i32).collect::<Vec<_>>();
-    let (prompt, device) = (tokens(request.prefill.max(1)), &compute.device);
+    let (prompt, device) = (tokens(prompt_len.max(1)), &compute.device);
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    for repeat in 0..=request.repeats {
-        if control.breathe().await == Flow::Stop || request.prefill + request.decode == 0 {
+    for repeat in 0..=repeats {
+        if control.breathe().await == Flow::Stop || prompt_len + decode_len == 0 {
             return Ok(());
         }
-        control.progress("prefill and decode", repeat as u64, request.repeats as u64 + 1, "rounds");
-        let mut cache = KvCache::new(&model.config, 1, prompt.len() + request.decode, device);
+        control.progress("prefill and decode", repeat as u64, repeats as u64 + 1, "rounds");
+        let mut cache = KvCache::new(&model.config, 1, prompt.len() + decode_len, device);
         let started = Instant::now();
         let mask = Mask::causal(1, prompt.len(), 0, device);
         let hidden = model.forward(ids(prompt.clone(), device), prompt.len(), &mask, Some(&mut cache));
         let mut logits = read_f32(model.logits(hidden.narrow(0, prompt.len() - 1, 1))).await?;
         let prefill_secs = started.elapsed().as_secs_f64();
-        for _ in 0..request.decode {
+        for _ in 0..decode_len {
             let id = sampler::argmax(&logits) as i32;
             let mask = Mask::causal(1, 1, cache.len, device);
             let hidden = model.forward(ids(vec![id], device), 1, &mask, Some(&mut cache));
@@ -114,11 +119,11 @@ async fn inference(request: &BenchRequest, model: &Llama, compute: &Compute, con
             decode.push(started.elapsed().as_secs_f64() - prefill_secs);
         }
     }
-    if request.prefill > 0 {
-        report("prefill", prefill, request.prefill, control);
+    if prompt_len > 0 {
+        report("prefill", prefill, prompt_len, control);
     }
-    if request.decode > 0 {
-        report("decode", decode, request.decode, control);
+    if decode_len > 0 {
+        report("decode", decode, decode_len, control);
     }
     Ok(())
 }

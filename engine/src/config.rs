@@ -81,8 +81,8 @@ config! {
             steps: u32 = 5050,
             /// Highest learning rate
             lr: f64 = 6e-4,
-            /// Learning rate at the end of the cosine
-            min_lr: f64 = 3e-4,
+            /// Learning rate at the end of the cosine; default: half of --lr
+            min_lr: Option<f64> = None,
             /// Updates of linear warm-up
             warmup_steps: u32 = 100,
             /// AdamW beta 1
@@ -199,20 +199,14 @@ impl TrainConfig {
     pub fn set(&mut self, key: &str, text: &str) -> Result<()> {
         let flag = key.replace('_', "-");
         let bad = |why: String| Error::Config(format!("--{flag} {text}: {why}"));
-        let mut map = serde_json::to_value(&*self).map_err(|e| Error::Internal(e.to_string()))?;
-        let object = map.as_object_mut().expect("a struct serialises to a map");
-        let Some(old) = object.get(key) else {
+        let mut map = serde_norway::to_value(&*self).map_err(|e| Error::Internal(e.to_string()))?;
+        let object = map.as_mapping_mut().expect("a struct serialises to a map");
+        let Some(old) = object.get_mut(key) else {
             return Err(Error::Config(unknown_key(key)));
         };
-        let value: serde_json::Value = if old.is_string() {
-            serde_json::Value::String(text.to_string())
-        } else {
-            serde_norway::from_str(text).map_err(|e| bad(e.to_string()))?
-        };
-        let value =
-            if (key == "init" || key == "tokenizer") && !value.is_null() { serde_json::Value::String(text.to_string()) } else { value };
-        object.insert(key.to_string(), value);
-        *self = serde_json::from_value(map).map_err(|e| bad(explain(&e.to_string())))?;
+        let is_text = old.is_string() || matches!(key, "init" | "tokenizer");
+        *old = if is_text && text != "null" { text.into() } else { serde_norway::from_str(text).map_err(|e| bad(e.to_string()))? };
+        *self = serde_norway::from_value(map).map_err(|e| bad(explain(&e.to_string())))?;
         Ok(())
     }
 
@@ -233,7 +227,7 @@ impl TrainConfig {
         range("accumulation", self.accumulation as f64, 1.0, 65_536.0)?;
         range("sequence_length", self.sequence_length as f64, 2.0, 131_072.0)?;
         range("lr", self.lr, 0.0, 10.0)?;
-        range("min_lr", self.min_lr, 0.0, self.lr)?;
+        range("min_lr", self.lowest_lr(), 0.0, self.lr)?;
         range("warmup_steps", f64::from(self.warmup_steps), 0.0, 1e9)?;
         range("beta1", self.beta1, 0.0, 0.999_999)?;
         range("beta2", self.beta2, 0.0, 0.999_999_9)?;
@@ -256,6 +250,11 @@ impl TrainConfig {
         }
         let names: Vec<&str> = self.sources.keys().map(String::as_str).collect();
         self.data_stages.validate(&names, self.steps)
+    }
+
+    /// Learning rate at the end of the cosine.
+    pub fn lowest_lr(&self) -> f64 {
+        self.min_lr.unwrap_or(self.lr / 2.0)
     }
 
     /// Tokens that one update trains on at most.

@@ -108,6 +108,11 @@ impl Compute {
     pub fn is_cpu(&self) -> bool {
         self.info.backend == "cpu"
     }
+
+    /// Whether the machine's memory, of which we know how much is free, is all there is.
+    pub fn is_in_main_memory(&self) -> bool {
+        self.is_cpu() || self.info.kind == "software"
+    }
 }
 
 /// All adapters and the CPU, with which one `auto` takes and why.

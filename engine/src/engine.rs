@@ -77,7 +77,7 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
         return Error::OutOfMemory { device: "the device".into(), detail: line };
     }
     if ["wgpu", "device lost", "server is in an invalid state"].iter().any(|sign| lower.contains(sign)) {
-        return Error::Device(format!("the graphics device failed: {line}; resume continues from the last checkpoint"));
+        return Error::Device(format!("the graphics device failed: {line}; what was saved before is intact"));
     }
     Error::Internal(line)
 }

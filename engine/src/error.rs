@@ -20,7 +20,7 @@ pub enum Error {
     },
 
     /// The disk or the browser's quota is full; what was saved before is intact.
-    #[error("{path}: no space left after {written} bytes; free some space and resume: the last checkpoint is intact")]
+    #[error("{path}: no space left{}; free some space and try again: what was saved before is intact", after(*.written))]
     DiskFull {
         /// The file that was being written.
         path: String,
@@ -79,7 +79,7 @@ pub enum Error {
 
     /// Training produced NaN or infinity several times in a row.
     #[error(
-        "step {step}: {count} updates in a row had a non-finite loss or gradient (last sources: {sources}); stopped with the last good checkpoint intact; try a lower --lr, a longer --warmup-steps, or --precision f32"
+        "step {step}: {count} updates in a row had a non-finite loss or gradient (last sources: {sources}); {checkpoint}; try a lower --lr, a longer --warmup-steps, or --precision f32"
     )]
     NonFinite {
         /// Step at which the run stopped.
@@ -88,6 +88,8 @@ pub enum Error {
         count: u32,
         /// Sources of the last batch.
         sources: String,
+        /// Which checkpoint is left.
+        checkpoint: String,
     },
 
     /// The prompt leaves no room in the model's context.
@@ -106,6 +108,10 @@ pub enum Error {
     /// A defect of smolforge itself, caught before it could do harm.
     #[error("internal error: {0}; please report it")]
     Internal(String),
+}
+
+fn after(written: u64) -> String {
+    if written > 0 { format!(" after {written} bytes") } else { String::new() }
 }
 
 impl Error {

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::generate::read_f32;
 use crate::model::{Llama, LlamaConfig};
 use crate::ops::sum_of_squares;
+use crate::platform;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
@@ -56,12 +57,14 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
     }
     let memory_bytes = memory(&shape.model, &config, &compute);
     let peak_bytes = memory_bytes.values().sum();
-    if let Some(free) = crate::platform::available_memory_bytes().filter(|free| compute.is_cpu() && peak_bytes > *free) {
-        warnings.push(format!("needs {} MiB of memory, {} MiB are free: lower --batch-size", peak_bytes >> 20, free >> 20));
-    }
     let tokens = u64::from(config.steps) * config.tokens_per_step() as u64;
-    let fits = warnings.iter().all(|warning| !warning.contains("MiB are free"));
-    let step_secs = if fits { measure(&shape.model, &config, &compute).await? } else { 0.0 };
+    let step_secs = match shortage(&shape.model, &config, &compute) {
+        Some(shortage) => {
+            warnings.push(format!("{shortage}: lower --batch-size or --sequence-length"));
+            0.0
+        }
+        None => measure(&shape.model, &config, &compute).await?,
+    };
     control.emit(Event::Plan(PlanReport {
         parameters: shape.model.parameters(),
         device: format!("{} ({})", compute.info.name, compute.info.backend),
@@ -99,6 +102,13 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> B
         ("activations".to_string(), 4 * tokens * (kept * shape.num_hidden_layers) as u64),
         ("logits and head".to_string(), logits * if compute.is_cpu() { 1 } else { 4 } + table),
     ])
+}
+
+/// What is missing where training in the machine's own memory needs more of it than is free.
+pub fn shortage(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> Option<String> {
+    let needed = memory(shape, config, compute).values().sum::<u64>();
+    let free = platform::available_memory_bytes().filter(|free| compute.is_in_main_memory() && needed > *free)?;
+    Some(format!("training needs about {} MiB of memory and {} MiB are free", needed >> 20, free >> 20))
 }
 
 /// Seconds of a step, from models of the same width with one and with two layers.

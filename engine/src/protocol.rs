@@ -175,10 +175,10 @@ pub struct BenchRequest {
     pub seq: usize,
     /// Timed repetitions of every phase.
     pub repeats: usize,
-    /// Tokens of the prefill; 0: skip.
-    pub prefill: usize,
-    /// Tokens to decode; 0: skip.
-    pub decode: usize,
+    /// Tokens of the prefill; 0: skip; `None`: 512, or what the model's context leaves.
+    pub prefill: Option<usize>,
+    /// Tokens to decode; 0: skip; `None`: 64.
+    pub decode: Option<usize>,
 }
 
 /// What the engine tells its shell. `Started` is first; exactly one of `Done` and `Failed` is last.
@@ -308,6 +308,8 @@ pub enum Event {
         file: String,
         /// Its size.
         size_bytes: u64,
+        /// UTF-8 text in it: less where rows have other keys, too.
+        text_bytes: u64,
         /// Its tokens.
         tokens: u64,
         /// Invalid UTF-8 bytes that were replaced.

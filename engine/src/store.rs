@@ -199,7 +199,8 @@ impl Store {
         }
     }
 
-    /// The files that a file name, folder (searched to any depth) or glob stands for, sorted.
+    /// The files that a file name, folder (searched to any depth) or glob stands for, sorted. Hidden files and
+    /// folders (`.git`, editors' leftovers) are meant only where their name is given.
     ///
     /// # Errors
     /// [`Error::File`] where it matches nothing.
@@ -208,7 +209,9 @@ impl Store {
             Self::Folder(root) => platform::expand(&path(root, pattern), pattern)?,
             Self::Memory(map) => {
                 let inside = format!("{pattern}/");
-                lock(map).keys().filter(|key| *key == pattern || key.starts_with(&inside)).cloned().collect()
+                let visible =
+                    |key: &&String| key.strip_prefix(&inside).is_some_and(|rest| !rest.split('/').any(|part| part.starts_with('.')));
+                lock(map).keys().filter(|key| *key == pattern || visible(key)).cloned().collect()
             }
         };
         if files.is_empty() {

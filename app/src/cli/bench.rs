@@ -33,13 +33,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeats: usize,
 
-    /// Tokens of the prefill; 0: skip
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    prefill: usize,
+    /// Tokens of the prefill; 0: skip [default: 512, or what the context leaves]
+    #[arg(long, value_name = "N")]
+    prefill: Option<usize>,
 
-    /// Tokens to decode; 0: skip
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    decode: usize,
+    /// Tokens to decode; 0: skip [default: 64]
+    #[arg(long, value_name = "N")]
+    decode: Option<usize>,
 }
 
 impl Args {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use anyhow::Context;
+use clap::ArgGroup;
 use futures_lite::future::block_on;
 use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, Sampling};
 
@@ -13,6 +14,7 @@ use super::{DEVICES, Usage, choice, drive, is_last, store};
 
 /// Generate text from a model
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("what").args(["prompt", "prompt_file"]).required(true))]
 #[command(after_help = "Standard output gets the generated text alone (--echo puts the prompt before it), standard \
     error the speed. Several samples are told apart by a heading line.")]
 pub struct Args {
@@ -21,11 +23,11 @@ pub struct Args {
     model: String,
 
     /// What the text begins with; repeat for several prompts
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
 
     /// File with one prompt a line; - reads standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(long, value_name = "FILE")]
     prompt_file: Option<String>,
 
     /// Print the prompt before its text

@@ -29,6 +29,7 @@ use std::sync::PoisonError;
 
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use futures_lite::future::block_on;
 use serde::de::DeserializeOwned;
@@ -81,7 +82,14 @@ impl std::error::Error for Usage {}
 /// Parses the arguments of the process, runs the verb and reports the outcome.
 pub fn main() -> ExitCode {
     panic::set_hook(Box::new(note_panic));
-    let cli = Cli::from_arg_matches(&definition().get_matches()).unwrap_or_else(|error| error.exit());
+    let cli = match definition().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{} {}", progress::red("error:"), usage_error(&error));
+            return ExitCode::from(2);
+        }
+    };
     let outcome = match panic::catch_unwind(|| run(cli)) {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(error)) => error,
@@ -100,6 +108,15 @@ pub fn main() -> ExitCode {
 fn definition() -> clap::Command {
     let allow = |arg: clap::Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
     Cli::command().mut_subcommands(|verb| verb.mut_args(allow))
+}
+
+/// What clap says about a command line, on one line: its synopsis is left to `--help`.
+fn usage_error(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.split("\nUsage:").next().unwrap_or_default();
+    let said = said.split("\nFor more information").next().unwrap_or_default();
+    let said = one_line(said.strip_prefix("error: ").unwrap_or(said)).replace(" tip: ", "; ");
+    format!("{said}; --help lists what there is")
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

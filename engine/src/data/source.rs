@@ -62,11 +62,7 @@ impl Source {
         let keyed = matches!(config, SourceConfig::Keyed { .. });
         let mut files: Vec<String> = Vec::new();
         for path in config.paths() {
-            let found = store.expand(path).await?;
-            let hidden =
-                |file: &String| file.strip_prefix(path).unwrap_or(file).split('/').any(|part| part.starts_with('.') && part.len() > 2);
-            // A folder's hidden files (.git, editors' leftovers) are not meant.
-            files.extend(found.into_iter().filter(|file| file == path || !hidden(file)));
+            files.extend(store.expand(path).await?);
         }
         let (mut kept, mut size_bytes) = (Vec::new(), 0);
         let single = files.len() == 1;
@@ -335,9 +331,10 @@ pub async fn count(store: &Store, file: &str, tokenizer: &Tokenizer, control: &C
     let source = Source::open(store, file, &SourceConfig::Path(file.into())).await?;
     let task = format!("tokenize {file}");
     let mut reader = source.reader();
-    let mut tokens = 0;
+    let (mut tokens, mut text_bytes) = (0, 0);
     while let Some(size) = reader.next_document().await? {
         while let Some((text, _)) = reader.next_piece(size) {
+            text_bytes += text.len() as u64;
             tokens += tokenizer.encode(&text).len() as u64;
             control.progress(&task, reader.position(), source.size_bytes, "bytes");
             if control.breathe().await == Flow::Stop {
@@ -347,7 +344,7 @@ pub async fn count(store: &Store, file: &str, tokenizer: &Tokenizer, control: &C
     }
     reader.report.tell(file, control);
     let replaced_bytes = reader.report.replaced_bytes;
-    Ok(Some(Event::Tokenized { file: file.into(), size_bytes: source.size_bytes, tokens, replaced_bytes }))
+    Ok(Some(Event::Tokenized { file: file.into(), size_bytes: source.size_bytes, text_bytes, tokens, replaced_bytes }))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::config::SourceConfig;
 use crate::control::{Control, Flow};
 use crate::data::random::Random;
 use crate::data::source::Source;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::text::{Tokenizer, bpe};
 
@@ -24,6 +24,7 @@ pub async fn train(
     control: &Control,
 ) -> Result<Option<Tokenizer>> {
     let mut trainer = bpe::Trainer::new(&[bpe::END_OF_TEXT])?;
+    let mut documents = 0;
     for (name, config) in sources {
         let source = Source::open(store, name, config).await?;
         let task = format!("read {name}");
@@ -31,6 +32,7 @@ pub async fn train(
         let mut draw = Random::new(source.size_bytes());
         let mut reader = source.reader();
         while let Some(size) = reader.next_document().await? {
+            documents += 1;
             while let Some((text, _)) = reader.next_piece(size) {
                 if draw.f64() < share {
                     trainer.feed(&text)?;
@@ -41,6 +43,9 @@ pub async fn train(
                 }
             }
         }
+    }
+    if documents == 0 {
+        return Err(Error::Data("no text to learn a vocabulary from: there is only white space".into()));
     }
     trainer.finish(vocab_size, control).await
 }

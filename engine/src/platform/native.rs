@@ -6,6 +6,8 @@ use std::io::Write;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+
 use crate::error::{Error, Result};
 use crate::store::Entry;
 
@@ -73,9 +75,9 @@ pub fn cpu_threads() -> usize {
 
 /// Name of the processor.
 pub fn cpu_name() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")).and_then(|rest| rest.split_once(':'));
-    model.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
+    let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+    let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_string()).unwrap_or_default();
+    if name.is_empty() { std::env::consts::ARCH.into() } else { name }
 }
 
 /// Largest resident memory of this process so far, in bytes; 0 where the system does not tell.
@@ -83,11 +85,13 @@ pub fn peak_rss_bytes() -> u64 {
     status_kib("VmHWM:") << 10
 }
 
-/// Memory of the machine that is free for use, in bytes; `None` where the system does not tell.
+/// Memory that is free for use, in bytes: of the machine, or of the container where that has less. `None` where
+/// the system does not tell.
 pub fn available_memory_bytes() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    let system = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    // The page cache counts as used there, but gives way.
+    let container = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
+    Some(system.available_memory().min(container)).filter(|free| *free > 0)
 }
 
 fn status_kib(key: &str) -> u64 {
@@ -98,9 +102,7 @@ fn status_kib(key: &str) -> u64 {
 
 /// Name of this computer, for TensorBoard's file names.
 pub fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".into() } else { name.into() }
+    System::host_name().filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".into())
 }
 
 /// A memory-mapped file.
@@ -162,7 +164,8 @@ pub fn expand(path: &str, name: &str) -> Result<Vec<String>> {
     let pattern = if place.is_dir() { format!("{}/**/*", glob::Pattern::escape(path)) } else { path.to_string() };
     let bad = |reason: String| Error::File { path: name.into(), reason };
     let mut files = Vec::new();
-    for entry in glob::glob(&pattern).map_err(|e| bad(format!("not a usable pattern: {e}")))? {
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    for entry in glob::glob_with(&pattern, options).map_err(|e| bad(format!("not a usable pattern: {e}")))? {
         let entry = entry.map_err(|e| bad(e.to_string()))?;
         if entry.is_file() {
             files.push(entry.to_string_lossy().into_owned());
@@ -243,8 +246,10 @@ impl AtomicFile {
         let path = PathBuf::from(path);
         make_parent(&path, name)?;
         let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        remove_stale(&path, &format!(".{file_name}."));
         let temporary = path.with_file_name(format!(".{file_name}.{}.tmp", std::process::id()));
         let file = File::create(&temporary).map_err(|e| Error::file(name, &e))?;
+        let _ = file.try_lock(); // tells others that it is being written; some file systems have no locks
         let file = Some(std::io::BufWriter::with_capacity(1 << 20, file));
         Ok(Self { file, temporary, path, name: name.into(), written: 0 })
     }
@@ -279,6 +284,20 @@ impl Drop for AtomicFile {
     fn drop(&mut self) {
         if self.file.take().is_some() || self.temporary.exists() {
             let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Removes what killed processes left of the file that is to be written: temporaries that nobody holds.
+fn remove_stale(path: &Path, prefix: &str) {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let left = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(".tmp"));
+        if left.is_some_and(|process| process.parse::<u32>().is_ok())
+            && OpenOptions::new().write(true).open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
+        {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }

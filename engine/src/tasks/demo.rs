@@ -28,7 +28,7 @@ pub fn config(out: &str, device: DeviceChoice, seed: u64, steps: u32) -> TrainCo
         sequence_length: 128,
         steps,
         lr: 3e-3,
-        min_lr: 3e-4,
+        min_lr: Some(3e-4),
         warmup_steps: (steps / 20).max(1),
         eval_tokens: 8192,
         eval_every: 0,

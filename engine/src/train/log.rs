@@ -54,17 +54,18 @@ impl RunLog {
         Self::open(store, folder, config_yaml, log_every, Vec::new()).await
     }
 
-    /// Goes on after `step` updates: events of later steps, left by a run that was killed, are dropped.
+    /// Goes on after `step` updates: events of later steps, left by a run that was killed, are dropped, and those
+    /// of this step's evaluation and samples if they are still `due`.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::DiskFull`]; the log of before is then intact.
-    pub async fn resume(store: &Store, folder: &str, config_yaml: &str, log_every: u32, step: u32) -> Result<Self> {
+    pub async fn resume(store: &Store, folder: &str, config_yaml: &str, log_every: u32, step: u32, due: bool) -> Result<Self> {
         let path = inside(folder, EVENTS);
         let bytes = if store.exists(&path).await { store.open(&path).await?.to_vec() } else { Vec::new() };
         let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         let mut kept: Vec<(&[u8], Event)> = lines.filter_map(|line| Some((line, read_line(line).ok()?.1))).collect();
         // The file is in order of time: from the first later step on, everything belongs to the future that was lost.
-        if let Some(end) = kept.iter().position(|(_, event)| step_of(event).is_some_and(|at| at > step)) {
+        if let Some(end) = kept.iter().position(|(_, event)| is_later(event, step, due)) {
             kept.truncate(end);
         }
         let mut log = Self::open(store, folder, config_yaml, log_every, kept).await?;
@@ -250,11 +251,14 @@ fn each_number(event: &mut Event, change: &mut impl FnMut(&mut f64)) {
 }
 
 /// The update that an event belongs to.
-fn step_of(event: &Event) -> Option<u32> {
+/// Whether a run that goes on after `step` updates will say this (again).
+fn is_later(event: &Event, step: u32, due: bool) -> bool {
     match event {
-        Event::Step(report) => Some(report.step),
-        Event::Evaluated { step, .. } | Event::Sample { step, .. } | Event::Saved { step, .. } => Some(*step),
-        _ => None,
+        Event::Step(report) => report.step > step,
+        Event::Evaluated { step: at, .. } | Event::Sample { step: at, .. } => *at > step || (due && *at == step),
+        Event::Saved { step: at, .. } => *at > step,
+        Event::Stage { start, .. } => *start >= step,
+        _ => false,
     }
 }
 
@@ -355,18 +359,24 @@ mod tests {
         let store = Store::memory();
         let mut killed = run(&store, 1..=4);
         killed.record(&Event::Saved { step: 4, path: "runs/x/step_000004".into() }).unwrap();
+        killed.record(&Event::Stage { index: 1, name: "Two".into(), start: 4, end: 9, weights: [].into() }).unwrap();
         killed.record(&step(5)).unwrap();
         killed.record(&Event::Notice { warning: true, text: "of the lost future".into() }).unwrap();
         killed.record(&step(6)).unwrap();
         block_on(store.append("runs/x/events.jsonl")).unwrap().write(b"{\"time\":17").unwrap();
         drop(killed);
-        let mut resumed = block_on(RunLog::resume(&store, "runs/x", "", 2, 4)).unwrap();
+        let mut resumed = block_on(RunLog::resume(&store, "runs/x", "", 2, 4, false)).unwrap();
         for i in 5..=8 {
             resumed.record(&step(i)).unwrap();
         }
         let events = block_on(read_events(&store, "runs/x")).unwrap();
-        let steps: Vec<u32> = events.iter().filter_map(|(_, event)| step_of(event)).collect();
-        assert_eq!(steps, [1, 2, 3, 4, 4, 5, 6, 7, 8]);
+        let at = |event: &Event| match event {
+            Event::Step(report) => Some(report.step),
+            Event::Saved { step, .. } => Some(*step),
+            Event::Stage { .. } => panic!("the stage is entered again"),
+            _ => None,
+        };
+        assert_eq!(events.iter().filter_map(|(_, event)| at(event)).collect::<Vec<_>>(), [1, 2, 3, 4, 4, 5, 6, 7, 8]);
         let log = text(&store, TEXT);
         assert!(!log.contains("lost future") && log.matches("step     6").count() == 1, "{log}");
         assert_eq!(block_on(store.list("runs/x/tensorboard")).unwrap().len(), 2);
@@ -376,9 +386,22 @@ mod tests {
     }
 
     #[test]
+    fn an_evaluation_that_is_made_again_is_logged_once() {
+        for (due, expect) in [(false, 1), (true, 0)] {
+            let store = Store::memory();
+            let mut stopped = run(&store, 1..=4);
+            stopped.record(&Event::Evaluated { step: 4, loss: 1.0, sources: [].into(), best: true }).unwrap();
+            drop(stopped);
+            block_on(RunLog::resume(&store, "runs/x", "", 1, 4, due)).unwrap();
+            let events = block_on(read_events(&store, "runs/x")).unwrap();
+            assert_eq!(events.iter().filter(|(_, event)| matches!(event, Event::Evaluated { .. })).count(), expect);
+        }
+    }
+
+    #[test]
     fn a_run_without_a_log_can_be_resumed() {
         let store = Store::memory();
-        block_on(RunLog::resume(&store, "runs/x", "", 1, 9)).unwrap().record(&step(10)).unwrap();
+        block_on(RunLog::resume(&store, "runs/x", "", 1, 9, false)).unwrap().record(&step(10)).unwrap();
         assert_eq!(block_on(read_events(&store, "runs/x")).unwrap().len(), 1);
     }
 

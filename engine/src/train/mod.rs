@@ -90,8 +90,8 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         run.state.step += 1;
         run.report(report, finite, started.elapsed().as_secs_f64())?;
         if run.state.skipped_in_a_row >= config.max_skipped {
-            let sources = run.source_names(&batches).join(", ");
-            return Err(Error::NonFinite { step: step + 1, count: run.state.skipped_in_a_row, sources });
+            let (sources, checkpoint) = (run.source_names(&batches).join(", "), run.last_checkpoint());
+            return Err(Error::NonFinite { step: step + 1, count: run.state.skipped_in_a_row, sources, checkpoint });
         }
 
         // ---- evaluate, sample, save ---------------------------------------------------------------
@@ -137,7 +137,7 @@ pub fn accumulate(sum: &mut Vec<Tensor<2>>, grads: Vec<Tensor<2>>) {
 /// Gradient norm and losses per token and micro-batch.
 async fn read_step(squares: Tensor<1>, losses: Vec<Tensor<1>>) -> Result<(f64, Vec<Vec<f32>>)> {
     let all = losses.into_iter().fold(Transaction::default().register(squares), Transaction::register);
-    let failed = |e: String| Error::Device(format!("the device failed: {e}; resume continues from the last checkpoint"));
+    let failed = |e: String| Error::Device(format!("the device failed: {e}; what was saved before is intact"));
     let data = all.execute_async().await.map_err(|e| failed(format!("{e:?}")))?;
     let values = data.into_iter().map(|data| data.try_to_vec::<f32>().map_err(|e| failed(format!("{e:?}"))));
     let mut values = values.collect::<Result<Vec<_>>>()?;

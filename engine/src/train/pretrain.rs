@@ -198,9 +198,7 @@ impl<'a> Run<'a> {
         let mixed = mixed(&config, &compute)?;
         let Some(Shape { tokenizer, model: shape }) = Shape::resolve(&config, resume, store, control).await? else { return Ok(None) };
         let Some(shards) = shards(&config, &tokenizer, store, control).await? else { return Ok(None) };
-        let needed = plan::memory(&shape, &config, &compute).values().sum::<u64>();
-        if let Some(free) = crate::platform::available_memory_bytes().filter(|free| compute.is_cpu() && needed > *free) {
-            let detail = format!("the run needs about {} MiB and {} MiB are free", needed >> 20, free >> 20);
+        if let Some(detail) = plan::shortage(&shape, &config, &compute) {
             return Err(Error::OutOfMemory { device: compute.info.name, detail });
         }
         let sizes: BTreeMap<String, (u64, u64)> =
@@ -216,7 +214,7 @@ impl<'a> Run<'a> {
         match if resume { load(store, &out, &existing, &shape, &compute, positions, &fingerprint, control).await? } else { None } {
             Some((loaded, moments, at)) => {
                 loader.seek(&at.cursor)?;
-                log = RunLog::resume(store, &out, &config.to_yaml(), config.log_every, at.step).await?;
+                log = RunLog::resume(store, &out, &config.to_yaml(), config.log_every, at.step, at.due).await?;
                 (model, optimizer, state) = (loaded, moments, at);
             }
             None => {
@@ -244,7 +242,7 @@ impl<'a> Run<'a> {
                 };
             }
         }
-        let schedule = Schedule { lr: config.lr, min_lr: config.min_lr, warmup: config.warmup_steps, steps: config.steps };
+        let schedule = Schedule::from(&config);
         let first_step = state.step;
         let mut run = Self {
             schedule,
@@ -257,7 +255,7 @@ impl<'a> Run<'a> {
             started: Instant::now(),
             first_step,
             stage: None,
-            saved: resume.then_some(first_step),
+            saved: (first_step > 0).then_some(first_step),
             _lock: lock,
             model: model.with_half(mixed),
             optimizer,
@@ -391,7 +389,9 @@ impl<'a> Run<'a> {
             };
             self.emit(event)?;
         }
-        if improved || step.is_multiple_of(self.config.save_every) || step == self.config.steps {
+        // While updates are skipped nothing is learned, and good checkpoints would give way to doubtful ones.
+        let regular = step.is_multiple_of(self.config.save_every) && self.state.skipped_in_a_row == 0;
+        if improved || regular || step == self.config.steps {
             self.save().await?;
         }
         Ok(Flow::Continue)
@@ -436,13 +436,28 @@ impl<'a> Run<'a> {
         let limits = Limits { max_new_tokens: self.config.sample_tokens.min(room), stop: &[], end: &end };
         let mut random = Random::stream(self.config.seed, u64::from(self.state.step));
         let sampling = Sampling::default();
-        let done = generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_| {}).await?;
-        if done.finish == "cancelled" {
-            return Ok(false);
-        }
+        let done = generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_| {}).await;
+        let done = match done {
+            Ok(done) if done.finish == "cancelled" => return Ok(false),
+            Ok(done) => done,
+            // What a model cannot say is no reason to end its training, which counts non-finite updates itself.
+            Err(Error::Data(why)) => {
+                self.control.warn(format!("no sample at step {}: {why}", self.state.step));
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        };
         let stage = self.config.data_stages.stages[stage].name.clone();
         self.emit(Event::Sample { step: self.state.step, stage, prompt: self.config.sample_prompt.clone(), text: done.text })?;
         Ok(true)
+    }
+
+    /// What is left of a run that fails.
+    pub(super) fn last_checkpoint(&self) -> String {
+        match self.saved {
+            Some(step) => format!("the checkpoint of step {step} is intact"),
+            None => "no checkpoint was saved yet".into(),
+        }
     }
 
     /// Writes a checkpoint, then removes old ones.

@@ -17,7 +17,7 @@ pub struct Schedule {
 
 impl From<&TrainConfig> for Schedule {
     fn from(config: &TrainConfig) -> Self {
-        Self { lr: config.lr, min_lr: config.min_lr, warmup: config.warmup_steps, steps: config.steps }
+        Self { lr: config.lr, min_lr: config.lowest_lr(), warmup: config.warmup_steps, steps: config.steps }
     }
 }
 
