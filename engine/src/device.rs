@@ -1,7 +1,8 @@
 //! Finding and opening what computes: a GPU through wgpu, or the CPU.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, DeviceKind};
 
@@ -95,6 +96,7 @@ impl Compute {
             Error::Device(format!("the graphics adapter could not be opened: {e:?}; update its driver or use --device cpu"))
         })?;
         let info = describe(&setup.adapter);
+        watch(&setup.device, &info.name);
         let limits = setup.device.limits();
         Ok(Self {
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
@@ -113,6 +115,36 @@ impl Compute {
     pub fn is_in_main_memory(&self) -> bool {
         self.is_cpu() || self.info.kind == "software"
     }
+}
+
+/// What the graphics device said first when it failed: all that follows speaks of results that never came.
+static FAILURE: Mutex<Option<Error>> = Mutex::new(None);
+
+/// Notes the first error of a device. It panics, as cubecl's own handler does, which ends what the device was doing.
+fn watch(device: &wgpu::Device, name: &str) {
+    let name = name.to_string();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let first = match &error {
+            wgpu::Error::OutOfMemory { .. } => {
+                Error::OutOfMemory { device: name.clone(), detail: "a buffer could not be allocated".into() }
+            }
+            other => failure_of(&name, &other),
+        };
+        FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(first);
+        panic!("wgpu error: {error}");
+    }));
+}
+
+fn failure_of(device: &str, error: &dyn fmt::Display) -> Error {
+    let text = error.to_string();
+    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why").trim();
+    Error::Device(format!("{device} failed: {line}; what was saved before is intact; update its driver or use --device cpu"))
+}
+
+/// Why results did not come from a device that says `error`.
+pub fn failed(error: &dyn fmt::Display) -> Error {
+    let first = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    first.unwrap_or_else(|| failure_of("the device", error))
 }
 
 /// All adapters and the CPU, with which one `auto` takes and why.

@@ -17,7 +17,7 @@ use crate::model::hub::{self, Weights};
 use crate::model::safetensors::Dtype;
 use crate::plan;
 use crate::platform;
-use crate::protocol::{Command, DeviceChoice, Event, ExportDtype, TextScore};
+use crate::protocol::{Command, DeviceChoice, Event, ExportDtype, GenerateRequest, TextScore};
 use crate::store::Store;
 use crate::tasks::demo;
 use crate::text::tokenizer::Tokenizer;
@@ -71,15 +71,14 @@ async fn serve(store: Store, control: Control) {
 fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_string()));
     let text = text.unwrap_or_default();
-    let line = text.lines().next().unwrap_or("a defect without a message").to_string();
     let lower = text.to_lowercase();
-    if ["out of memory", "outofmemory", "buffertoobig", "not enough memory"].iter().any(|sign| lower.contains(sign)) {
-        return Error::OutOfMemory { device: "the device".into(), detail: line };
+    if ["out of memory", "outofmemory", "buffertoobig", "wgpu", "device lost", "invalid state", "never written"]
+        .iter()
+        .any(|sign| lower.contains(sign))
+    {
+        return device::failed(&text);
     }
-    if ["wgpu", "device lost", "server is in an invalid state"].iter().any(|sign| lower.contains(sign)) {
-        return Error::Device(format!("the graphics device failed: {line}; what was saved before is intact"));
-    }
-    Error::Internal(line)
+    Error::Internal(text.lines().next().unwrap_or("a defect without a message").to_string())
 }
 
 type Outcome = Result<(Ended, Vec<String>)>;
@@ -87,10 +86,13 @@ type Outcome = Result<(Ended, Vec<String>)>;
 async fn job(command: Command, store: &Store, control: &Control) -> Outcome {
     let name = serde_json::to_value(&command).ok().and_then(|value| Some(value.get("command")?.as_str()?.to_string()));
     control.emit(Event::Started { job: name.unwrap_or_default(), version: env!("CARGO_PKG_VERSION").into() });
-    if let Command::Export { out, .. } | Command::TrainTokenizer { out, .. } | Command::Demo { out, .. } = &command
-        && out.trim().is_empty()
-    {
-        return Err(Error::Config("--out is empty: name what to write".into()));
+    let named = match &command {
+        Command::Export { out, .. } | Command::TrainTokenizer { out, .. } | Command::Demo { out, .. } => Some(("--out", out)),
+        Command::Generate(GenerateRequest { model, .. }) | Command::Eval { model, .. } => Some(("--model", model)),
+        _ => None,
+    };
+    if let Some((flag, _)) = named.filter(|(_, name)| name.trim().is_empty()) {
+        return Err(Error::Config(format!("{flag} is empty: name a folder or file")));
     }
     match command {
         Command::Train { config, resume } => return pretrain::run(&config, resume, store, control).await,

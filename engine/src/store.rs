@@ -97,6 +97,17 @@ impl Store {
         }
     }
 
+    /// Whether there is a folder of this name.
+    pub async fn is_folder(&self, name: &str) -> bool {
+        match self {
+            Self::Folder(root) => platform::is_folder(&path(root, name)),
+            Self::Memory(map) => {
+                let inside = format!("{}/", name.trim_end_matches('/'));
+                lock(map).keys().any(|key| key.starts_with(&inside))
+            }
+        }
+    }
+
     /// What lies directly in a folder, sorted by name; empty where there is no such folder.
     ///
     /// # Errors

@@ -36,7 +36,9 @@ fn show(screen: &Screen, plan: &PlanReport) -> io::Result<()> {
     screen.println(format!("parameters  {}", count(plan.parameters)))?;
     screen.println(format!("tokens      {}", count(plan.tokens)))?;
     screen.println(format!("compute     {:.3e} floating-point operations", plan.flops))?;
-    screen.println(format!("time        about {}", duration(plan.expected_secs)))?;
+    let time =
+        if plan.expected_secs > 0.0 { format!("about {}", duration(plan.expected_secs)) } else { "not measured: it does not fit".into() };
+    screen.println(format!("time        {time}"))?;
 
     let mut memory = Table::new(&["memory", ">size"]);
     let mut categories: Vec<_> = plan.memory_bytes.iter().collect();

@@ -41,6 +41,7 @@ pub fn duration(secs: f64) -> String {
     }
     let whole = secs.round() as u64;
     match whole {
+        _ if secs == 0.0 => "0 s".into(),
         _ if secs < 0.001 => format!("{:.0} µs", secs * 1e6),
         _ if secs < 1.0 => format!("{:.3} s", secs),
         _ if secs < 10.0 => format!("{:.2} s", secs),

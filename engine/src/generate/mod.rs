@@ -7,7 +7,7 @@ use web_time::Instant;
 
 use crate::control::{Control, Flow};
 use crate::data::random::Random;
-use crate::device::Compute;
+use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::model::llama::ids;
 use crate::model::{KvCache, Llama, LlamaConfig, hub};
@@ -121,7 +121,7 @@ pub async fn generate(
 /// # Errors
 /// [`Error::Device`] where the device failed since the last read.
 pub async fn read_f32<const D: usize>(tensor: burn::tensor::Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.into_data_async().await.map_err(|e| Error::Device(format!("the device failed: {e:?}")))?;
+    let data = tensor.into_data_async().await.map_err(|e| device::failed(&e))?;
     data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
 }
 

@@ -136,6 +136,11 @@ pub fn exists(path: &str) -> bool {
     Path::new(path).exists()
 }
 
+/// Whether there is a folder at `path`.
+pub fn is_folder(path: &str) -> bool {
+    Path::new(path).is_dir()
+}
+
 /// What lies directly in a folder, sorted.
 pub fn list(path: &str, name: &str) -> Result<Vec<Entry>> {
     let folder = match fs::read_dir(path) {

@@ -80,6 +80,11 @@ pub fn exists(_path: &str) -> bool {
     false
 }
 
+/// Never: a browser has no folders of this kind.
+pub fn is_folder(_path: &str) -> bool {
+    false
+}
+
 /// Always empty here.
 pub fn list(_path: &str, _name: &str) -> Result<Vec<Entry>> {
     Ok(Vec::new())

@@ -47,7 +47,7 @@ impl Tokenizer {
     /// [`Error::File`] where there is none, [`Error::Tokenizer`] where it cannot be used.
     pub async fn load(store: &Store, path: &str) -> Result<Self> {
         let inside = format!("{}/tokenizer.json", path.trim_end_matches('/'));
-        let name = if store.exists(&inside).await { inside } else { path.to_string() };
+        let name = if store.is_folder(path).await { inside } else { path.to_string() };
         let blob = store.open(&name).await?;
         Self::from_json(&blob, &name)
     }

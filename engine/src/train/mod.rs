@@ -14,6 +14,7 @@ use web_time::Instant;
 
 use crate::control::Flow;
 use crate::data::batch::Batch;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Llama;
 use crate::model::llama::ids;
@@ -137,9 +138,8 @@ pub fn accumulate(sum: &mut Vec<Tensor<2>>, grads: Vec<Tensor<2>>) {
 /// Gradient norm and losses per token and micro-batch.
 async fn read_step(squares: Tensor<1>, losses: Vec<Tensor<1>>) -> Result<(f64, Vec<Vec<f32>>)> {
     let all = losses.into_iter().fold(Transaction::default().register(squares), Transaction::register);
-    let failed = |e: String| Error::Device(format!("the device failed: {e}; what was saved before is intact"));
-    let data = all.execute_async().await.map_err(|e| failed(format!("{e:?}")))?;
-    let values = data.into_iter().map(|data| data.try_to_vec::<f32>().map_err(|e| failed(format!("{e:?}"))));
+    let data = all.execute_async().await.map_err(|e| device::failed(&e))?;
+    let values = data.into_iter().map(|data| data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}"))));
     let mut values = values.collect::<Result<Vec<_>>>()?;
     let losses = values.split_off(1);
     Ok((f64::from(values[0][0]).sqrt(), losses))

@@ -140,6 +140,10 @@ impl Shape {
             model.bos_token_id = tokenizer.end_of_text();
             model.eos_token_id = tokenizer.end_of_text().into_iter().collect();
         }
+        if config.tokenizer.is_none() && config.init.is_none() && tokenizer.vocab_size() > model.vocab_size {
+            let (found, most) = (tokenizer.vocab_size(), model.vocab_size);
+            return Err(Error::Config(format!("--tokenizer-vocab-size {found}: {} has {most} ids; lower it to that", config.preset)));
+        }
         generate::fits(&tokenizer, &model)?;
         if config.sequence_length > model.max_position_embeddings {
             return Err(Error::Config(format!(
