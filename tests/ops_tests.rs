@@ -1,11 +1,12 @@
 //! Every op: the fast form against its definition in burn ops, and its gradient against finite differences.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData, f16};
 use smolforge_engine::device::Compute;
 use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::adamw::{AdamW, Moments};
 use smolforge_engine::ops::attention::{Mask, Shape};
 use smolforge_engine::ops::{adamw, attention, cross_entropy, embedding, linear, rms_norm, rope, swiglu};
+use smolforge_shaders::cpu as twins;
 use smolforge_tests::*;
 
 type Op<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
@@ -21,19 +22,22 @@ fn value_and_gradients(op: Op, inputs: &[Tensor<2>]) -> (Vec<f32>, Vec<Vec<f32>>
     (values(y.inner()), leaves.iter().map(|x| gradient(x, &mut grads)).collect())
 }
 
-/// The fast form gives what the definition gives; tolerance relative to the largest element.
+/// Equal but for f32 sums in another order: 2·10⁻⁵ of the largest element.
+#[track_caller]
+fn check_close(what: &str, found: &[f32], expected: &[f32]) {
+    let largest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+    let difference = max_difference(found, expected);
+    assert!(difference <= 2e-5 * largest, "{what}: {difference} of {largest}");
+}
+
+/// The fast form gives what the definition gives.
 #[track_caller]
 fn check_parity(name: &str, fast: Op, reference: Op, inputs: &[Tensor<2>]) {
     let (value, gradients) = value_and_gradients(fast, inputs);
     let (expected, expected_gradients) = value_and_gradients(reference, inputs);
-    let compare = |what: &str, a: &[f32], b: &[f32]| {
-        let largest = b.iter().fold(1.0f32, |max, x| max.max(x.abs()));
-        let difference = max_difference(a, b);
-        assert!(difference <= 2e-5 * largest, "{name} {what}: {difference} of {largest}"); // f32 sums in another order
-    };
-    compare("value", &value, &expected);
+    check_close(&format!("{name} value"), &value, &expected);
     for (i, (a, b)) in gradients.iter().zip(&expected_gradients).enumerate() {
-        compare(&format!("gradient {i}"), a, b);
+        check_close(&format!("{name} gradient {i}"), a, b);
     }
 }
 
@@ -72,16 +76,58 @@ fn linear_is_its_definition() {
     }
 }
 
+/// `[n, m]` product `Σ_l a(i, l)·b(l, j)` of operands rounded to f16: within f32 sums and the product's own f16 rounding.
+#[track_caller]
+fn check_half_product(name: &str, found: &[f32], [n, k, m]: [usize; 3], a: impl Fn(usize, usize) -> f32, b: impl Fn(usize, usize) -> f32) {
+    let half = |x: f32| f16::from_f32(x).to_f64();
+    assert_eq!(found.len(), n * m, "{name}");
+    for (i, j) in (0..n).flat_map(|i| (0..m).map(move |j| (i, j))) {
+        let terms: Vec<f64> = (0..k).map(|l| half(a(i, l)) * half(b(l, j))).collect();
+        let expected: f64 = terms.iter().sum();
+        let sums = k as f64 * 2f64.powi(-24) * terms.iter().map(|term| term.abs()).sum::<f64>();
+        let rounding = expected.abs() * 2f64.powi(-11) + 2f64.powi(-24); // the second: below the smallest normal f16
+        let found = f64::from(found[i * m + j]);
+        assert!((found - expected).abs() <= sums + rounding, "{name} at {i}, {j}: {found} for {expected} ± {}", sums + rounding);
+    }
+}
+
 #[test]
-fn rms_norm_is_its_definition() {
-    let cpu = cpu();
-    for (n, d) in [(1, 1), (1, 64), (17, 63), (65, 65), (130, 576)] {
-        let inputs = [matrix(1, n, d, &cpu), matrix(2, 1, d, &cpu)];
-        let fast: Op = &|x| rms_norm::rms_norm(x[0].clone(), x[1].clone(), 1e-5);
-        let reference: Op = &|x| rms_norm::reference(x[0].clone(), x[1].clone(), 1e-5);
-        check_parity(&format!("rms_norm {n}x{d}"), fast, reference, &inputs);
-        if d > 1 {
-            check_finite_differences("rms_norm", fast, &inputs);
+fn linear_in_mixed_precision_rounds_operands_and_product_to_f16() {
+    for compute in devices() {
+        if !compute.f16 {
+            println!("skipped: {} does not compute in f16", compute.info.name);
+            continue;
+        }
+        for (n, k, m) in [(1, 1, 1), (2, 63, 65), (64, 65, 7), (3, 1000, 130)] {
+            let inputs = [matrix(1, n, k, &compute), matrix(2, m, k, &compute)];
+            let (y, gradients) = value_and_gradients(&|x| linear::linear(x[0].clone(), x[1].clone(), true), &inputs);
+            let (x, w, dy) = (random(1, n * k), random(2, m * k), random(99, n * m));
+            let name = |what: &str| format!("{what} of {n}x{k}x{m} on {}", compute.info.name);
+            check_half_product(&name("value"), &y, [n, k, m], |i, l| x[i * k + l], |l, j| w[j * k + l]);
+            check_half_product(&name("dx"), &gradients[0], [n, m, k], |i, l| dy[i * m + l], |l, j| w[l * k + j]);
+            check_half_product(&name("dw"), &gradients[1], [m, n, k], |i, l| dy[l * m + i], |l, j| x[l * k + j]);
+        }
+    }
+}
+
+#[test]
+fn rms_norm_is_its_definition_and_its_twins() {
+    for compute in devices() {
+        for (n, d) in [(1, 1), (17, 63), (1, 70), (65, 70), (1000, 70), (1, 576), (65, 576), (1000, 576)] {
+            let name = format!("rms_norm {n}x{d} on {}", compute.info.name);
+            let inputs = [matrix(1, n, d, &compute), matrix(2, 1, d, &compute)];
+            let fast: Op = &|x| rms_norm::rms_norm(x[0].clone(), x[1].clone(), 1e-5);
+            let reference: Op = &|x| rms_norm::reference(x[0].clone(), x[1].clone(), 1e-5);
+            check_parity(&name, fast, reference, &inputs);
+            if d > 1 && compute.is_cpu() {
+                check_finite_differences(&name, fast, &inputs);
+            }
+            let (value, gradients) = value_and_gradients(fast, &inputs);
+            let (x, w, dy) = (random(1, n * d), random(2, d), random(99, n * d));
+            let (y, scales) = twins::rms_norm(&x, &w, 1e-5);
+            check_close(&format!("{name}: y and its twin"), &value, &y);
+            check_close(&format!("{name}: dx and its twin"), &gradients[0], &twins::rms_norm_dx(&dy, &x, &w, &scales));
+            check_close(&format!("{name}: dw and its twin"), &gradients[1], &twins::rms_norm_dw(&dy, &x, &scales, d));
         }
     }
 }

@@ -47,14 +47,14 @@ fn small_run(steps: u32) -> (Store, TrainConfig) {
 
 /// Runs; sends `Stop` after the report of `stop_after`.
 fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32>) -> (Result<Ended, Error>, Vec<StepReport>) {
-    let (control, commands, events) = Control::connect();
+    let (control, signals, events) = Control::connect();
     let job = async { pretrain::run(config, resume, store, &control).await.map(|(ended, _)| ended) };
     let mut steps = Vec::new();
     let watch = async {
-        while let Ok(event) = events.recv().await {
+        while let Ok((_, event)) = events.recv().await {
             if let Event::Step(report) = event {
                 if Some(report.step) == stop_after {
-                    commands.try_send(Command::Stop).unwrap();
+                    signals.stop();
                 }
                 steps.push(report);
             }
@@ -62,7 +62,7 @@ fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32
         unreachable!("the job ends first")
     };
     let ended = block_on(futures_lite::future::or(async { Some(job.await) }, watch));
-    while let Ok(event) = events.try_recv() {
+    while let Ok((_, event)) = events.try_recv() {
         if let Event::Step(report) = event {
             steps.push(report);
         }
@@ -94,11 +94,47 @@ fn a_stopped_and_resumed_run_is_the_run_that_never_stopped() {
     parts.extend(rest);
     assert_eq!(losses(&parts), losses(&whole), "same batches, same losses, bit for bit");
     assert_eq!(weights(&store, 10), weights(&whole_store, 10));
-    let log = |store: &Store| {
-        let events = block_on(store.read_text("runs/small/events.jsonl")).unwrap();
-        events.lines().filter(|line| line.contains("\"event\":\"step\"")).count()
+    assert_eq!(told(&store), told(&whole_store), "and the same story");
+}
+
+/// What a run says of its steps, evaluations and samples, without times and paths.
+fn told(store: &Store) -> Vec<String> {
+    let events = block_on(smolforge_engine::train::log::read_events(store, "runs/small")).unwrap();
+    let told = events.into_iter().filter_map(|(_, event)| match event {
+        Event::Step(report) => Some(format!("{} {:?} {:?}", report.step, report.source_loss, report.source_tokens)),
+        Event::Evaluated { .. } | Event::Sample { .. } | Event::Stage { .. } | Event::StageDone { .. } => Some(format!("{event:?}")),
+        _ => None,
+    });
+    told.collect()
+}
+
+/// The events of a run, and where a stop is asked for among them.
+fn stopped_at(store: &Store, config: &TrainConfig, resume: bool, when: impl Fn(&Event) -> bool) -> Ended {
+    let (control, signals, events) = Control::connect();
+    let job = async { pretrain::run(config, resume, store, &control).await.unwrap().0 };
+    let watch = async {
+        while let Ok((_, event)) = events.recv().await {
+            if when(&event) {
+                signals.stop();
+            }
+        }
+        unreachable!("the job ends first")
     };
-    assert_eq!(log(&store), 10);
+    block_on(futures_lite::future::or(job, watch))
+}
+
+#[test]
+fn an_evaluation_that_was_interrupted_is_told_once_and_is_still_the_best() {
+    cpu();
+    let (whole_store, mut config) = small_run(6);
+    config.sample_every = 4;
+    config.sample_tokens = 20;
+    run(&whole_store, &config, false, None).0.unwrap();
+    let (store, _) = small_run(6);
+    let evaluated = |event: &Event| matches!(event, Event::Evaluated { step: 4, .. });
+    assert_eq!(stopped_at(&store, &config, false, evaluated), Ended::Stopped);
+    assert_eq!(stopped_at(&store, &config, true, |_| false), Ended::Finished);
+    assert_eq!(told(&store), told(&whole_store));
 }
 
 #[test]
@@ -107,11 +143,11 @@ fn a_run_that_died_resumes_from_its_last_checkpoint() {
     let (whole_store, config) = small_run(8);
     let (_, whole) = run(&whole_store, &config, false, None);
     let (store, _) = small_run(8);
-    let (control, _commands, events) = Control::connect();
+    let (control, _, events) = Control::connect();
     let died = async {
         let mut run = pretrain::Run::prepare(config.clone(), false, &store, &control).await.unwrap().unwrap();
         let until_five = async {
-            while let Ok(event) = events.recv().await {
+            while let Ok((_, event)) = events.recv().await {
                 if matches!(&event, Event::Step(report) if report.step == 5) {
                     break;
                 }
@@ -140,6 +176,25 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     assert!(!steps.is_empty(), "the damaged step is made again");
     assert!(block_on(store.exists("runs/small/damaged_000006")), "and kept aside");
     assert_eq!(weights(&store, 6), bytes);
+}
+
+#[test]
+fn damaged_checkpoints_stay_in_their_run_whatever_it_is_called() {
+    let store = Store::memory();
+    block_on(store.write("runs/step_test/step_000004/state.json", b"{")).unwrap();
+    block_on(checkpoint::set_aside(&store, "runs/step_test", 4)).unwrap();
+    assert!(block_on(store.exists("runs/step_test/damaged_000004/state.json")));
+}
+
+#[test]
+fn what_would_end_a_run_later_is_refused_before_it_begins() {
+    cpu();
+    let (store, config) = small_run(4);
+    let long = TrainConfig { sample_prompt: "once upon a time ".repeat(500), ..config.clone() };
+    let error = run(&store, &long, false, None).0.unwrap_err().to_string();
+    assert!(error.contains("--sample-prompt"), "{error}");
+    assert!(!block_on(store.exists("runs/small/config.yaml")), "nothing was begun");
+    run(&store, &config, false, None).0.unwrap();
 }
 
 #[test]
@@ -212,7 +267,7 @@ fn non_finite_updates_are_skipped_and_end_the_run_with_the_checkpoint_intact() {
     run(&store, &config, false, Some(3)).0.unwrap();
     let good = weights(&store, 3);
 
-    let (control, _commands, events) = Control::connect();
+    let (control, _, events) = Control::connect();
     let broken = async {
         let mut run = pretrain::Run::prepare(config.clone(), true, &store, &control).await.unwrap().unwrap();
         let norm = &mut run.model.norm.weight.tensor;
@@ -223,7 +278,7 @@ fn non_finite_updates_are_skipped_and_end_the_run_with_the_checkpoint_intact() {
     assert!(matches!(error, Error::NonFinite { step: 8, count: 5, .. }), "{error}");
     assert!(error.to_string().contains("checkpoint of step 3 is intact"), "{error}");
     let mut skipped = Vec::new();
-    while let Ok(event) = events.try_recv() {
+    while let Ok((_, event)) = events.try_recv() {
         if let Event::Step(report) = event {
             assert!(report.skipped.is_some() && !report.loss.is_finite());
             skipped.push(report.step);
@@ -280,7 +335,7 @@ fn an_engine_answers_with_started_first_and_one_end() {
         engine.send(command);
         let mut events = Vec::new();
         loop {
-            let event = block_on(engine.next()).unwrap();
+            let (_, event) = block_on(engine.next()).unwrap();
             let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
             events.push(event);
             if ended {
@@ -290,4 +345,39 @@ fn an_engine_answers_with_started_first_and_one_end() {
         assert!(matches!(events[0], Event::Started { .. }));
         assert!(events[1..].iter().all(|event| !matches!(event, Event::Started { .. })));
     }
+}
+
+#[test]
+fn overflows_of_mixed_precision_halve_the_loss_scale_and_are_not_counted() {
+    use smolforge_engine::config::Precision;
+    let all = devices();
+    if !all.iter().any(|compute| compute.f16) {
+        println!("skipped: no device computes in f16");
+        return;
+    }
+    let (store, mut config) = small_run(16);
+    (config.device, config.precision, config.eval_every, config.max_skipped) = (DeviceChoice::Gpu, Precision::Mixed, 0, 2);
+    let (control, _, events) = Control::connect();
+    let huge = 2f64.powi(30);
+    let (ended, updates) = block_on(async {
+        let mut run = pretrain::Run::prepare(config, false, &store, &control).await.unwrap().unwrap();
+        run.state.loss_scale.value = huge;
+        (smolforge_engine::train::train(&mut run).await, run.optimizer.updates)
+    });
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    let mut steps = Vec::new();
+    while let Ok((_, event)) = events.try_recv() {
+        if let Event::Step(report) = event {
+            steps.push(report);
+        }
+    }
+    let skipped = steps.iter().take_while(|report| report.skipped.is_some()).count();
+    println!("TMP skipped {skipped} {:?}", steps.iter().map(|s| (s.loss, s.grad_norm)).collect::<Vec<_>>());
+    assert!((3..16).contains(&skipped), "{skipped} of 16 steps overflow");
+    for (i, report) in steps.iter().enumerate() {
+        assert_eq!(report.loss_scale, huge * 0.5f64.powi(i.min(skipped) as i32), "step {}", report.step);
+        assert_eq!(report.skipped.is_some(), i < skipped, "step {}", report.step);
+        assert!(report.loss.is_finite(), "only gradients overflow");
+    }
+    assert_eq!(updates as usize, 16 - skipped, "a skipped update is none");
 }

@@ -85,10 +85,12 @@ fn story(folder: &Folder) {
 }
 
 #[test]
-fn no_verb_shows_the_help_and_is_wrong_usage() {
-    let output = Folder::new("none").run("");
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("smolforge demo"), "{output:?}");
+fn no_verb_opens_a_window_and_without_a_display_is_one_line() {
+    let output = Folder::new("none").command("").env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY").output().expect("the program starts");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.starts_with("error: no window could be opened (") && stderr.trim_end().lines().count() == 1, "{stderr}");
+    assert!(stderr.trim_end().ends_with("; smolforge --help lists the verbs of the command line"), "{stderr}");
 }
 
 #[test]
@@ -228,6 +230,7 @@ fn a_small_run_goes_from_text_to_generated_text() {
         assert!(folder.0.join("hf").join(file).is_file(), "{file} is missing");
     }
 
+    folder.events("generate --device cpu --model run --prompt On --max-new-tokens 2");
     let generate = "generate --device cpu --model hf --prompt On…day";
     let text = |line: &str| {
         let output = folder.run(line);

@@ -12,12 +12,11 @@ use crate::generate::{read_f32, sampler};
 use crate::model::llama::ids;
 use crate::model::{KvCache, Llama, LlamaConfig};
 use crate::ops::attention::Mask;
-use crate::ops::sum_of_squares;
 use crate::plan;
 use crate::platform;
 use crate::protocol::{BenchRequest, Event};
 use crate::train::optimizer::Optimizer;
-use crate::train::{forward, gradients, pretrain};
+use crate::train::{forward, gradients, pretrain, squared_norm};
 
 /// Measures and reports; the first repetition of every phase is not counted.
 ///
@@ -74,8 +73,7 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, c
         read_f32(losses.nll).await?;
         let forward_secs = started.elapsed().as_secs_f64();
         let grads = gradients(&model, losses.scaled);
-        let norm = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights");
-        read_f32(norm).await?;
+        read_f32(squared_norm(&grads)).await?;
         let backward_secs = started.elapsed().as_secs_f64() - forward_secs;
         optimizer.step(&mut model, grads, config, 1e-4, 1.0);
         read_f32(model.norm.weight.tensor.clone().inner()).await?;

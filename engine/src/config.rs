@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::data::curriculum::Curriculum;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// One key of [`TrainConfig`] as shells show it.
 #[derive(Debug, Clone, Copy)]
@@ -258,8 +258,8 @@ impl TrainConfig {
     }
 
     /// Tokens that one update trains on at most.
-    pub fn tokens_per_step(&self) -> usize {
-        self.batch_size * self.accumulation * self.sequence_length
+    pub fn tokens_per_step(&self) -> u64 {
+        self.batch_size as u64 * self.accumulation as u64 * self.sequence_length as u64
     }
 }
 
@@ -278,13 +278,8 @@ fn explain(message: &str) -> String {
 }
 
 fn unknown_key(key: &str) -> String {
-    let nearest = FIELDS
-        .iter()
-        .map(|field| (strsim::jaro_winkler(key, field.name), field.name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(score, _)| *score > 0.7);
-    match nearest {
-        Some((_, name)) => format!("unknown key `{key}`; did you mean `{name}`?"),
+    match nearest(key, FIELDS.iter().map(|field| field.name)) {
+        Some(name) => format!("unknown key `{key}`; did you mean `{name}`?"),
         None => format!("unknown key `{key}`; `smolforge train --help` lists the keys"),
     }
 }

@@ -1,12 +1,13 @@
 //! Where a job talks to its shell: events out, and the one place where it can be interrupted.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use async_channel::{Receiver, Sender};
+use web_time::Instant;
 
 use crate::platform;
-use crate::protocol::{Command, Event};
+use crate::protocol::{Event, JobId};
 
 /// Whether a job goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,35 +18,76 @@ pub enum Flow {
     Stop,
 }
 
-/// A job's side of the conversation with its shell.
-pub struct Control {
-    commands: Receiver<Command>,
-    events: Sender<Event>,
-    state: RefCell<State>,
+/// What others want of a job in progress. The engine sets it, the job reads it in [`Control::breathe`].
+#[derive(Debug)]
+pub struct Signals {
+    stopping: Cell<bool>,
+    paused: Cell<bool>,
+    guests: Cell<usize>,
+    waited_secs: Cell<f64>,
+    changed: (Sender<()>, Receiver<()>),
 }
 
-#[derive(Default)]
-struct State {
-    stopping: bool,
-    paused: bool,
-    waiting: VecDeque<Command>,
+impl Signals {
+    /// Nothing is wanted.
+    pub fn new() -> Rc<Self> {
+        let changed = async_channel::bounded(1);
+        Rc::new(Self { stopping: Cell::new(false), paused: Cell::new(false), guests: Cell::new(0), waited_secs: Cell::new(0.0), changed })
+    }
+
+    /// Save and end.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        self.wake();
+    }
+
+    /// Wait between micro-batches, or go on.
+    pub fn pause(&self, paused: bool) {
+        self.paused.set(paused);
+        self.wake();
+    }
+
+    /// Wait while a guest computes on the same device; called again with `false` when it has gone.
+    pub fn guest(&self, comes: bool) {
+        let guests = self.guests.get();
+        self.guests.set(if comes { guests + 1 } else { guests.saturating_sub(1) });
+        self.wake();
+    }
+
+    fn waits(&self) -> bool {
+        (self.paused.get() || self.guests.get() > 0) && !self.stopping.get()
+    }
+
+    fn wake(&self) {
+        let _ = self.changed.0.try_send(()); // full: it will be woken anyway
+    }
+}
+
+/// A job's side of the conversation with its shell.
+#[derive(Clone)]
+pub struct Control {
+    job: JobId,
+    events: Sender<(JobId, Event)>,
+    signals: Rc<Signals>,
+    warnings: Rc<RefCell<Vec<String>>>,
 }
 
 impl Control {
-    pub(crate) fn new(commands: Receiver<Command>, events: Sender<Event>) -> Self {
-        Self { commands, events, state: RefCell::default() }
+    /// The conversation about `job`.
+    pub fn new(job: JobId, events: Sender<(JobId, Event)>, signals: Rc<Signals>) -> Self {
+        Self { job, events, signals, warnings: Rc::default() }
     }
 
-    /// Both ends of a conversation, for callers that run a job themselves instead of through an engine.
-    pub fn connect() -> (Self, Sender<Command>, Receiver<Event>) {
-        let (commands, command_queue) = async_channel::unbounded();
-        let (event_queue, events) = async_channel::unbounded();
-        (Self::new(command_queue, event_queue), commands, events)
+    /// A conversation for callers that run a job themselves instead of through an engine.
+    pub fn connect() -> (Self, Rc<Signals>, Receiver<(JobId, Event)>) {
+        let (sender, events) = async_channel::unbounded();
+        let signals = Signals::new();
+        (Self::new(0, sender, signals.clone()), signals, events)
     }
 
     /// Tells the shell; a shell that has gone away is no reason to lose the job.
     pub fn emit(&self, event: Event) {
-        let _ = self.events.try_send(event);
+        let _ = self.events.try_send((self.job, event));
     }
 
     /// A sentence that is not a number.
@@ -55,7 +97,14 @@ impl Control {
 
     /// A sentence that deserves attention.
     pub fn warn(&self, text: impl Into<String>) {
-        self.emit(Event::Notice { warning: true, text: text.into() });
+        let text = text.into();
+        self.warnings.borrow_mut().push(text.clone());
+        self.emit(Event::Notice { warning: true, text });
+    }
+
+    /// The warnings since the last call, for the log of a run.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.warnings.take()
     }
 
     /// How far a long task is.
@@ -63,48 +112,27 @@ impl Control {
         self.emit(Event::Progress { task: task.into(), done, total, unit: unit.into() });
     }
 
-    /// Called between micro-batches, tokens and pieces of files: lets the shell run, takes its
-    /// commands, waits while paused.
+    /// Called between micro-batches, tokens and pieces of files: lets the shell and other jobs run, waits while
+    /// paused or while a guest computes.
     pub async fn breathe(&self) -> Flow {
         platform::yield_now().await;
-        while let Ok(command) = self.commands.try_recv() {
-            self.take(command);
-        }
-        while self.state.borrow().paused && !self.state.borrow().stopping {
-            match self.commands.recv().await {
-                Ok(command) => self.take(command),
-                Err(_) => break,
+        if self.signals.waits() {
+            let since = Instant::now();
+            while self.signals.waits() {
+                let _ = self.signals.changed.1.recv().await;
             }
+            self.signals.waited_secs.set(self.waited_secs() + since.elapsed().as_secs_f64());
         }
-        if self.state.borrow().stopping { Flow::Stop } else { Flow::Continue }
+        self.flow()
     }
 
-    fn take(&self, command: Command) {
-        let mut state = self.state.borrow_mut();
-        match command {
-            Command::Stop => state.stopping = true,
-            Command::Pause => state.paused = true,
-            Command::Continue => state.paused = false,
-            job => state.waiting.push_back(job),
-        }
+    /// Seconds that this job has waited in [`Control::breathe`].
+    pub fn waited_secs(&self) -> f64 {
+        self.signals.waited_secs.get()
     }
 
-    /// The next job: one that came while another ran, or the next to arrive; `None` when the shell is gone.
-    pub(crate) async fn next_job(&self) -> Option<Command> {
-        loop {
-            let waiting = self.state.borrow_mut().waiting.pop_front();
-            let command = match waiting {
-                Some(job) => job,
-                None => self.commands.recv().await.ok()?,
-            };
-            match command {
-                Command::Stop | Command::Pause | Command::Continue => {} // no job to act on
-                job => {
-                    let mut state = self.state.borrow_mut();
-                    (state.stopping, state.paused) = (false, false);
-                    return Some(job);
-                }
-            }
-        }
+    /// Whether the job was asked to stop.
+    pub fn flow(&self) -> Flow {
+        if self.signals.stopping.get() { Flow::Stop } else { Flow::Continue }
     }
 }

@@ -44,9 +44,9 @@ impl Compute {
             }
             DeviceChoice::Auto => {
                 let adapters = adapters().await;
-                if adapters.iter().any(is_real_gpu) {
+                if adapters.iter().any(DeviceInfo::is_real_gpu) {
                     let compute = Self::gpu().await?;
-                    if is_real_gpu(&compute.info) {
+                    if compute.info.is_real_gpu() {
                         let why = format!("computing on {} ({})", compute.info.name, compute.info.backend);
                         return Ok((compute, why));
                     }
@@ -77,11 +77,11 @@ impl Compute {
             }
             platform::yield_now().await; // another engine of this process is opening it
         }
+        let _opening = Opening(&OPENING);
         let result = Self::open_gpu().await;
         if let Ok(compute) = &result {
             *opened() = Some(compute.clone());
         }
-        OPENING.store(false, Ordering::SeqCst);
         result
     }
 
@@ -117,10 +117,19 @@ impl Compute {
     }
 }
 
+/// Lets the next one try, also where opening panicked.
+struct Opening<'a>(&'a AtomicBool);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
 /// What the graphics device said first when it failed: all that follows speaks of results that never came.
 static FAILURE: Mutex<Option<Error>> = Mutex::new(None);
 
-/// Notes the first error of a device. It panics, as cubecl's own handler does, which ends what the device was doing.
+/// Notes the first error of a device, then panics: cubecl takes that for the end of what the device was doing.
 fn watch(device: &wgpu::Device, name: &str) {
     let name = name.to_string();
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -143,17 +152,17 @@ fn failure_of(device: &str, error: &dyn fmt::Display) -> Error {
 
 /// Why results did not come from a device that says `error`.
 pub fn failed(error: &dyn fmt::Display) -> Error {
-    let first = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let first = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
     first.unwrap_or_else(|| failure_of("the device", error))
 }
 
 /// All adapters and the CPU, with which one `auto` takes and why.
 pub async fn list() -> Vec<DeviceInfo> {
     let mut devices = adapters().await;
-    let chosen = devices.iter().position(is_real_gpu);
+    let chosen = devices.iter().position(DeviceInfo::is_real_gpu);
     for (i, device) in devices.iter_mut().enumerate() {
         device.auto = Some(i) == chosen;
-        device.reason = match (is_real_gpu(device), device.auto) {
+        device.reason = match (device.is_real_gpu(), device.auto) {
             (true, true) => "a real GPU".into(),
             (true, false) => "another adapter comes first".into(),
             (false, _) => "software: the CPU device is faster".into(),
@@ -176,10 +185,6 @@ async fn adapters() -> Vec<DeviceInfo> {
         _ => 3,
     });
     found
-}
-
-fn is_real_gpu(info: &DeviceInfo) -> bool {
-    matches!(info.kind.as_str(), "discrete" | "integrated" | "virtual")
 }
 
 fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {

@@ -1,34 +1,39 @@
-//! The actor: commands in, events out, one job at a time.
+//! The actor: commands in, events out; one long job and one text at a time, questions at once.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_channel::{Receiver, Sender};
+use async_executor::LocalExecutor;
 use futures_lite::FutureExt;
 
 use crate::bench;
-use crate::config::TrainConfig;
-use crate::control::{Control, Flow};
+use crate::config::SourceConfig;
+use crate::control::{Control, Flow, Signals};
 use crate::data::source;
 use crate::data::vocabulary;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::generate;
-use crate::model::hub::{self, Weights};
-use crate::model::safetensors::Dtype;
+use crate::model::hub;
 use crate::plan;
 use crate::platform;
-use crate::protocol::{Command, DeviceChoice, Event, ExportDtype, GenerateRequest, TextScore};
+use crate::protocol::{Command, DeviceChoice, Event, GenerateRequest, JobId, TextScore};
 use crate::store::Store;
-use crate::tasks::demo;
+use crate::tasks::{demo, export};
 use crate::text::tokenizer::Tokenizer;
-use crate::train::pretrain;
-use crate::train::{Ended, checkpoint, eval};
+use crate::train::{Ended, checkpoint, eval, pretrain, runs};
 
 /// A shell's handle on the engine, which runs on a thread (or worker) of its own.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    commands: Sender<Command>,
-    events: Receiver<Event>,
+    commands: Sender<(JobId, Command)>,
+    events: Receiver<(JobId, Event)>,
+    next_job: Arc<AtomicU64>,
 }
 
 impl Engine {
@@ -36,34 +41,181 @@ impl Engine {
     pub fn start(store: Store) -> Self {
         let (commands, command_queue) = async_channel::unbounded();
         let (event_queue, events) = async_channel::unbounded();
-        platform::spawn(move || serve(store, Control::new(command_queue, event_queue)));
-        Self { commands, events }
+        platform::spawn(move || serve(store, command_queue, event_queue));
+        Self { commands, events, next_job: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// Asks for something; answers come as events.
-    pub fn send(&self, command: Command) {
-        let _ = self.commands.try_send(command);
+    /// Begins a job; answers come as events of this id.
+    pub fn send(&self, command: Command) -> JobId {
+        let job = self.next_job.fetch_add(1, Ordering::Relaxed);
+        self.tell(job, command);
+        job
     }
 
-    /// The queue of commands, for a signal handler.
-    pub fn commands(&self) -> Sender<Command> {
-        self.commands.clone()
+    /// Says something about a job: `Stop`, `Pause`, `Continue`, `Move`.
+    pub fn tell(&self, job: JobId, command: Command) {
+        let _ = self.commands.try_send((job, command)); // an engine that has ended needs no telling
     }
 
     /// The next event; `None` when the engine has ended.
-    pub async fn next(&self) -> Option<Event> {
+    pub async fn next(&self) -> Option<(JobId, Event)> {
         self.events.recv().await.ok()
     }
 }
 
-async fn serve(store: Store, control: Control) {
-    while let Some(command) = control.next_job().await {
-        let event = match AssertUnwindSafe(job(command, &store, &control)).catch_unwind().await {
+/// Until the shell has gone.
+async fn serve(store: Store, commands: Receiver<(JobId, Command)>, events: Sender<(JobId, Event)>) {
+    let actor = Rc::new(Actor { store, jobs: Queue::new(events.clone()), texts: Queue::new(events.clone()), events });
+    let executor = LocalExecutor::new();
+    executor.spawn(actor.clone().work(true)).detach();
+    executor.spawn(actor.clone().work(false)).detach();
+    let receive = async {
+        while let Ok((job, command)) = commands.recv().await {
+            match command {
+                Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } => {
+                    [&actor.jobs, &actor.texts].iter().for_each(|queue| queue.tell(job, &command));
+                }
+                Command::Devices | Command::Runs { .. } | Command::OpenRun { .. } => {
+                    let actor = actor.clone();
+                    executor.spawn(async move { actor.run(job, command, Signals::new()).await }).detach();
+                }
+                Command::Generate(_) => actor.texts.push(job, command),
+                command => actor.jobs.push(job, command),
+            }
+        }
+    };
+    executor
+        .run(async {
+            receive.await;
+            actor.finish().await;
+        })
+        .await;
+}
+
+/// What the engine is doing and what waits.
+struct Actor {
+    store: Store,
+    events: Sender<(JobId, Event)>,
+    jobs: Queue,
+    texts: Queue,
+}
+
+impl Actor {
+    /// Takes the jobs of a queue one after the other.
+    async fn work(self: Rc<Self>, long: bool) {
+        let (own, other) = if long { (&self.jobs, &self.texts) } else { (&self.texts, &self.jobs) };
+        loop {
+            let (job, command) = own.next().await;
+            let signals = Signals::new();
+            // Whichever of the two comes second: the longer job waits while a text is generated.
+            match (long, other.signals()) {
+                (true, Some(_)) => signals.guest(true),
+                (false, Some(host)) => host.guest(true),
+                (_, None) => {}
+            }
+            *own.running.borrow_mut() = Some((job, signals.clone()));
+            own.announce();
+            self.run(job, command, signals).await;
+            *own.running.borrow_mut() = None;
+            if let (false, Some(host)) = (long, other.signals()) {
+                host.guest(false);
+            }
+        }
+    }
+
+    /// The shell has gone: what is in progress saves and ends.
+    async fn finish(&self) {
+        for queue in [&self.jobs, &self.texts] {
+            queue.waiting.borrow_mut().clear();
+            while let Some(signals) = queue.signals() {
+                signals.stop();
+                platform::yield_now().await;
+            }
+        }
+    }
+
+    async fn run(&self, job: JobId, command: Command, signals: Rc<Signals>) {
+        let control = Control::new(job, self.events.clone(), signals);
+        let event = match AssertUnwindSafe(perform(command, &self.store, &control)).catch_unwind().await {
             Ok(Ok((ended, hints))) => Event::Done { hints, stopped: ended == Ended::Stopped },
-            Ok(Err(error)) => Event::Failed { error: error.to_string() },
-            Err(panic) => Event::Failed { error: from_panic(panic.as_ref()).to_string() },
+            Ok(Err(error)) => Event::failed(&error),
+            Err(panic) => Event::failed(&from_panic(panic.as_ref())),
         };
         control.emit(event);
+    }
+}
+
+/// Jobs that wait, and the one in progress.
+struct Queue {
+    waiting: RefCell<VecDeque<(JobId, Command)>>,
+    running: RefCell<Option<(JobId, Rc<Signals>)>>,
+    arrived: (Sender<()>, Receiver<()>),
+    events: Sender<(JobId, Event)>,
+}
+
+impl Queue {
+    fn new(events: Sender<(JobId, Event)>) -> Self {
+        Self { waiting: RefCell::default(), running: RefCell::default(), arrived: async_channel::bounded(1), events }
+    }
+
+    fn push(&self, job: JobId, command: Command) {
+        self.waiting.borrow_mut().push_back((job, command));
+        self.announce();
+        let _ = self.arrived.0.try_send(()); // full: the queue is looked at anyway
+    }
+
+    async fn next(&self) -> (JobId, Command) {
+        loop {
+            let first = self.waiting.borrow_mut().pop_front();
+            match first {
+                Some(first) => return first,
+                None => drop(self.arrived.1.recv().await),
+            }
+        }
+    }
+
+    fn signals(&self) -> Option<Rc<Signals>> {
+        self.running.borrow().as_ref().map(|(_, signals)| signals.clone())
+    }
+
+    /// Passes on what is said about a job, if it is one of this queue.
+    fn tell(&self, job: JobId, command: &Command) {
+        if let Some((_, signals)) = self.running.borrow().as_ref().filter(|(running, _)| *running == job) {
+            match command {
+                Command::Stop => signals.stop(),
+                Command::Pause => signals.pause(true),
+                Command::Continue => signals.pause(false),
+                _ => {}
+            }
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        let Some(place) = waiting.iter().position(|(waits, _)| *waits == job) else { return };
+        match command {
+            Command::Stop => {
+                waiting.remove(place);
+                let _ = self.events.try_send((job, Event::Done { hints: Vec::new(), stopped: true }));
+            }
+            Command::Move { position } => {
+                if let Some(moved) = waiting.remove(place) {
+                    let position = (*position).min(waiting.len());
+                    waiting.insert(position, moved);
+                }
+            }
+            _ => {}
+        }
+        drop(waiting);
+        self.announce();
+    }
+
+    /// Tells those who wait how many are before them.
+    fn announce(&self) {
+        let before = usize::from(self.running.borrow().is_some());
+        if before == 0 {
+            return; // the first is taken at once and announces the others
+        }
+        for (place, (job, _)) in self.waiting.borrow().iter().enumerate() {
+            let _ = self.events.try_send((*job, Event::Waiting { position: place + before }));
+        }
     }
 }
 
@@ -83,7 +235,7 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
 
 type Outcome = Result<(Ended, Vec<String>)>;
 
-async fn job(command: Command, store: &Store, control: &Control) -> Outcome {
+async fn perform(command: Command, store: &Store, control: &Control) -> Outcome {
     let name = serde_json::to_value(&command).ok().and_then(|value| Some(value.get("command")?.as_str()?.to_string()));
     control.emit(Event::Started { job: name.unwrap_or_default(), version: env!("CARGO_PKG_VERSION").into() });
     let named = match &command {
@@ -97,17 +249,24 @@ async fn job(command: Command, store: &Store, control: &Control) -> Outcome {
     match command {
         Command::Train { config, resume } => return pretrain::run(&config, resume, store, control).await,
         Command::Demo { out, device, seed, steps } => return demo::run(&out, device, seed, steps, store, control).await,
-        Command::Generate(request) => generate::run(&request, store, control).await?,
-        Command::Eval { model, files, device, sequence_length } => score(&model, &files, device, sequence_length, store, control).await?,
-        Command::Export { run, out, dtype, checkpoint } => export(&run, &out, dtype, &checkpoint, store, control).await?,
+        Command::Generate(mut request) => {
+            request.model = checkpoint::newest_of(store, &request.model).await;
+            generate::run(&request, store, control).await?;
+        }
+        Command::Eval { model, files, device, sequence_length } => {
+            score(&checkpoint::newest_of(store, &model).await, &files, device, sequence_length, store, control).await?
+        }
+        Command::Export { run, out, dtype, checkpoint } => export::run(&run, &out, dtype, &checkpoint, store, control).await?,
         Command::Tokenize { tokenizer, files } => tokenize(&tokenizer, &files, store, control).await?,
         Command::TrainTokenizer { files, vocab_size, out } => train_tokenizer(&files, vocab_size, &out, store, control).await?,
         Command::Devices => device::list().await.into_iter().for_each(|info| control.emit(Event::Device(info))),
         Command::Plan { config } => plan::run(&config, store, control).await?,
         Command::Bench(request) => bench::run(&request, control).await?,
-        Command::Stop | Command::Pause | Command::Continue => {}
+        Command::Runs { folder } => control.emit(Event::Runs { runs: runs::list(store, &folder).await }),
+        Command::OpenRun { path } => control.emit(runs::open(store, &path).await?),
+        Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } => {} // about a job, and no job
     }
-    let stopped = control.breathe().await == Flow::Stop;
+    let stopped = control.flow() == Flow::Stop;
     Ok((if stopped { Ended::Stopped } else { Ended::Finished }, Vec::new()))
 }
 
@@ -132,17 +291,15 @@ async fn score(
     if files.is_empty() {
         return Err(Error::Config("no text: give --text FILE".into()));
     }
-    let mut texts = Vec::new();
+    let mut names = Vec::new();
     for file in files {
-        for file in store.expand(file).await? {
-            let text = source::read_text(store, &file, control).await?;
-            texts.push((file, text));
-        }
+        names.extend(store.expand(file).await?);
     }
     let (compute, why) = Compute::open(choice).await?;
     control.notice(why);
     let llama = generate::load(store, model, &config, &compute, length).await?;
-    for (file, text) in texts {
+    for file in names {
+        let text = source::read_text(store, &file, control).await?;
         let (batches, bytes) = crate::data::batch::windows(&tokenizer, &text, length)?;
         let total = batches.len() as u64;
         let counted = batches.into_iter().enumerate().map(|(done, batch)| {
@@ -152,47 +309,6 @@ async fn score(
         let Some((nats, tokens)) = eval::run(&llama, counted, control).await? else { return Ok(()) };
         control.emit(Event::Scored { file: file.clone(), score: TextScore::new(nats, tokens, bytes) });
     }
-    Ok(())
-}
-
-/// Writes a run's weights as a Hugging Face folder.
-///
-/// # Errors
-/// No such run or checkpoint; a weight that does not fit the type; a full disk.
-pub(crate) async fn export(run: &str, out: &str, dtype: ExportDtype, which: &str, store: &Store, control: &Control) -> Result<()> {
-    for owned in ["state.json", "events.jsonl"] {
-        if store.exists(&format!("{out}/{owned}")).await {
-            return Err(Error::Config(format!("--out {out}: holds a run or one of its checkpoints; choose another folder")));
-        }
-    }
-    let steps = checkpoint::steps(store, run).await?;
-    let last = *steps.last().ok_or_else(|| Error::Config(format!("{run}: no checkpoint here; train first, or check --run")))?;
-    let listed = || steps.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    let step = match which {
-        "last" => last,
-        "best" => {
-            let state = checkpoint::read_state(store, &checkpoint::folder(run, last)).await?;
-            state
-                .best
-                .map(|(_, step)| step)
-                .ok_or_else(|| Error::Config(format!("{run}: was not evaluated yet, so there is no best checkpoint")))?
-        }
-        step => step.parse().map_err(|_| Error::Config(format!("--step {step}: give `last`, `best` or one of {}", listed())))?,
-    };
-    if !steps.contains(&step) {
-        return Err(Error::Config(format!("{run}: no checkpoint of step {step}; there are {}", listed())));
-    }
-    let folder = checkpoint::folder(run, step);
-    let config = hub::read_config(store, &folder).await?;
-    let weights = Weights::open(store, &folder).await?;
-    weights.check(&config)?;
-    let tokenizer = store.open(&format!("{folder}/tokenizer.json")).await?;
-    let (dtype, name) = match dtype {
-        ExportDtype::F16 => (Dtype::F16, "FP16 export"),
-        ExportDtype::F32 => (Dtype::F32, "FP32 export"),
-    };
-    checkpoint::export(store, &weights, &config, Some(&tokenizer), out, dtype).await?;
-    control.emit(Event::Wrote { what: format!("{name} of step {step}"), path: out.into() });
     Ok(())
 }
 
@@ -208,12 +324,11 @@ async fn tokenize(tokenizer: &str, files: &[String], store: &Store, control: &Co
 }
 
 async fn train_tokenizer(files: &[String], vocab_size: usize, out: &str, store: &Store, control: &Control) -> Result<()> {
-    let sources = [("files".to_string(), crate::config::SourceConfig::Paths(files.to_vec()))].into();
-    let config = TrainConfig { tokenizer_vocab_size: vocab_size, sources, ..TrainConfig::default() };
+    let sources = [("files".to_string(), SourceConfig::Paths(files.to_vec()))].into();
     if !(257..=1_000_000).contains(&vocab_size) {
         return Err(Error::Config(format!("--vocab-size {vocab_size}: must lie between 257 and 1000000")));
     }
-    let Some(tokenizer) = vocabulary::train(store, &config.sources, vocab_size, control).await? else { return Ok(()) };
+    let Some(tokenizer) = vocabulary::train(store, &sources, vocab_size, control).await? else { return Ok(()) };
     store.write(out, tokenizer.json()).await?;
     control.emit(Event::Wrote { what: format!("tokenizer of {} tokens", tokenizer.vocab_size()), path: out.into() });
     Ok(())

@@ -127,8 +127,26 @@ impl Error {
         Error::File { path, reason }
     }
 
+    /// Whether a file is not what it should be, and not merely out of reach.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Format { .. } | Self::Shape { .. } | Self::Tokenizer(_) => true,
+            Self::File { reason, .. } => reason.starts_with("no such file") || reason.starts_with("holds neither"),
+            _ => false,
+        }
+    }
+
     /// A file that breaks a rule of its format.
     pub fn format(path: impl Into<String>, reason: impl Into<String>) -> Self {
         Error::Format { path: path.into(), reason: reason.into() }
     }
+}
+
+/// The likeliest of the known names for a mistyped one.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
 }

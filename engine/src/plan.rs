@@ -11,12 +11,11 @@ use crate::device::Compute;
 use crate::error::Result;
 use crate::generate::read_f32;
 use crate::model::{Llama, LlamaConfig};
-use crate::ops::sum_of_squares;
 use crate::platform;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
-use crate::train::{forward, gradients, pretrain};
+use crate::train::{forward, gradients, pretrain, squared_norm};
 
 /// Passes over a source from which on it is learnt by heart (Muennighoff et al. 2023).
 const MANY_EPOCHS: f64 = 4.0;
@@ -57,7 +56,7 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
     }
     let memory_bytes = memory(&shape.model, &config, &compute);
     let peak_bytes = memory_bytes.values().sum();
-    let tokens = u64::from(config.steps) * config.tokens_per_step() as u64;
+    let tokens = u64::from(config.steps) * config.tokens_per_step();
     let step_secs = match shortage(&shape.model, &config, &compute) {
         Some(shortage) => {
             warnings.push(format!("{shortage}: lower --batch-size or --sequence-length"));
@@ -82,24 +81,25 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
 /// Peak memory of training by category, in bytes.
 pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> BTreeMap<String, u64> {
     let weights = 4 * shape.parameters();
-    let (d, f) = (shape.hidden_size, shape.intermediate_size);
-    let (q, kv) = (shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim);
-    let t = config.sequence_length;
-    let tokens = (config.batch_size * t) as u64;
+    let wide = |size: usize| size as u64;
+    let (d, f, heads) = (wide(shape.hidden_size), wide(shape.intermediate_size), wide(shape.num_attention_heads));
+    let (q, kv) = (heads * wide(shape.head_dim), wide(shape.num_key_value_heads) * wide(shape.head_dim));
+    let t = wide(config.sequence_length);
+    let tokens = wide(config.batch_size) * t;
     // What the backward pass keeps per token and layer: inputs of the norms and products, q, k, v, o, gate, up.
-    let mut kept = 4 * d + 2 * q + 2 * kv + 3 * f + shape.num_attention_heads;
+    let mut kept = 4 * d + 2 * q + 2 * kv + 3 * f + heads;
     if !compute.is_cpu() {
         // Composed of burn ops: parts of norms, rotations and gates, and the scores of every pair of tokens.
-        kept += 4 * d + 2 * (q + kv) + 2 * f + 3 * shape.num_attention_heads * t;
+        kept += 4 * d + 2 * (q + kv) + 2 * f + 3 * heads * t;
     }
     let logits = (32u64 << 20).min(4 * tokens * shape.vocab_size as u64);
-    let table = 4 * (shape.vocab_size * d) as u64;
+    let table = 4 * wide(shape.vocab_size) * d;
     let accumulated = if config.accumulation > 1 { weights } else { 0 };
     BTreeMap::from([
         ("weights".to_string(), weights),
         ("gradients".to_string(), weights + accumulated),
         ("optimizer".to_string(), 2 * weights),
-        ("activations".to_string(), 4 * tokens * (kept * shape.num_hidden_layers) as u64),
+        ("activations".to_string(), 4 * tokens * kept * wide(shape.num_hidden_layers)),
         ("logits and head".to_string(), logits * if compute.is_cpu() { 1 } else { 4 } + table),
     ])
 }
@@ -133,8 +133,7 @@ async fn measure_layers(layers: usize, shape: &LlamaConfig, config: &TrainConfig
         let started = Instant::now();
         let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
         let grads = gradients(&model, losses.scaled);
-        let norm = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights");
-        read_f32(norm).await?;
+        read_f32(squared_norm(&grads)).await?;
         times.0 = started.elapsed().as_secs_f64();
         let started = Instant::now();
         optimizer.step(&mut model, grads, config, 1e-4, 1.0);

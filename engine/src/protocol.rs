@@ -3,14 +3,26 @@
 //! A shell sends [`Command`]s and folds [`Event`]s. `events.jsonl` of a run is this event stream
 //! written down, so a plot of yesterday's run and a live plot are the same code.
 
+mod reports;
+
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+pub use reports::{DeviceInfo, PlanReport, RunInfo, RunState, RunSummary, SourcePlan, StepReport, TextScore};
 
 pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
 
-/// What a shell asks of the engine. Jobs run one after the other; `Stop`, `Pause` and `Continue`
-/// reach the job in progress.
+/// Names a job: its shell gives it, events of the job carry it.
+pub type JobId = u64;
+
+/// What a shell asks of the engine, with the id of the job that it begins, or that it is about (`Stop`, `Pause`,
+/// `Continue`, `Move`).
+///
+/// Jobs wait for their turn in two queues. Texts are generated while a longer job of the other queue waits between two
+/// of its micro-batches; questions about what is on disk are answered at once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
@@ -81,12 +93,27 @@ pub enum Command {
         /// Updates of the whole run; the curriculum is scaled to them.
         steps: u32,
     },
-    /// Finish the micro-batch, save, end the job.
+    /// All runs below a folder.
+    Runs {
+        /// The folder.
+        folder: String,
+    },
+    /// The configuration and the events of a run.
+    OpenRun {
+        /// Folder of the run.
+        path: String,
+    },
+    /// Finish the micro-batch, save, end the job; one that waits is taken out of its queue.
     Stop,
     /// Wait between micro-batches.
     Pause,
     /// Go on after `Pause`.
     Continue,
+    /// Give a job that waits another place.
+    Move {
+        /// 0: the next one.
+        position: usize,
+    },
 }
 
 /// Type of the numbers in an export.
@@ -181,10 +208,16 @@ pub struct BenchRequest {
     pub decode: Option<usize>,
 }
 
-/// What the engine tells its shell. `Started` is first; exactly one of `Done` and `Failed` is last.
+/// What the engine tells its shell, with the id of the job it is about. A job may wait first (`Waiting`); of what it
+/// does, `Started` is first and exactly one of `Done` and `Failed` last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// A job waits for its turn.
+    Waiting {
+        /// Jobs before it, the one in progress included.
+        position: usize,
+    },
     /// A job began.
     Started {
         /// The verb.
@@ -232,6 +265,7 @@ pub enum Event {
         /// Updates made so far.
         step: u32,
         /// Mean loss per token over all sources, each weighted as the last stage of the run weights it.
+        #[serde(deserialize_with = "reports::number_or_nan")]
         loss: f64,
         /// Loss, perplexity and bits per byte per source.
         sources: BTreeMap<String, TextScore>,
@@ -254,10 +288,13 @@ pub enum Event {
         /// Name from the configuration.
         name: String,
         /// Mean training loss of the stage.
+        #[serde(deserialize_with = "reports::number_or_nan")]
         average_loss: f64,
         /// Share of training tokens per source that the stage really had.
+        #[serde(deserialize_with = "reports::numbers_or_nan")]
         shares: BTreeMap<String, f64>,
         /// Passes over every source since the run began.
+        #[serde(deserialize_with = "reports::numbers_or_nan")]
         epochs: BTreeMap<String, f64>,
     },
     /// A checkpoint is safe on disk.
@@ -326,9 +363,24 @@ pub enum Event {
         /// Median seconds.
         secs: f64,
         /// Tokens per second.
+        #[serde(deserialize_with = "reports::number_or_nan")]
         tokens_per_sec: f64,
         /// Peak resident memory of the process so far.
         peak_rss_bytes: u64,
+    },
+    /// All runs below a folder, newest first.
+    Runs {
+        /// The runs.
+        runs: Vec<RunSummary>,
+    },
+    /// A run was read from disk.
+    Opened {
+        /// Folder of the run.
+        path: String,
+        /// Its frozen configuration.
+        config: Box<TrainConfig>,
+        /// Its log: Unix times and events.
+        events: Vec<(f64, Event)>,
     },
     /// Files were written.
     Wrote {
@@ -348,153 +400,15 @@ pub enum Event {
     Failed {
         /// One line that says what to do.
         error: String,
+        /// Whether smolforge itself is to blame.
+        #[serde(default)]
+        defect: bool,
     },
 }
 
-/// What a run is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RunInfo {
-    /// Folder of the run.
-    pub path: String,
-    /// Parameters of the model.
-    pub parameters: u64,
-    /// Device as people know it.
-    pub device: String,
-    /// `f32` or `mixed`.
-    pub precision: String,
-    /// Steps made before (a resumed run).
-    pub step: u32,
-    /// Steps in all.
-    pub steps: u32,
-    /// Tokens per update.
-    pub tokens_per_step: usize,
-    /// Tokens of every source: training, held out.
-    pub sources: BTreeMap<String, (u64, u64)>,
-    /// Hash of configuration, tokenizer and data: what a resume must share.
-    pub fingerprint: String,
-}
-
-/// One update.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-pub struct StepReport {
-    /// Updates made, this one included.
-    pub step: u32,
-    /// Mean loss per target token of the whole update; may be NaN (`null` in JSON).
-    #[serde(deserialize_with = "number_or_nan")]
-    pub loss: f64,
-    /// Mean loss per source.
-    #[serde(deserialize_with = "numbers_or_nan")]
-    pub source_loss: BTreeMap<String, f64>,
-    /// Training tokens of this update per source.
-    pub source_tokens: BTreeMap<String, u64>,
-    /// Learning rate used.
-    pub lr: f64,
-    /// Global gradient norm before clipping; may be NaN or infinite (`null` in JSON).
-    #[serde(deserialize_with = "number_or_nan")]
-    pub grad_norm: f64,
-    /// Loss scale (1 without mixed precision).
-    pub loss_scale: f64,
-    /// Why the update was skipped.
-    pub skipped: Option<String>,
-    /// Target tokens of this update.
-    pub tokens: u64,
-    /// Target tokens since the run began.
-    pub total_tokens: u64,
-    /// Tokens per second of this update.
-    pub tokens_per_sec: f64,
-    /// Seconds of this session.
-    pub elapsed_secs: f64,
-    /// Seconds until the end at the present speed.
-    pub eta_secs: f64,
-}
-
-/// JSON has no NaN: it is written as `null`.
-fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
-}
-
-fn numbers_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
-    let numbers = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
-    Ok(numbers.into_iter().map(|(name, number)| (name, number.unwrap_or(f64::NAN))).collect())
-}
-
-/// How well a model predicts a text.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
-pub struct TextScore {
-    /// Mean negative log-likelihood per token, in nats.
-    pub loss: f64,
-    /// `exp(loss)`.
-    pub perplexity: f64,
-    /// Bits per byte of UTF-8 text.
-    pub bits_per_byte: f64,
-    /// Tokens predicted.
-    pub tokens: u64,
-    /// Bytes of text that these tokens cover.
-    pub bytes: u64,
-}
-
-impl TextScore {
-    /// From the summed negative log-likelihood in nats.
-    pub fn new(total_nats: f64, tokens: u64, bytes: u64) -> Self {
-        let loss = total_nats / tokens.max(1) as f64;
-        let bits_per_byte = total_nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
-        Self { loss, perplexity: loss.exp(), bits_per_byte, tokens, bytes }
+impl Event {
+    /// The end of a job that failed.
+    pub fn failed(error: &Error) -> Self {
+        Self::Failed { error: error.to_string(), defect: matches!(error, Error::Internal(_)) }
     }
-}
-
-/// One adapter and what it can do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DeviceInfo {
-    /// Name as the driver gives it.
-    pub name: String,
-    /// `vulkan`, `metal`, `dx12`, `gl`, `webgpu` or `cpu`.
-    pub backend: String,
-    /// `discrete`, `integrated`, `virtual`, `software` or `cpu`.
-    pub kind: String,
-    /// Driver and version.
-    pub driver: String,
-    /// Largest storage binding.
-    pub max_binding_bytes: u64,
-    /// Largest buffer.
-    pub max_buffer_bytes: u64,
-    /// Features that matter here.
-    pub features: Vec<String>,
-    /// Whether `auto` takes it.
-    pub auto: bool,
-    /// Why, or why not.
-    pub reason: String,
-}
-
-/// What a run would need.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PlanReport {
-    /// Parameters of the model.
-    pub parameters: u64,
-    /// Device as people know it.
-    pub device: String,
-    /// Bytes by category.
-    pub memory_bytes: BTreeMap<String, u64>,
-    /// Their sum at the peak.
-    pub peak_bytes: u64,
-    /// Training tokens of the whole run.
-    pub tokens: u64,
-    /// Per source: tokens on disk, planned tokens, passes.
-    pub sources: BTreeMap<String, SourcePlan>,
-    /// Floating-point operations of the whole run.
-    pub flops: f64,
-    /// Expected seconds, from a measurement of this device taken now; 0 where the run does not fit and nothing was measured.
-    pub expected_secs: f64,
-    /// What to look out for.
-    pub warnings: Vec<String>,
-}
-
-/// One source in a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct SourcePlan {
-    /// Training tokens on disk.
-    pub tokens: u64,
-    /// Tokens the run will draw.
-    pub planned: f64,
-    /// Passes over the source.
-    pub epochs: f64,
 }

@@ -216,13 +216,20 @@ impl Store {
     /// # Errors
     /// [`Error::File`] where it matches nothing.
     pub async fn expand(&self, pattern: &str) -> Result<Vec<String>> {
-        let files = match self {
-            Self::Folder(root) => platform::expand(&path(root, pattern), pattern)?,
+        let files: Vec<String> = match self {
+            Self::Folder(root) => {
+                let files = platform::expand(&path(root, pattern), pattern)?;
+                let inside = format!("{root}/");
+                let relative = path(root, pattern) != pattern;
+                let name = |file: String| if relative { file.strip_prefix(&inside).map_or(file.clone(), str::to_string) } else { file };
+                files.into_iter().map(name).collect()
+            }
             Self::Memory(map) => {
-                let inside = format!("{pattern}/");
-                let visible =
-                    |key: &&String| key.strip_prefix(&inside).is_some_and(|rest| !rest.split('/').any(|part| part.starts_with('.')));
-                lock(map).keys().filter(|key| *key == pattern || visible(key)).cloned().collect()
+                let inside = format!("{}/", pattern.trim_end_matches('/'));
+                let visible = |key: &str| key.strip_prefix(&inside).is_some_and(|rest| !rest.split('/').any(|part| part.starts_with('.')));
+                let glob = glob::Pattern::new(pattern).ok();
+                let matches = |key: &str| glob.as_ref().is_some_and(|glob| glob.matches_with(key, platform::GLOB));
+                lock(map).keys().filter(|key| *key == pattern || visible(key) || matches(key)).cloned().collect()
             }
         };
         if files.is_empty() {

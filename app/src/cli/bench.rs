@@ -3,8 +3,8 @@
 use smolforge_engine::protocol::{BenchRequest, Command, DeviceChoice, Event, Precision};
 
 use super::table::Table;
-use super::units::{bytes, duration, rate};
 use super::{DEVICES, choice, drive, is_last};
+use crate::units::{bytes, duration, rate};
 
 /// Measure a training step, prefill and decode
 #[derive(Debug, clap::Args)]

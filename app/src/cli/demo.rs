@@ -1,6 +1,6 @@
 //! `smolforge demo`: the whole main job on text that the program writes itself.
 
-use smolforge_engine::protocol::{Command, DeviceChoice, Event};
+use smolforge_engine::protocol::{Command, DeviceChoice};
 
 use super::generate::Samples;
 use super::{DEVICES, choice, drive, train};
@@ -35,9 +35,6 @@ impl Args {
         let mut samples = Samples::new(Vec::new(), 1, false);
         drive(Command::Demo { out, device, seed, steps }, json, |screen, event| {
             train::show(screen, event);
-            if let Event::Scored { file, score } = event {
-                screen.line(format!("{file}: loss {:.4}, perplexity {:.2}", score.loss, score.perplexity));
-            }
             samples.show(screen, event)
         })
     }

@@ -3,8 +3,8 @@
 use smolforge_engine::protocol::{Command, DeviceInfo, Event};
 
 use super::table::Table;
-use super::units::bytes;
 use super::{drive, is_last};
+use crate::units::bytes;
 
 /// List the adapters, their limits, and which one `--device auto` takes and why
 #[derive(Debug, clap::Args)]

@@ -3,8 +3,8 @@
 use smolforge_engine::protocol::{Command, DeviceChoice, Event, TextScore};
 
 use super::table::Table;
-use super::units::count;
 use super::{DEVICES, choice, drive, is_last};
+use crate::units::count;
 
 /// Measure loss, perplexity and bits per byte of text files
 #[derive(Debug, clap::Args)]

@@ -69,12 +69,7 @@ fn set_stages(config: &mut TrainConfig, text: &str) -> anyhow::Result<smolforge_
     if !block_on(store().exists(text)) {
         return Ok(config.set("data_stages", text));
     }
-    let yaml = block_on(store().read_text(text))?;
-    if yaml.lines().any(|line| line.starts_with("data_stages:")) {
-        config.data_stages = TrainConfig::from_yaml(&yaml).with_context(|| text.to_string())?.data_stages;
-        return Ok(Ok(()));
-    }
-    Ok(config.set("data_stages", &yaml))
+    Ok(config.set("data_stages", &block_on(store().read_text(text))?))
 }
 
 impl Args for RunFlags {

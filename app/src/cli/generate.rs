@@ -9,8 +9,8 @@ use futures_lite::future::block_on;
 use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, Sampling};
 
 use super::progress::{Screen, dim};
-use super::units::{count, duration, rate};
 use super::{DEVICES, Usage, choice, drive, is_last, store};
+use crate::units::{count, duration, rate};
 
 /// Generate text from a model
 #[derive(Debug, clap::Args)]
@@ -18,7 +18,7 @@ use super::{DEVICES, Usage, choice, drive, is_last, store};
 #[command(after_help = "Standard output gets the generated text alone (--echo puts the prompt before it), standard \
     error the speed. Several samples are told apart by a heading line.")]
 pub struct Args {
-    /// Hugging Face folder: config.json, tokenizer.json, model.safetensors
+    /// Hugging Face folder (config.json, tokenizer.json, model.safetensors), or a run: its newest checkpoint
     #[arg(long, value_name = "DIR")]
     model: String,
 

@@ -18,7 +18,6 @@ mod table;
 mod tokenize;
 mod train;
 mod train_tokenizer;
-mod units;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -143,13 +142,11 @@ fn drive(command: Command, json: bool, mut show: impl FnMut(&Screen, &Event) -> 
     let engine = Engine::start(store());
     let mut screen = Screen::new();
     let saves = matches!(command, Command::Train { .. } | Command::Demo { .. });
-    let commands = engine.commands();
-    interrupt::install(&screen, saves, move || {
-        let _ = commands.try_send(Command::Stop); // an engine that has ended needs no telling
-    })?;
-    engine.send(command);
+    let job = engine.send(command);
+    let teller = engine.clone();
+    interrupt::install(&screen, saves, move || teller.tell(job, Command::Stop))?;
     let mut lost_output = None;
-    while let Some(event) = block_on(engine.next()) {
+    while let Some((_, event)) = block_on(engine.next()) {
         let written = match &lost_output {
             Some(_) => Ok(()),
             None if json => print_json(&event),
@@ -159,12 +156,12 @@ fn drive(command: Command, json: bool, mut show: impl FnMut(&Screen, &Event) -> 
             }
         };
         if let Err(error) = written {
-            engine.send(Command::Stop);
+            engine.tell(job, Command::Stop);
             lost_output = Some(error);
         }
         match event {
-            Event::Failed { error } if error.starts_with("internal error") => return Err(Defect(error).into()),
-            Event::Failed { error } => return Err(anyhow::Error::msg(error)),
+            Event::Failed { error, defect: true } => return Err(Defect(error).into()),
+            Event::Failed { error, .. } => return Err(anyhow::Error::msg(error)),
             Event::Done { .. } => {
                 return match lost_output {
                     Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
@@ -206,7 +203,7 @@ where
 const DEVICES: &[&str] = &["auto", "gpu", "cpu"];
 
 /// A message on one line, whatever it was made of.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -226,7 +223,7 @@ impl std::error::Error for Defect {}
 /// of the job, so it is printed only where nothing better is said.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-fn note_panic(info: &PanicHookInfo<'_>) {
+pub fn note_panic(info: &PanicHookInfo<'_>) {
     if std::env::var_os("SMOLFORGE_DEBUG").is_some() {
         let backtrace = std::backtrace::Backtrace::capture(); // empty unless RUST_BACKTRACE asks for it
         let _ = writeln!(io::stderr(), "{info}\n{backtrace}");
@@ -238,7 +235,7 @@ fn note_panic(info: &PanicHookInfo<'_>) {
     first.get_or_insert_with(|| format!("{}{place}", text.unwrap_or("a panic")));
 }
 
-fn defect() -> anyhow::Error {
+pub fn defect() -> anyhow::Error {
     let panic = PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
     let what = panic.unwrap_or_else(|| "the engine ended without a word".into());
     Defect(format!("internal error: {what}; please report it")).into()

@@ -8,7 +8,7 @@ use super::drive;
 use super::flags::RunFlags;
 use super::progress::{Screen, yellow};
 use super::table::Table;
-use super::units::{bytes, count, duration};
+use crate::units::{bytes, count, duration};
 
 /// Show memory, tokens, passes over the sources and expected time of a run before it starts
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use smolforge_engine::protocol::{Event, StepReport};
 
-use super::units::{amount, duration, percent, rate};
+use crate::units::{amount, duration, percent, rate};
 
 /// Time between lines where there is no terminal to redraw.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);

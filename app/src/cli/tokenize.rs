@@ -3,8 +3,8 @@
 use smolforge_engine::protocol::{Command, Event};
 
 use super::table::Table;
-use super::units::{bytes, count};
 use super::{drive, is_last};
+use crate::units::{bytes, count};
 
 /// Count the tokens of text files
 #[derive(Debug, clap::Args)]

@@ -7,8 +7,8 @@ use smolforge_engine::protocol::{Command, Event, RunInfo, TextScore};
 use super::flags::RunFlags;
 use super::progress::{Screen, bold, dim};
 use super::table::Table;
-use super::units::{count, shares};
 use super::{drive, eval};
+use crate::units::{count, shares};
 
 /// Pre-train a model by a curriculum of text sources
 #[derive(Debug, clap::Args)]
@@ -70,11 +70,11 @@ fn show_run(screen: &Screen, run: &RunInfo) {
         0 => String::new(),
         step => format!(", resumed after step {}", count(u64::from(step))),
     };
-    let total = run.tokens_per_step as u64 * u64::from(run.steps);
+    let total = run.tokens_per_step * u64::from(run.steps);
     screen.line(format!("run     {}{resumed}", bold(&run.path)));
     screen.line(format!("model   {} parameters, {}", count(run.parameters), run.precision));
     screen.line(format!("device  {}", run.device));
-    screen.line(format!("plan    {steps} updates of {} tokens: {} tokens", count(run.tokens_per_step as u64), count(total)));
+    screen.line(format!("plan    {steps} updates of {} tokens: {} tokens", count(run.tokens_per_step), count(total)));
     let mut table = Table::new(&["source", ">training tokens", ">held-out tokens"]);
     for (name, (training, held_out)) in &run.sources {
         table.row([name.clone(), count(*training), count(*held_out)]);

@@ -50,18 +50,10 @@ impl Batch {
         self.targets.iter().filter(|target| **target != IGNORED).count()
     }
 
-    /// Positions that are trained on in one row.
-    pub fn row_targets(&self, row: usize) -> usize {
-        self.targets[row * self.len..(row + 1) * self.len].iter().filter(|target| **target != IGNORED).count()
-    }
-
-    /// Positions that are trained on, by source index.
-    pub fn source_tokens(&self) -> BTreeMap<usize, u64> {
-        let mut tokens = BTreeMap::new();
-        for (row, source) in self.sources.iter().enumerate() {
-            *tokens.entry(*source).or_default() += self.row_targets(row) as u64;
-        }
-        tokens
+    /// Bytes of text that the targets stand for; the end of a text has none.
+    pub fn target_bytes(&self, tokenizer: &Tokenizer) -> u64 {
+        let ids = self.targets.iter().filter_map(|target| u32::try_from(*target).ok());
+        ids.filter(|id| Some(*id) != tokenizer.end_of_text()).map(|id| tokenizer.token_bytes(id).len() as u64).sum()
     }
 }
 
@@ -92,7 +84,6 @@ pub struct Loader {
     curriculum: Curriculum,
     length: usize,
     seed: u64,
-    steps: u32,
     pad: u32,
     stage: Option<usize>,
     mixture: Mixture,
@@ -130,22 +121,7 @@ impl Loader {
         }
         let mixture = Mixture::new(vec![0.0; shards.len()], Random::new(seed));
         let places = vec![Place::default(); shards.len()];
-        Ok(Self { shards, curriculum, length: sequence_length, seed, steps, pad: end_of_text.unwrap_or(0), stage: None, mixture, places })
-    }
-
-    /// Names of the sources; a row's source is an index into them.
-    pub fn names(&self) -> Vec<&str> {
-        self.shards.iter().map(|(name, _)| name.as_str()).collect()
-    }
-
-    /// Tokens of every source: training, held out.
-    pub fn tokens(&self) -> BTreeMap<String, (u64, u64)> {
-        self.shards.iter().map(|(name, shard)| (name.clone(), (shard.train_tokens(), shard.held_out_tokens()))).collect()
-    }
-
-    /// The stages.
-    pub fn curriculum(&self) -> &Curriculum {
-        &self.curriculum
+        Ok(Self { shards, curriculum, length: sequence_length, seed, pad: end_of_text.unwrap_or(0), stage: None, mixture, places })
     }
 
     /// The next micro-batch of the stage in which `step` (from 0) lies.
@@ -224,25 +200,22 @@ impl Loader {
         Ok(())
     }
 
-    /// Batches of a source's held-out text and the bytes of text they stand for; the same at every call: all of
-    /// it, or rows spread evenly over it that hold about `max_tokens`.
-    pub fn held_out(&self, source: usize, max_tokens: usize, rows_per_batch: usize) -> (impl Iterator<Item = Batch> + '_, u64) {
+    /// Batches of a source's held-out text; the same at every call: all of it, or rows spread evenly over it that
+    /// hold about `max_tokens`.
+    pub fn held_out(&self, source: usize, max_tokens: usize, rows_per_batch: usize) -> impl Iterator<Item = Batch> + '_ {
         let shard = &self.shards[source].1;
         let (length, pad) = (self.length, self.pad);
         let count = pack::row_count(shard.held_out.len(), length, true);
         let wanted = max_tokens.div_ceil(length).clamp(1, count.max(1)).min(count);
-        let bytes = (u128::from(shard.held_out_bytes()) * wanted as u128 / count.max(1) as u128) as u64;
         let spread: Vec<usize> = (0..wanted).map(|i| (i as u128 * count as u128 / wanted as u128) as usize).collect();
         let starts = (0..wanted).step_by(rows_per_batch.max(1));
-        let batches = starts.map(move |start| {
+        starts.map(move |start| {
             let rows = &spread[start..(start + rows_per_batch.max(1)).min(wanted)];
             Batch::from_rows(length, rows.iter().map(|index| (source, pack::row(&shard.held_out, *index, length, pad))))
-        });
-        (batches, bytes)
+        })
     }
 
     /// Hash of what decides the order of rows: text, tokenizer, split, stages, sequence length, seed.
-    /// The number of steps is not part of it, so a run can be made longer.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (name, shard) in &self.shards {
@@ -263,20 +236,6 @@ impl Loader {
     pub fn shares_of_stage(&self) -> BTreeMap<String, f64> {
         self.shards.iter().zip(self.mixture.shares()).map(|((name, _), share)| (name.clone(), share)).collect()
     }
-
-    /// Passes over every source that the whole run will make, for a run of `tokens_per_step`.
-    pub fn planned_epochs(&self, tokens_per_step: usize) -> BTreeMap<String, f64> {
-        let planned = |name: &str| -> f64 {
-            let stages = self.curriculum.stages.iter().enumerate();
-            stages
-                .map(|(index, stage)| {
-                    let (start, end) = self.curriculum.range(index, self.steps);
-                    stage.weights.get(name).copied().unwrap_or(0.0) * f64::from(end.saturating_sub(start)) * tokens_per_step as f64
-                })
-                .sum()
-        };
-        self.shards.iter().map(|(name, shard)| (name.clone(), planned(name) / shard.training.len().max(1) as f64)).collect()
-    }
 }
 
 /// Positions in a batch of windows; longer windows come one by one.
@@ -291,15 +250,14 @@ pub fn windows(tokenizer: &Tokenizer, text: &str, length: usize) -> Result<(Vec<
     let texts = text.split(SEPARATOR).filter(|text| !text.trim().is_empty());
     let documents: Vec<Document> = texts.map(|text| Document::text(tokenizer.encode_prompt(text))).collect();
     let rows = pack::rows(&documents, length, tokenizer.end_of_text().unwrap_or(0));
-    let targets = rows.iter().flat_map(|row| &row.targets).filter_map(|target| u32::try_from(*target).ok());
-    let bytes: u64 = targets.map(|id| tokenizer.token_bytes(id).len() as u64).sum();
-    if bytes == 0 {
-        return Err(Error::Data("the text has no second token that could be predicted; give more text".into()));
-    }
     let mut rows = rows.into_iter().map(|row| (0, row)).peekable();
     let mut batches = Vec::new();
     while rows.peek().is_some() {
         batches.push(Batch::from_rows(length, rows.by_ref().take((WINDOW_POSITIONS / length).max(1))));
+    }
+    let bytes = batches.iter().map(|batch| batch.target_bytes(tokenizer)).sum();
+    if bytes == 0 {
+        return Err(Error::Data("the text has no second token that could be predicted; give more text".into()));
     }
     Ok((batches, bytes))
 }
@@ -311,6 +269,10 @@ mod tests {
 
     fn documents(count: usize, length: usize, first: u32) -> Vec<Vec<u32>> {
         (0..count).map(|i| (0..length).map(|j| first + ((i * length + j) % 97) as u32).collect()).collect()
+    }
+
+    fn row_targets(batch: &Batch, row: usize) -> usize {
+        batch.targets[row * batch.len..(row + 1) * batch.len].iter().filter(|target| **target != IGNORED).count()
     }
 
     /// A large source, a tiny one (less than a row) and one of many small documents.
@@ -326,7 +288,7 @@ mod tests {
             start: *start,
             weights: names.iter().map(ToString::to_string).zip(*weights).collect(),
         });
-        Loader::new(shards, Curriculum { stages: stages.collect() }, 64, seed, steps, Some(0)).unwrap()
+        Loader::new(shards, Curriculum::written(stages.collect()), 64, seed, steps, Some(0)).unwrap()
     }
 
     #[test]
@@ -335,8 +297,8 @@ mod tests {
         let mut tokens = [0u64; 3];
         for step in 0..500 {
             let batch = loader.next_batch(step, 4);
-            for (source, count) in batch.source_tokens() {
-                tokens[source] += count;
+            for (row, source) in batch.sources.iter().enumerate() {
+                tokens[*source] += row_targets(&batch, row) as u64;
             }
         }
         let total: u64 = tokens.iter().sum();
@@ -411,26 +373,22 @@ mod tests {
                 );
             }
         }
-        assert_eq!(batch.source_tokens().values().sum::<u64>() as usize, batch.target_tokens());
         // The tiny source: 20 tokens and their end make 20 targets, the rest is filling.
         let tiny = batch.sources.iter().position(|source| *source == 1).unwrap();
-        assert_eq!(batch.row_targets(tiny), 20);
+        assert_eq!(row_targets(&batch, tiny), 20);
     }
 
     #[test]
     fn held_out_text_is_scored_once_and_never_trained_on() {
         let loader = loader(&[(0, [0.4, 0.3, 0.3])], 10, 1);
-        let (batches, bytes) = loader.held_out(0, usize::MAX / 2, 2);
-        let batches: Vec<Batch> = batches.collect();
+        let batches: Vec<Batch> = loader.held_out(0, usize::MAX / 2, 2).collect();
         assert_eq!(batches.iter().map(Batch::target_tokens).sum::<usize>(), 300);
-        assert_eq!((bytes, batches.len(), batches[2].rows), (301 * 3, 3, 1));
-        let (some, part) = loader.held_out(0, 100, 8);
-        assert_eq!((some.map(|batch| batch.rows).sum::<usize>(), part), (2, 301 * 3 * 2 / 5));
-        let (again, _) = loader.held_out(0, usize::MAX / 2, 2);
-        assert_eq!(again.collect::<Vec<_>>(), batches);
+        assert_eq!((batches.len(), batches[2].rows), (3, 1));
+        assert_eq!(loader.held_out(0, 100, 8).map(|batch| batch.rows).sum::<usize>(), 2);
+        assert_eq!(loader.held_out(0, usize::MAX / 2, 2).collect::<Vec<_>>(), batches);
         let none = shard_of("none", &documents(1, 100, 1), &[]);
         let loader = Loader::new(vec![("none".into(), none)], Curriculum::uniform(&["none"]), 64, 1, 1, None).unwrap();
-        assert_eq!(loader.held_out(0, 100, 2).0.count(), 0);
+        assert_eq!(loader.held_out(0, 100, 2).count(), 0);
     }
 
     #[test]
@@ -452,7 +410,7 @@ mod tests {
 
     #[test]
     fn windows_score_every_byte_but_the_first_token() {
-        let quiet = crate::control::Control::new(async_channel::unbounded().1, async_channel::unbounded().0);
+        let quiet = crate::control::Control::connect().0;
         let tokenizer = futures_lite::future::block_on(crate::text::bpe::train([], 257, &["<|endoftext|>"], &quiet)).unwrap().unwrap();
         let (batches, bytes) = windows(&tokenizer, "0123456789<|endoftext|>ab", 4).unwrap();
         assert_eq!(bytes, 9 + 1);

@@ -13,18 +13,20 @@
 //!
 //! A weight is the share of *training tokens* of a stage, whatever the sizes of the files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// The stages of a run, in the order of their first steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curriculum {
     /// At least one; the first starts at step 0.
     pub stages: Vec<Stage>,
+    /// Whether nobody wrote it: then it is fitted to the sources and the length of the run.
+    implied: bool,
 }
 
 /// One stage: from `start` until the next stage or the end of the run.
@@ -54,6 +56,7 @@ impl Default for Curriculum {
                 stage("Refinement", 3000, &[("input", 0.4), ("code", 0.3), ("math", 0.3)]),
                 stage("Final Polish", 5000, &[("input", 0.4), ("code", 0.3), ("math", 0.3)]),
             ],
+            implied: true,
         }
     }
 }
@@ -62,23 +65,31 @@ impl Curriculum {
     /// Steps that [`Curriculum::default`] is made for.
     pub const DEFAULT_STEPS: u32 = 5050;
 
+    /// Stages as somebody wants them.
+    pub fn written(stages: Vec<Stage>) -> Self {
+        Self { stages, implied: false }
+    }
+
     /// One stage in which every source has the same share.
     pub fn uniform(sources: &[&str]) -> Self {
         let share = 1.0 / sources.len().max(1) as f64;
         let weights = sources.iter().map(|source| (source.to_string(), share)).collect();
-        Self { stages: vec![Stage { name: "Training".into(), start: 0, weights }] }
+        Self::written(vec![Stage { name: "Training".into(), start: 0, weights }])
     }
 
-    /// The curriculum for these sources: the default stages, left as they are by a user whose sources
-    /// are not exactly `input`, `code` and `math`, become one stage with equal shares. Stages that a
-    /// user wrote are never changed.
-    pub fn resolve(&self, sources: &[&str]) -> Self {
-        let default = Self::default();
-        let known = default.stages.iter().flat_map(|stage| stage.weights.keys());
-        if *self == default && !known.clone().all(|name| sources.contains(&name.as_str())) {
-            return Self::uniform(sources);
+    /// The curriculum for these sources and so many steps: the default stages, scaled, where the sources are exactly
+    /// `input`, `code` and `math`, else one stage with equal shares. Stages that somebody wrote are never changed.
+    pub fn fitted(&self, sources: &[&str], steps: u32) -> Self {
+        if !self.implied {
+            return self.clone();
         }
-        self.clone()
+        let known: BTreeSet<&str> = self.stages.iter().flat_map(|stage| stage.weights.keys()).map(String::as_str).collect();
+        if known == sources.iter().copied().collect() { self.scaled(Self::DEFAULT_STEPS, steps) } else { Self::uniform(sources) }
+    }
+
+    /// Whether any stage gives a source a share.
+    pub fn draws_from(&self, source: &str) -> bool {
+        self.stages.iter().any(|stage| stage.weights.get(source).is_some_and(|weight| *weight > 0.0))
     }
 
     /// The same stages for a run of another length; every stage keeps at least one step while there
@@ -95,7 +106,7 @@ impl Curriculum {
                 stages.push(Stage { start: start as u32, ..stage.clone() });
             }
         }
-        Self { stages }
+        Self::written(stages)
     }
 
     /// Index of the stage in which a step lies.
@@ -159,17 +170,11 @@ impl Curriculum {
     }
 }
 
-/// The likeliest of the known names for a mistyped one.
-pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(score, _)| *score > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
 impl Serialize for Curriculum {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.implied {
+            return serializer.serialize_none();
+        }
         let stages = self.stages.iter().map(|stage| {
             let folders: Vec<&String> = stage.weights.keys().collect();
             let weights: Vec<f64> = stage.weights.values().copied().collect();
@@ -187,11 +192,16 @@ impl<'de> Deserialize<'de> for Curriculum {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Read as plain values, so that every mistake gets a sentence of ours.
         let rows = match Value::deserialize(deserializer)? {
+            Value::Null => return Ok(Self::default()),
             Value::Array(rows) => rows,
+            Value::Object(mut map) if map.contains_key("data_stages") => match map.remove("data_stages") {
+                Some(Value::Array(rows)) => rows,
+                _ => return Err(de::Error::custom("data_stages: expected a list of stages under `data_stages`")),
+            },
             other => return Err(de::Error::custom(format!("data_stages: expected a list of stages, found {}", kind(&other)))),
         };
         let stages: Result<Vec<Stage>, String> = rows.iter().enumerate().map(|(index, row)| stage(index, row)).collect();
-        stages.map(|stages| Self { stages }).map_err(|why| de::Error::custom(format!("data_stages: {why}")))
+        stages.map(Self::written).map_err(|why| de::Error::custom(format!("data_stages: {why}")))
     }
 }
 
@@ -323,7 +333,10 @@ mod tests {
 
     #[test]
     fn yaml_and_json_round_trip() {
-        let curriculum = Curriculum::default();
+        assert_eq!(parse("null").unwrap(), Curriculum::default());
+        assert_eq!(serde_norway::to_string(&Curriculum::default()).unwrap().trim(), "null");
+        assert_eq!(parse("{data_stages: [{weights: {input: 1}}]}"), parse("[{weights: {input: 1}}]"));
+        let curriculum = Curriculum::written(Curriculum::default().stages);
         let yaml = serde_norway::to_string(&curriculum).unwrap();
         assert!(yaml.contains("start_training_step: 1000") && yaml.contains("dataset_folder:"), "{yaml}");
         assert_eq!(parse(&yaml).unwrap(), curriculum);
@@ -380,14 +393,18 @@ mod tests {
     }
 
     #[test]
-    fn default_stages_give_way_to_other_sources() {
+    fn default_stages_fit_themselves_and_written_ones_stay() {
         let default = Curriculum::default();
-        assert_eq!(default.resolve(&SOURCES), default);
-        let other = default.resolve(&["books", "web"]);
+        assert_eq!(default.fitted(&SOURCES, 5050).stages, default.stages);
+        assert_eq!(default.fitted(&["math", "code", "input"], 505), default.scaled(5050, 505));
+        let other = default.fitted(&["books", "web"], 1);
         other.validate(&["books", "web"], 1).unwrap();
         assert_eq!(other.stages[0].weights["web"], 0.5);
-        assert_eq!(default.resolve(&["input"]), Curriculum::uniform(&["input"]));
-        let own = Curriculum::uniform(&["a"]);
-        assert_eq!(own.resolve(&["b"]), own);
+        assert_eq!(default.fitted(&["input"], 9), Curriculum::uniform(&["input"]));
+        let more = ["input", "code", "math", "books"];
+        assert_eq!(default.fitted(&more, 9), Curriculum::uniform(&more), "no source is left out unasked");
+        let written = Curriculum::written(default.stages.clone());
+        assert_eq!(written.fitted(&SOURCES, 10_000), written);
+        assert!(written.draws_from("code") && !written.draws_from("books"));
     }
 }

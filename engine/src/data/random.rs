@@ -103,14 +103,16 @@ mod tests {
 
     #[test]
     fn first_numbers_never_change() {
-        let mut random = Random::new(1337);
-        let again: Vec<u64> = (0..3).map(|_| random.next_u64()).collect();
-        let mut random = Random::new(1337);
-        assert_eq!(again, (0..3).map(|_| random.next_u64()).collect::<Vec<_>>());
+        let three = |mut random: Random| [random.next_u64(), random.next_u64(), random.next_u64()];
+        assert_eq!(three(Random::new(1337)), [0x317d_3089_73b9_c082, 0x5be0_404a_8125_8bbe, 0xb81e_f245_a4ff_7476]);
+        assert_eq!(three(Random::stream(1337, 5)), [0xdc29_2386_2f7c_8d8e, 0x6c02_a224_4eb9_3f43, 0x6ffa_3235_e6ba_3f1b]);
+        assert_eq!([mix(1), mix(GOLDEN)], [0x5692_161d_100b_05e5, 0xe220_a839_7b1d_cdaf]);
+        let order = |n: u64| (0..8).map(|i| Permutation::new(n, 1337).at(i)).collect::<Vec<_>>();
+        assert_eq!(order(10), [5, 0, 7, 2, 9, 3, 4, 1]);
+        assert_eq!(order(1000), [453, 466, 650, 377, 854, 59, 945, 177]);
         // The published SplitMix64 sequence from state 1234567.
-        let mut random = Random { state: 1_234_567 };
         let known = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
-        assert_eq!(known, [random.next_u64(), random.next_u64(), random.next_u64()]);
+        assert_eq!(three(Random { state: 1_234_567 }), known);
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl Split {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::protocol::{Command, Event};
+    use crate::protocol::Event;
     use crate::text::tokenizer::tests::{shared_data, shared_tokenizer};
     use futures_lite::future::block_on;
 
@@ -235,15 +235,14 @@ pub(crate) mod tests {
     }
 
     fn tokenizer() -> Tokenizer {
-        let quiet = Control::new(async_channel::unbounded().1, async_channel::unbounded().0);
+        let quiet = Control::connect().0;
         block_on(crate::text::bpe::train(["the cat sat on the mat, the cat ".repeat(9)], 280, &["<|endoftext|>"], &quiet)).unwrap().unwrap()
     }
 
     fn built(store: &Store, file: &str, tokenizer: &Tokenizer, held_out: f64) -> (Result<Option<Shard>>, Vec<Event>) {
-        let (sender, events) = async_channel::unbounded();
-        let control = Control::new(async_channel::unbounded().1, sender);
+        let (control, _, events) = Control::connect();
         let shard = block_on(build(store, "cache", "s", &SourceConfig::Path(file.into()), tokenizer, held_out, &control));
-        (shard, std::iter::from_fn(|| events.try_recv().ok()).collect())
+        (shard, std::iter::from_fn(|| Some(events.try_recv().ok()?.1)).collect())
     }
 
     fn text(tokenizer: &Tokenizer, tokens: &Tokens) -> String {
@@ -334,9 +333,8 @@ pub(crate) mod tests {
     #[test]
     fn stop_leaves_nothing_behind() {
         let store = memory(&"the cat sat on the mat. ".repeat(100_000));
-        let (sender, commands) = async_channel::unbounded();
-        sender.try_send(Command::Stop).unwrap();
-        let control = Control::new(commands, async_channel::unbounded().0);
+        let (control, signals, _) = Control::connect();
+        signals.stop();
         let shard = block_on(build(&store, "cache", "s", &SourceConfig::Path("a.txt".into()), &tokenizer(), 0.1, &control));
         assert!(shard.unwrap().is_none());
         assert!(block_on(store.list("cache")).unwrap().is_empty());

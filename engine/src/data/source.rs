@@ -5,6 +5,8 @@
 //! CRLF included), except that invalid UTF-8 is replaced by U+FFFD and counted. Rows without text are
 //! skipped and counted. Files that are not text at all are refused.
 
+use std::collections::HashSet;
+
 use crate::config::SourceConfig;
 use crate::control::{Control, Flow};
 use crate::data::jsonl::text_of;
@@ -61,8 +63,9 @@ impl Source {
     pub async fn open(store: &Store, name: &str, config: &SourceConfig) -> Result<Self> {
         let keyed = matches!(config, SourceConfig::Keyed { .. });
         let mut files: Vec<String> = Vec::new();
+        let mut seen = HashSet::new();
         for path in config.paths() {
-            files.extend(store.expand(path).await?);
+            files.extend(store.expand(path).await?.into_iter().filter(|file| seen.insert(file.clone())));
         }
         let (mut kept, mut size_bytes) = (Vec::new(), 0);
         let single = files.len() == 1;
@@ -73,9 +76,7 @@ impl Source {
             }
             check_text(&file, &blob)?;
             size_bytes += blob.len() as u64;
-            if !kept.contains(&file) {
-                kept.push(file);
-            }
+            kept.push(file);
         }
         if kept.is_empty() {
             return Err(Error::Data(format!("source {name}: {} holds no text", config.paths().join(", "))));
@@ -354,7 +355,7 @@ mod tests {
     use futures_lite::future::block_on;
 
     fn quiet() -> Control {
-        Control::new(async_channel::unbounded().1, async_channel::unbounded().0)
+        Control::connect().0
     }
 
     fn source(files: &[(&str, &[u8])], config: SourceConfig) -> Result<Source> {
@@ -407,9 +408,9 @@ mod tests {
     fn invalid_utf8_is_replaced_and_counted() {
         let report = reads(b"caf\xe9 and \xff\xfe\xf0\x9f\x98 end", &["caf\u{fffd} and \u{fffd}\u{fffd}\u{fffd} end"]);
         assert_eq!(report.replaced_bytes, 6);
-        let (sender, events) = async_channel::unbounded();
-        report.tell("books", &Control::new(async_channel::unbounded().1, sender));
-        let Ok(Event::Notice { warning: true, text }) = events.try_recv() else { panic!("no warning") };
+        let (control, _, events) = Control::connect();
+        report.tell("books", &control);
+        let Ok((_, Event::Notice { warning: true, text })) = events.try_recv() else { panic!("no warning") };
         assert!(text.starts_with("books: 6 bytes"), "{text}");
     }
 

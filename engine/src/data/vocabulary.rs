@@ -60,7 +60,7 @@ mod tests {
         let store = Store::memory();
         block_on(store.write("a.txt", &b"hello hello ".repeat(50))).unwrap();
         block_on(store.write("b.jsonl", b"{\"text\": \"world world world<|endoftext|>world\"}")).unwrap();
-        let quiet = Control::new(async_channel::unbounded().1, async_channel::unbounded().0);
+        let quiet = Control::connect().0;
         let sources = [("a", "a.txt"), ("b", "b.jsonl")].map(|(name, path)| (name.to_string(), SourceConfig::Path(path.into())));
         let tokenizer = block_on(train(&store, &sources.into(), 300, &quiet)).unwrap().unwrap();
         assert!(tokenizer.token_id("Ġhello").is_some() && tokenizer.token_id("Ġworld").is_some());

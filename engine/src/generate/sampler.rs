@@ -317,10 +317,7 @@ mod tests {
         for logits in [&[0.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[OUT, OUT], &[]] {
             for greedy in [false, true] {
                 let message = distribution(logits, &Sampling { greedy, ..PLAIN }, &[]).unwrap_err().to_string();
-                assert!(
-                    !message.contains('\n') && message.contains("try another checkpoint") || message.contains("or another"),
-                    "{message}"
-                );
+                assert!(!message.contains('\n') && message.contains("another checkpoint"), "{message}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// Everything that decides the shape of a Llama and its arithmetic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,8 +79,7 @@ impl LlamaConfig {
             "llama-3.2-1b" => Self::llama32([2048, 8192, 16, 32, 8, 64]),
             "llama-3.2-3b" => Self::llama32([3072, 8192, 28, 24, 8, 128]),
             other => {
-                let nearest = PRESETS.iter().max_by(|a, b| strsim::jaro_winkler(other, a).total_cmp(&strsim::jaro_winkler(other, b)));
-                let hint = nearest.filter(|name| strsim::jaro_winkler(other, name) > 0.7);
+                let hint = nearest(other, PRESETS.iter().copied());
                 let hint = hint.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
                 return Err(Error::Config(format!(
                     "unknown preset `{name}`{hint} (known: {}; or the path of a config.json)",
@@ -244,9 +243,10 @@ impl LlamaConfig {
     /// Floating-point operations of forward and backward per token: `6 N + 12 L d T`, where `N` counts the numbers
     /// that take part in matrix products (the embedding only as the head) and causality is not discounted.
     pub fn train_flops_per_token(&self, sequence_length: usize) -> f64 {
-        let lookup_only = if self.tie_word_embeddings { 0 } else { (self.vocab_size * self.hidden_size) as u64 };
-        let attention = self.num_hidden_layers * self.num_attention_heads * self.head_dim * sequence_length;
-        6.0 * (self.parameters() - lookup_only) as f64 + 12.0 * attention as f64
+        let product = |sizes: &[usize]| sizes.iter().map(|size| *size as f64).product::<f64>();
+        let lookup_only = if self.tie_word_embeddings { 0.0 } else { product(&[self.vocab_size, self.hidden_size]) };
+        let attention = product(&[self.num_hidden_layers, self.num_attention_heads, self.head_dim, sequence_length]);
+        6.0 * (self.parameters() as f64 - lookup_only) + 12.0 * attention
     }
 }
 

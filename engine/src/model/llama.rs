@@ -204,7 +204,7 @@ impl Llama {
             let tensor = Tensor::from_data(TensorData::new(values, [rows, columns]), (device, DType::F32));
             Ok::<_, Error>(Parameter { name, first_row, vector, tensor })
         };
-        let block_rows = (compute.max_binding_bytes as usize / (4 * d)).clamp(1, v);
+        let block_rows = (compute.max_binding_bytes / (4 * d as u64)).clamp(1, v as u64) as usize;
         let mut table = |name: &str| {
             let starts = (0..v).step_by(block_rows);
             let blocks = starts.map(|start| parameter(name.into(), start, block_rows.min(v - start), d, false));

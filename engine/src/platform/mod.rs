@@ -11,3 +11,7 @@ pub use native::*;
 mod web;
 #[cfg(target_arch = "wasm32")]
 pub use web::*;
+
+/// How patterns of file names match: `*` stays within a folder, hidden names are meant only where they are written.
+pub const GLOB: glob::MatchOptions =
+    glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };

@@ -169,8 +169,7 @@ pub fn expand(path: &str, name: &str) -> Result<Vec<String>> {
     let pattern = if place.is_dir() { format!("{}/**/*", glob::Pattern::escape(path)) } else { path.to_string() };
     let bad = |reason: String| Error::File { path: name.into(), reason };
     let mut files = Vec::new();
-    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
-    for entry in glob::glob_with(&pattern, options).map_err(|e| bad(format!("not a usable pattern: {e}")))? {
+    for entry in glob::glob_with(&pattern, super::GLOB).map_err(|e| bad(format!("not a usable pattern: {e}")))? {
         let entry = entry.map_err(|e| bad(e.to_string()))?;
         if entry.is_file() {
             files.push(entry.to_string_lossy().into_owned());
@@ -228,6 +227,8 @@ pub fn lock(path: &str, name: &str) -> Result<FileLock> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(|e| Error::file(name, &e))?;
     match file.try_lock() {
         Ok(()) => Ok(FileLock(file)),
+        // Some network file systems have no locks: better a run without one than none.
+        Err(std::fs::TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Ok(FileLock(file)),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::File {
             path: name.into(),
             reason: "in use by another smolforge; stop that one first, or choose another --out".into(),

@@ -3,11 +3,11 @@
 use crate::config::{SourceConfig, TrainConfig};
 use crate::control::Control;
 use crate::data::builtin;
-use crate::engine;
 use crate::error::{Error, Result};
 use crate::generate;
 use crate::protocol::{DeviceChoice, Event, ExportDtype, GenerateRequest, Sampling};
 use crate::store::Store;
+use crate::tasks::export;
 use crate::train::{Ended, pretrain};
 
 /// Bytes of each of the three corpora.
@@ -64,7 +64,7 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
         return Ok((ended, hints));
     }
     let model = format!("{out}/export");
-    engine::export(&config.out, &model, ExportDtype::F16, "last", store, control).await?;
+    export::run(&config.out, &model, ExportDtype::F16, "last", store, control).await?;
     let prompts = ["Once upon a time", "def ", "12 + 7 ="].map(String::from).to_vec();
     let sampling = Sampling { temperature: 0.7, top_k: 40, seed, ..Sampling::default() };
     control.notice(format!("continuing three prompts with the exported model: {}", prompts.join(" | ")));

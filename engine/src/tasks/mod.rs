@@ -1,3 +1,4 @@
 //! Whole jobs in one command.
 
 pub mod demo;
+pub mod export;

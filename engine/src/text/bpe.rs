@@ -257,7 +257,7 @@ mod tests {
     use futures_lite::future::block_on;
 
     fn control() -> Control {
-        Control::new(async_channel::unbounded().1, async_channel::unbounded().0)
+        Control::connect().0
     }
 
     fn trained(texts: &[&str], vocab_size: usize) -> Tokenizer {
@@ -314,9 +314,8 @@ mod tests {
 
     #[test]
     fn stop_ends_it() {
-        let (sender, commands) = async_channel::unbounded();
-        sender.try_send(crate::protocol::Command::Stop).unwrap();
-        let control = Control::new(commands, async_channel::unbounded().0);
+        let (control, signals, _) = Control::connect();
+        signals.stop();
         assert!(block_on(train(["a".to_string()], 300, &[], &control)).unwrap().is_none());
     }
 }

@@ -69,6 +69,15 @@ pub async fn steps(store: &Store, run: &str) -> Result<Vec<u32>> {
     Ok(steps)
 }
 
+/// The model that a name stands for: of a run its newest checkpoint, else the folder itself.
+pub async fn newest_of(store: &Store, name: &str) -> String {
+    let run = name.trim_end_matches('/');
+    match steps(store, run).await.ok().and_then(|steps| steps.last().copied()) {
+        Some(step) if !store.exists(&format!("{run}/model.safetensors")).await => folder(run, step),
+        _ => name.into(),
+    }
+}
+
 /// Writes a checkpoint and gives it its name.
 ///
 /// # Errors
@@ -183,8 +192,8 @@ pub async fn read_optimizer(store: &Store, folder: &str, model: &Llama, compute:
 ///
 /// # Errors
 /// Where the folder cannot be renamed.
-pub async fn set_aside(store: &Store, folder: &str) -> Result<()> {
-    store.rename(folder, &folder.replace("step_", "damaged_")).await
+pub async fn set_aside(store: &Store, run: &str, step: u32) -> Result<()> {
+    store.rename(&folder(run, step), &format!("{run}/damaged_{step:06}")).await
 }
 
 /// Removes old checkpoints: the newest `keep` and the best one stay.

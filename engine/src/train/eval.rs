@@ -1,12 +1,11 @@
 //! How well a model predicts text it was not trained on.
 
+use super::forward;
 use crate::control::{Control, Flow};
 use crate::data::batch::Batch;
 use crate::error::Result;
 use crate::generate::read_f32;
 use crate::model::Llama;
-use crate::model::llama::ids;
-use crate::ops::attention::Mask;
 
 /// Sum of the negative log-likelihoods in nats, and the targets they belong to; `None` where it was stopped.
 ///
@@ -18,17 +17,9 @@ pub async fn run(model: &Llama, batches: impl Iterator<Item = Batch>, control: &
         if control.breathe().await == Flow::Stop {
             return Ok(None);
         }
-        let nll = losses(model, &batch).await?;
+        let nll = read_f32(forward(model, &batch, 1.0).nll).await?;
         total += nll.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         targets += batch.target_tokens() as u64;
     }
     Ok(Some((total, targets)))
-}
-
-/// Negative log-likelihood of every target of a batch.
-async fn losses(model: &Llama, batch: &Batch) -> Result<Vec<f32>> {
-    let device = model.norm.weight.tensor.device();
-    let mask = Mask::new(batch.rows, batch.len, 0, &batch.starts, &device);
-    let hidden = model.forward(ids(batch.inputs.clone(), &device), batch.len, &mask, None);
-    read_f32(model.loss(hidden, &batch.targets, 1.0).nll).await
 }

@@ -6,8 +6,7 @@
 
 mod text;
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use web_time::{SystemTime, UNIX_EPOCH};
 
 use super::report;
@@ -152,14 +151,6 @@ impl RunLog {
         self.store.write(&path, report::html(title, &events, &self.config_yaml).as_bytes()).await?;
         Ok(path)
     }
-
-    /// Ends the log with its report and returns the report's path.
-    ///
-    /// # Errors
-    /// As [`RunLog::report`].
-    pub async fn close(self) -> Result<String> {
-        self.report().await
-    }
 }
 
 /// The events of a run with their Unix times, in order. A last line that a killed run left unfinished is no error.
@@ -188,69 +179,16 @@ fn line(time: f64, event: &Event) -> Result<String> {
     Ok(text + "\n")
 }
 
-/// Stands for a number that JSON cannot hold, between parsing and [`each_number`].
-const MISSING: f64 = f64::MIN;
-
-/// JSON writes NaN and infinity as `null`; they come back as NaN.
 fn read_line(line: &[u8]) -> serde_json::Result<(f64, Event)> {
-    let mut value: Value = serde_json::from_slice(line)?;
-    let time = value["time"].as_f64().unwrap_or(0.0);
-    let had_nulls = fill_nulls(&mut value);
-    let mut event: Event = serde_json::from_value(value)?;
-    if had_nulls {
-        each_number(&mut event, &mut |x| {
-            if *x == MISSING {
-                *x = f64::NAN;
-            }
-        });
+    #[derive(Deserialize)]
+    struct Read {
+        time: f64,
+        #[serde(flatten)]
+        event: Event,
     }
-    Ok((time, event))
+    serde_json::from_slice::<Read>(line).map(|read| (read.time, read.event))
 }
 
-fn fill_nulls(value: &mut Value) -> bool {
-    match value {
-        Value::Object(fields) => {
-            let mut found = false;
-            for (key, field) in fields.iter_mut().filter(|(key, _)| *key != "skipped") {
-                if field.is_null() {
-                    *field = Value::from(MISSING);
-                    found = true;
-                }
-                found |= key != "time" && fill_nulls(field);
-            }
-            found
-        }
-        _ => false,
-    }
-}
-
-/// Every number of an event that may be NaN.
-fn each_number(event: &mut Event, change: &mut impl FnMut(&mut f64)) {
-    match event {
-        Event::Step(report) => {
-            let numbers = [
-                &mut report.loss,
-                &mut report.lr,
-                &mut report.grad_norm,
-                &mut report.loss_scale,
-                &mut report.tokens_per_sec,
-                &mut report.elapsed_secs,
-                &mut report.eta_secs,
-            ];
-            numbers.into_iter().chain(report.source_loss.values_mut()).for_each(change);
-        }
-        Event::Evaluated { loss, sources, .. } => {
-            let scores = sources.values_mut().flat_map(|score| [&mut score.loss, &mut score.perplexity, &mut score.bits_per_byte]);
-            std::iter::once(loss).chain(scores).for_each(change);
-        }
-        Event::StageDone { average_loss, shares, epochs, .. } => {
-            std::iter::once(average_loss).chain(shares.values_mut()).chain(epochs.values_mut()).for_each(change);
-        }
-        _ => {}
-    }
-}
-
-/// The update that an event belongs to.
 /// Whether a run that goes on after `step` updates will say this (again).
 fn is_later(event: &Event, step: u32, due: bool) -> bool {
     match event {
@@ -380,7 +318,7 @@ mod tests {
         let log = text(&store, TEXT);
         assert!(!log.contains("lost future") && log.matches("step     6").count() == 1, "{log}");
         assert_eq!(block_on(store.list("runs/x/tensorboard")).unwrap().len(), 2);
-        let path = block_on(resumed.close()).unwrap();
+        let path = block_on(resumed.report()).unwrap();
         assert_eq!(path, "runs/x/report.html");
         assert!(text(&store, REPORT).starts_with("<!doctype html>"));
     }

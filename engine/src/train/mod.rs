@@ -6,6 +6,8 @@ pub mod log;
 pub mod optimizer;
 pub mod pretrain;
 pub mod report;
+pub mod resume;
+pub mod runs;
 pub mod schedule;
 pub mod tensorboard;
 
@@ -43,7 +45,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         return Ok(Ended::Stopped);
     }
     while run.state.step < config.steps {
-        let started = Instant::now();
+        let (started, waited) = (Instant::now(), run.control.waited_secs());
         run.enter_stage()?;
 
         // ---- forward and backward, a micro-batch at a time ------------------------------------
@@ -66,8 +68,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         }
 
         // ---- one readback: every token's loss and the gradient norm ----------------------------
-        let squares = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights");
-        let (norm, nll) = read_step(squares, losses).await?;
+        let (norm, nll) = read_step(squared_norm(&grads), losses).await?;
         let norm = norm / run.state.loss_scale.value;
         let report = StepReport {
             step: step + 1,
@@ -89,7 +90,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
             run.state.skipped_in_a_row += 1;
         }
         run.state.step += 1;
-        run.report(report, finite, started.elapsed().as_secs_f64())?;
+        run.report(report, finite, started.elapsed().as_secs_f64() - (run.control.waited_secs() - waited))?;
         if run.state.skipped_in_a_row >= config.max_skipped {
             let (sources, checkpoint) = (run.source_names(&batches).join(", "), run.last_checkpoint());
             return Err(Error::NonFinite { step: step + 1, count: run.state.skipped_in_a_row, sources, checkpoint });
@@ -122,6 +123,11 @@ pub fn gradients(model: &Llama, loss: Tensor<1>) -> Vec<Tensor<2>> {
     let mut grads = loss.backward();
     let take = |tensor: &Tensor<2>, grads: &mut Gradients| tensor.grad_remove(grads).unwrap_or_else(|| tensor.clone().inner().zeros_like());
     model.parameters().iter().map(|parameter| take(&parameter.tensor, &mut grads)).collect()
+}
+
+/// Squared global norm of gradients: `[1]`.
+pub fn squared_norm(grads: &[Tensor<2>]) -> Tensor<1> {
+    grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights")
 }
 
 /// `sum += grads`, in place where the device can.

@@ -71,6 +71,11 @@ impl LossScale {
         Self { value: if mixed { 8192.0 } else { 1.0 }, clean: 0, dynamic: mixed }
     }
 
+    /// Whether it was made for mixed precision.
+    pub fn is_dynamic(&self) -> bool {
+        self.dynamic
+    }
+
     /// Notes whether an update was finite. Returns whether an overflow is explained by the scale.
     pub fn update(&mut self, finite: bool) -> bool {
         if !self.dynamic {

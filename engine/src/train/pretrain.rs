@@ -1,5 +1,6 @@
 //! A pre-training run: from a configuration to weights, and what it leaves on disk.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use web_time::Instant;
@@ -8,7 +9,7 @@ use super::checkpoint::{self, State};
 use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
 use super::schedule::Schedule;
-use super::{Ended, eval, train};
+use super::{Ended, eval, resume, train};
 use crate::config::{Precision, TrainConfig};
 use crate::control::{Control, Flow};
 use crate::data::batch::{Batch, Loader};
@@ -59,7 +60,7 @@ pub struct Run<'a> {
 /// # Errors
 /// Everything that can be wrong with configuration, data, tokenizer, checkpoint or device.
 pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
-    let config = if resume { frozen(config, store).await? } else { config.clone() };
+    let config = if resume { resume::frozen(config, store).await? } else { config.clone() };
     let mut run = match Run::prepare(config, resume, store, control).await? {
         Some(run) => run,
         None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
@@ -68,7 +69,7 @@ pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Co
     let ended = result.map(|ended| (ended, run.hints(ended)));
     let last = match &ended {
         Ok((ended, hints)) => Event::Done { hints: hints.clone(), stopped: *ended == Ended::Stopped },
-        Err(error) => Event::Failed { error: error.to_string() },
+        Err(error) => Event::failed(error),
     };
     let recorded = run.log.record(&last);
     let page = run.log.report().await;
@@ -76,31 +77,6 @@ pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Co
     let path = recorded.and(page)?;
     control.emit(Event::Wrote { what: "report".into(), path });
     Ok(ended)
-}
-
-/// The configuration of a run that exists; refuses one that asks for something else.
-async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
-    let path = format!("{}/config.yaml", asked.out);
-    if !store.exists(&path).await {
-        return Err(Error::Resume(format!("{}: there is no run to resume here; start it without --resume", asked.out)));
-    }
-    let mut frozen = TrainConfig::from_yaml(&store.read_text(&path).await?)?;
-    // A run may move on to another device or folder; how often it talks and saves changes nothing either.
-    let TrainConfig { out, device, log_every, save_every, save_total_limit, .. } = asked.clone();
-    frozen = TrainConfig { out, device, log_every, save_every, save_total_limit, ..frozen };
-    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(resolve(asked)));
-    let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) = (old, new) else {
-        return Err(Error::Internal("a configuration is a map".into()));
-    };
-    let changed: Vec<&str> = new.iter().filter(|(key, value)| old.get(*key) != Some(value)).map(|(key, _)| key.as_str()).collect();
-    if !changed.is_empty() && !asked.sources.is_empty() {
-        return Err(Error::Resume(format!(
-            "the run in {} was begun with another {}; resume it without that, or start a new run with another --out",
-            asked.out,
-            changed.join(", ")
-        )));
-    }
-    Ok(frozen)
 }
 
 /// Everything about a run that does not need its data: tokenizer, shape.
@@ -128,17 +104,23 @@ impl Shape {
                 None => return Ok(None),
             }
         };
+        if resume && let Some(model) = resume::newest_shape(store, &config.out).await {
+            return Ok(Some(Self { tokenizer, model }));
+        }
         let mut model = match &config.init {
             Some(folder) => hub::read_config(store, folder).await?,
             None if config.preset.ends_with(".json") => LlamaConfig::from_hf_json(&store.read_text(&config.preset).await?, &config.preset)?,
             None => LlamaConfig::preset(&config.preset)?,
         };
-        let small = config.init.is_none() && matches!(config.preset.as_str(), "nano" | "micro");
-        if small {
+        let own = config.init.is_none();
+        if own && matches!(config.preset.as_str(), "nano" | "micro") {
             // Rounded up to a multiple of 64: matrix products like it.
             model = model.with_vocab(tokenizer.vocab_size().next_multiple_of(64));
-            model.bos_token_id = tokenizer.end_of_text();
-            model.eos_token_id = tokenizer.end_of_text().into_iter().collect();
+        }
+        let end = tokenizer.end_of_text();
+        if own && !end.is_some_and(|end| model.eos_token_id.contains(&end)) {
+            // What ends documents in training ends texts later, whatever the published shape's tokenizer has.
+            (model.bos_token_id, model.eos_token_id) = (end, end.into_iter().collect());
         }
         if config.tokenizer.is_none() && config.init.is_none() && tokenizer.vocab_size() > model.vocab_size {
             let (found, most) = (tokenizer.vocab_size(), model.vocab_size);
@@ -172,15 +154,10 @@ pub async fn shards(config: &TrainConfig, tokenizer: &Tokenizer, store: &Store, 
     Ok(Some(shards))
 }
 
-/// The default curriculum is stretched to the run's steps and falls back to equal weights for other sources.
+/// The configuration with the stages that the run will have.
 pub fn resolve(config: &TrainConfig) -> TrainConfig {
     let names: Vec<&str> = config.sources.keys().map(String::as_str).collect();
-    let default = TrainConfig::default();
-    let mut config = TrainConfig { data_stages: config.data_stages.resolve(&names), ..config.clone() };
-    if config.data_stages == default.data_stages && config.steps != default.steps {
-        config.data_stages = config.data_stages.scaled(default.steps, config.steps);
-    }
-    config
+    TrainConfig { data_stages: config.data_stages.fitted(&names, config.steps), ..config.clone() }
 }
 
 impl<'a> Run<'a> {
@@ -199,7 +176,7 @@ impl<'a> Run<'a> {
         let lock = store.lock(&format!("{out}/.lock")).await?;
         let (compute, why) = Compute::open(config.device).await?;
         control.notice(why);
-        let mixed = mixed(&config, &compute)?;
+        let mut mixed = mixed(&config, &compute)?;
         let Some(Shape { tokenizer, model: shape }) = Shape::resolve(&config, resume, store, control).await? else { return Ok(None) };
         let Some(shards) = shards(&config, &tokenizer, store, control).await? else { return Ok(None) };
         if let Some(detail) = plan::shortage(&shape, &config, &compute) {
@@ -210,14 +187,25 @@ impl<'a> Run<'a> {
         let sources: Vec<String> = sizes.keys().cloned().collect();
         let mut loader =
             Loader::new(shards, config.data_stages.clone(), config.sequence_length, config.seed, config.steps, tokenizer.end_of_text())?;
-        let fingerprint = fingerprint(&config, &tokenizer, &loader);
+        let fingerprint = resume::fingerprint(&config, &tokenizer, &loader);
+        for source in sources.iter().filter(|source| !config.data_stages.draws_from(source)) {
+            control.warn(format!("{source}: no stage draws from it; name it in data_stages, or leave it out"));
+        }
 
-        let prompt = tokenizer.encode_prompt(&config.sample_prompt).len().max(1);
-        let positions = config.sequence_length.max(prompt + config.sample_tokens).min(shape.max_position_embeddings);
+        let prompt = generate::prompt_ids(&tokenizer, &shape, &config.sample_prompt).len();
+        let context = shape.max_position_embeddings;
+        if prompt == 0 || prompt >= context {
+            return Err(Error::Config(format!(
+                "--sample-prompt has {prompt} tokens: it must have 1 to {}, below the model's context",
+                context - 1
+            )));
+        }
+        let positions = config.sequence_length.max(prompt + config.sample_tokens).min(context);
         let (model, optimizer, state, log);
-        match if resume { load(store, &out, &existing, &shape, &compute, positions, &fingerprint, control).await? } else { None } {
+        match if resume { resume::load(store, &out, &existing, &shape, &compute, positions, &fingerprint, control).await? } else { None } {
             Some((loaded, moments, at)) => {
                 loader.seek(&at.cursor)?;
+                mixed = at.loss_scale.is_dynamic() && compute.f16; // as it was begun, where this device can
                 log = RunLog::resume(store, &out, &config.to_yaml(), config.log_every, at.step, at.due).await?;
                 (model, optimizer, state) = (loaded, moments, at);
             }
@@ -295,6 +283,9 @@ impl<'a> Run<'a> {
     }
 
     fn emit(&mut self, event: Event) -> Result<()> {
+        for text in self.control.take_warnings() {
+            self.log.record(&Event::Notice { warning: true, text })?;
+        }
         self.log.record(&event)?;
         self.control.emit(event);
         Ok(())
@@ -358,7 +349,7 @@ impl<'a> Run<'a> {
         self.state.total_tokens += report.tokens;
         report.total_tokens = self.state.total_tokens;
         report.tokens_per_sec = report.tokens as f64 / secs.max(1e-9);
-        report.elapsed_secs = self.started.elapsed().as_secs_f64();
+        report.elapsed_secs = self.started.elapsed().as_secs_f64() - self.control.waited_secs();
         let done = f64::from(self.state.step - self.first_step);
         report.eta_secs = report.elapsed_secs / done * f64::from(self.config.steps - self.state.step);
         self.emit(Event::Step(report))
@@ -406,10 +397,12 @@ impl<'a> Run<'a> {
         let model = self.model.plain();
         let mut scores = BTreeMap::new();
         for (source, name) in self.sources.iter().enumerate() {
-            let (batches, bytes) = self.loader.held_out(source, self.config.eval_tokens, EVAL_ROWS);
+            let bytes = Cell::new(0);
+            let batches = self.loader.held_out(source, self.config.eval_tokens, EVAL_ROWS);
+            let batches = batches.inspect(|batch| bytes.set(bytes.get() + batch.target_bytes(&self.tokenizer)));
             match eval::run(&model, batches, self.control).await? {
                 Some((_, 0)) => {}
-                Some((nats, tokens)) => drop(scores.insert(name.clone(), TextScore::new(nats, tokens, bytes))),
+                Some((nats, tokens)) => drop(scores.insert(name.clone(), TextScore::new(nats, tokens, bytes.get()))),
                 None => return Ok(None),
             }
         }
@@ -419,11 +412,11 @@ impl<'a> Run<'a> {
             let parts = scores.iter().map(|(name, score)| weights.get(name).copied().unwrap_or(0.0) * value(score));
             parts.sum::<f64>()
         };
-        let loss = weighted(|score| score.loss) / weighted(|_| 1.0).max(1e-9);
-        if scores.is_empty() || !loss.is_finite() {
-            return Ok(Some(false));
+        let loss = weighted(|score| score.loss) / weighted(|_| 1.0);
+        if !loss.is_finite() {
+            return Ok(Some(false)); // also where no held-out text has a share in the last stage
         }
-        let best = self.state.best.is_none_or(|(best, _)| loss < best);
+        let best = self.state.best.is_none_or(|(best, at)| loss < best || at == self.state.step);
         if best {
             self.state.best = Some((loss, self.state.step));
         }
@@ -490,84 +483,10 @@ fn quoted(word: &str) -> String {
 /// # Errors
 /// Where it is asked for and the device has no f16.
 pub fn mixed(config: &TrainConfig, compute: &Compute) -> Result<bool> {
-    let real_gpu = !compute.is_cpu() && compute.info.kind != "software";
     match config.precision {
         Precision::F32 => Ok(false),
-        Precision::Auto => Ok(compute.f16 && real_gpu),
+        Precision::Auto => Ok(compute.f16 && compute.info.is_real_gpu()),
         Precision::Mixed if compute.f16 => Ok(true),
         Precision::Mixed => Err(Error::Device(format!("{} does not compute in f16; use --precision f32", compute.info.name))),
     }
-}
-
-/// What a resumed run must share with its beginning, as `config-tokenizer-data`.
-fn fingerprint(config: &TrainConfig, tokenizer: &Tokenizer, loader: &Loader) -> String {
-    let d = TrainConfig::default();
-    let neutral = TrainConfig {
-        out: d.out,
-        device: d.device,
-        log_every: d.log_every,
-        save_every: d.save_every,
-        save_total_limit: d.save_total_limit,
-        ..config.clone()
-    };
-    let config = blake3::hash(neutral.to_yaml().as_bytes()).to_hex();
-    format!("{}-{}-{}", &config[..12], tokenizer.hash(), loader.fingerprint())
-}
-
-/// Loads the newest checkpoint that is whole; an unreadable one is skipped with a warning.
-#[allow(clippy::too_many_arguments)]
-async fn load(
-    store: &Store,
-    out: &str,
-    steps: &[u32],
-    shape: &LlamaConfig,
-    compute: &Compute,
-    positions: usize,
-    fingerprint: &str,
-    control: &Control,
-) -> Result<Option<(Llama, Optimizer, State)>> {
-    if steps.is_empty() {
-        control.warn(format!("{out}: no checkpoint was finished; starting from the first step"));
-        return Ok(None);
-    }
-    let mut damaged: Vec<String> = Vec::new();
-    for step in steps.iter().rev() {
-        let folder = checkpoint::folder(out, *step);
-        match load_one(store, &folder, shape, compute, positions, fingerprint).await {
-            Ok(loaded) => {
-                for folder in damaged {
-                    checkpoint::set_aside(store, &folder).await?;
-                }
-                return Ok(Some(loaded));
-            }
-            Err(Error::Resume(why)) => return Err(Error::Resume(why)),
-            Err(error) => control.warn(format!("{error}; trying the checkpoint before")),
-        }
-        damaged.push(folder);
-    }
-    Err(Error::Resume(format!(
-        "{out}: none of its {} checkpoints can be read; nothing was changed; repair them, or start anew with another --out",
-        steps.len()
-    )))
-}
-
-async fn load_one(
-    store: &Store,
-    folder: &str,
-    shape: &LlamaConfig,
-    compute: &Compute,
-    positions: usize,
-    fingerprint: &str,
-) -> Result<(Llama, Optimizer, State)> {
-    let state = checkpoint::read_state(store, folder).await?;
-    let names = ["configuration", "tokenizer", "data"];
-    let differing = state.fingerprint.split('-').zip(fingerprint.split('-')).zip(names).find(|((old, new), _)| old != new);
-    if let Some((_, name)) = differing {
-        return Err(Error::Resume(format!(
-            "{folder}: the {name} is not the one this run was begun with; restore it, or start a new run with another --out"
-        )));
-    }
-    let model = generate::load(store, folder, shape, compute, positions).await?.trainable();
-    let optimizer = checkpoint::read_optimizer(store, folder, &model, compute, state.updates).await?;
-    Ok((model, optimizer, state))
 }

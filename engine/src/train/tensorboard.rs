@@ -62,14 +62,6 @@ impl TensorBoard {
         self.summary(time_secs, step, &summary)
     }
 
-    /// Adds one number.
-    ///
-    /// # Errors
-    /// As [`TensorBoard::create`].
-    pub fn scalar(&mut self, time_secs: f64, step: u32, tag: &str, value: f64) -> Result<()> {
-        self.scalars(time_secs, step, [(tag, value)])
-    }
-
     /// Adds a text, which TensorBoard shows as Markdown.
     ///
     /// # Errors

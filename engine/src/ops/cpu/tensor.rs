@@ -5,7 +5,7 @@ use burn_flex::{FlexTensor, Layout};
 
 /// A tensor whose elements lie in row-major order without gaps.
 pub fn contiguous(tensor: FlexTensor) -> FlexTensor {
-    if tensor.as_slice::<u8>().is_some() || tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+    if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }
 
 /// The elements of a contiguous f32 tensor.

@@ -51,7 +51,7 @@ impl TextLog {
             Event::Saved { step, path } => format!("saved step {step} to {path}\n"),
             Event::Wrote { what, path } => format!("wrote {what}: {path}\n"),
             Event::Done { stopped, .. } => (if *stopped { "stopped as asked; resume with --resume\n" } else { "done\n" }).into(),
-            Event::Failed { error } => format!("failed: {error}\n"),
+            Event::Failed { error, .. } => format!("failed: {error}\n"),
             _ => String::new(),
         }
     }

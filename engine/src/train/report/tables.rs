@@ -19,7 +19,7 @@ pub(super) fn header(title: &str, history: &History) -> String {
     if let Some(info) = history.run {
         facts.push(format!("{} parameters", count(info.parameters as f64)));
         facts.push(format!("{} · {}", info.device, info.precision));
-        facts.push(format!("{} tokens per update", grouped(info.tokens_per_step as u64)));
+        facts.push(format!("{} tokens per update", grouped(info.tokens_per_step)));
     }
     if let Some(begun) = history.begun.filter(|time| *time > 1e9) {
         facts.push(format!("begun {}", date(begun)));
@@ -162,7 +162,7 @@ pub(super) fn samples(history: &History) -> String {
 pub(super) fn trouble(history: &History) -> String {
     const MOST: usize = 200;
     let mut lines = Vec::new();
-    if let Some(Event::Failed { error }) = history.ending {
+    if let Some(Event::Failed { error, .. }) = history.ending {
         lines.push(format!("<li><b>Failed</b>{}</li>", escape(error)));
     }
     lines.extend(history.skipped().map(|report| {

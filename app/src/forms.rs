@@ -1,0 +1,130 @@
+//! What people have typed and chosen, kept over restarts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use smolforge_engine::config::{SourceConfig, TrainConfig};
+use smolforge_engine::protocol::GenerateRequest;
+
+/// The views.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Tab {
+    /// Corpora, configuration, and the run in progress.
+    #[default]
+    Train,
+    /// Text from a model.
+    Generate,
+    /// All runs on disk.
+    Runs,
+    /// Adapters.
+    Device,
+}
+
+/// Everything that can be filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Forms {
+    /// The view in front.
+    pub tab: Tab,
+    /// The next run.
+    pub train: TrainConfig,
+    /// Text in fields that is not a value (yet), with what is wrong with it.
+    #[serde(skip)]
+    pub drafts: BTreeMap<&'static str, (String, Option<String>)>,
+    /// The next text.
+    pub generate: GenerateRequest,
+    /// The prompt of the next text.
+    pub prompt: String,
+    /// Stop strings, one a line.
+    pub stop: String,
+    /// How plots are drawn.
+    pub plots: Plots,
+    /// Runs that are looked at.
+    pub selected: Vec<String>,
+    /// Whether all notices are shown.
+    #[serde(skip)]
+    pub notices_open: bool,
+}
+
+/// How plots are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Plots {
+    /// Share of the past in a smoothed curve, 0 to 0.99.
+    pub smoothing: f64,
+    /// Whether losses are on a logarithmic axis.
+    pub log: bool,
+    /// Whether losses are shown by source.
+    pub by_source: bool,
+}
+
+impl Default for Plots {
+    fn default() -> Self {
+        Self { smoothing: 0.6, log: false, by_source: true }
+    }
+}
+
+impl Default for Forms {
+    fn default() -> Self {
+        Self {
+            tab: Tab::Train,
+            train: TrainConfig {
+                preset: "nano".into(),
+                out: "runs/first".into(),
+                steps: 500,
+                lr: 3e-3,
+                warmup_steps: 25,
+                accumulation: 1,
+                batch_size: 8,
+                ..TrainConfig::default()
+            },
+            drafts: BTreeMap::new(),
+            generate: GenerateRequest::default(),
+            prompt: "Once upon a time".into(),
+            stop: String::new(),
+            plots: Plots::default(),
+            selected: Vec::new(),
+            notices_open: false,
+        }
+    }
+}
+
+impl Forms {
+    /// Adds a file or folder as a source named after it.
+    pub fn add_source(&mut self, path: String) {
+        let stem = path.trim_end_matches('/').rsplit(['/', '\\']).next().unwrap_or("text");
+        let stem = stem.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or("text");
+        let mut name = stem.to_string();
+        for number in 2.. {
+            if !self.train.sources.contains_key(&name) {
+                break;
+            }
+            name = format!("{stem}-{number}");
+        }
+        self.train.sources.insert(name, SourceConfig::Path(path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_named_after_their_files_and_never_replaced() {
+        let mut forms = Forms::default();
+        for path in ["texts/a.txt", "other/a.md", "folder/", ".hidden"] {
+            forms.add_source(path.into());
+        }
+        let names: Vec<&str> = forms.train.sources.keys().map(String::as_str).collect();
+        assert_eq!(names, ["a", "a-2", "folder", "text"]);
+    }
+
+    #[test]
+    fn forms_survive_a_restart() {
+        let mut forms = Forms { tab: Tab::Runs, prompt: "x".into(), ..Forms::default() };
+        forms.add_source("a.txt".into());
+        let text = serde_json::to_string(&forms).expect("plain data");
+        assert_eq!(serde_json::from_str::<Forms>(&text).expect("what was written"), forms);
+        assert_eq!(serde_json::from_str::<Forms>("{}").expect("keys of an older version"), Forms::default());
+    }
+}

@@ -1,0 +1,55 @@
+//! Colours and distances: the only place that knows them.
+
+use egui::{Color32, Style, TextStyle, Theme, Visuals};
+
+/// Space between groups of things.
+pub const GAP: f32 = 10.0;
+
+/// Colours that differ in hue and in lightness (Okabe & Ito 2008), so that everybody tells them apart.
+const SERIES: [[u8; 3]; 7] = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [213, 94, 0], [86, 180, 233], [240, 228, 66]];
+
+/// The colour of the n-th source, run or curve.
+pub fn series(n: usize) -> Color32 {
+    let [r, g, b] = SERIES[n % SERIES.len()];
+    Color32::from_rgb(r, g, b)
+}
+
+/// For what deserves attention.
+pub fn warning(dark: bool) -> Color32 {
+    if dark { Color32::from_rgb(255, 190, 80) } else { Color32::from_rgb(150, 85, 0) }
+}
+
+/// For what did not work.
+pub fn error(dark: bool) -> Color32 {
+    if dark { Color32::from_rgb(255, 120, 110) } else { Color32::from_rgb(175, 25, 25) }
+}
+
+/// Behind a row of a list.
+pub fn row(visuals: &Visuals, selected: bool, hovered: bool) -> Color32 {
+    match (selected, hovered) {
+        (true, _) => visuals.selection.bg_fill.gamma_multiply(0.45),
+        (false, true) => visuals.widgets.hovered.weak_bg_fill.gamma_multiply(0.6),
+        (false, false) => Color32::TRANSPARENT,
+    }
+}
+
+/// Text of readable size and some air around things, in both themes.
+pub fn apply(ctx: &egui::Context) {
+    let change = |style: &mut Style| {
+        for (name, size) in [(TextStyle::Body, 14.0), (TextStyle::Button, 14.0), (TextStyle::Monospace, 13.0), (TextStyle::Small, 11.5)] {
+            if let Some(font) = style.text_styles.get_mut(&name) {
+                font.size = size;
+            }
+        }
+        style.spacing.item_spacing = egui::vec2(8.0, 6.0);
+        style.spacing.button_padding = egui::vec2(8.0, 4.0);
+        style.interaction.tooltip_delay = 0.3;
+    };
+    for (theme, ink) in [(Theme::Light, 40), (Theme::Dark, 200)] {
+        ctx.style_mut_of(theme, change);
+        ctx.style_mut_of(theme, |style| {
+            style.visuals.widgets.noninteractive.fg_stroke.color = Color32::from_gray(ink);
+            style.visuals.weak_text_alpha = 0.7;
+        });
+    }
+}

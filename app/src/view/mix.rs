@@ -1,0 +1,183 @@
+//! The curriculum: stages on a step axis, and a slider for every source of a stage.
+
+use egui::{Align2, CursorIcon, FontId, Pos2, Rect, Sense, Ui, pos2, vec2};
+use smolforge_engine::config::TrainConfig;
+use smolforge_engine::data::curriculum::{Curriculum, Stage};
+
+use crate::theme;
+use crate::units::percent;
+
+/// Height of the timeline.
+const HEIGHT: f32 = 64.0;
+
+/// Changes the stages of a configuration. Weights always sum to 1.
+pub fn show(ui: &mut Ui, config: &mut TrainConfig) {
+    let sources: Vec<String> = config.sources.keys().cloned().collect();
+    if sources.is_empty() {
+        ui.weak("Add texts first: the mix decides which of them the model sees, and when.");
+        return;
+    }
+    let names: Vec<&str> = sources.iter().map(String::as_str).collect();
+    let mut curriculum = fitting(config, &names);
+    let before = curriculum.clone();
+    ui.horizontal(|ui| {
+        if ui.button("one stage, equal shares").clicked() {
+            curriculum = Curriculum::uniform(&names);
+        }
+        let reference = Curriculum::default().scaled(Curriculum::DEFAULT_STEPS, config.steps);
+        let known = reference.stages.iter().flat_map(|stage| stage.weights.keys()).all(|name| sources.contains(name));
+        let button = ui.add_enabled(known, egui::Button::new("the five stages of SmolLM2"));
+        if button.on_disabled_hover_text("needs sources named input, code and math").clicked() {
+            curriculum = reference;
+        }
+        if ui.button("add a stage").on_hover_text("Splits the longest stage in two").clicked() {
+            split_longest(&mut curriculum, config.steps);
+        }
+    });
+    timeline(ui, &mut curriculum, &names, config.steps);
+    let mut removed = None;
+    let many = curriculum.stages.len() > 1;
+    for (index, stage) in curriculum.stages.iter_mut().enumerate() {
+        ui.horizontal_wrapped(|ui| {
+            ui.add(egui::TextEdit::singleline(&mut stage.name).desired_width(130.0));
+            for (place, source) in sources.iter().enumerate() {
+                let mut weight = stage.weights.get(source).copied().unwrap_or(0.0);
+                ui.colored_label(theme::series(place + 1), source);
+                let slider = egui::Slider::new(&mut weight, 0.0..=1.0).step_by(0.01).custom_formatter(|value, _| percent(value));
+                if ui.add(slider).changed() {
+                    set_weight(stage, source, weight, &names);
+                }
+            }
+            if many && ui.small_button("✖").on_hover_text("Leave this stage out").clicked() {
+                removed = Some(index);
+            }
+        });
+    }
+    if let Some(index) = removed {
+        curriculum.stages.remove(index);
+        curriculum.stages[0].start = 0;
+    }
+    if curriculum != before {
+        config.data_stages = curriculum;
+    }
+}
+
+/// The stages as the run would have them: for these sources and this many steps.
+fn fitting(config: &TrainConfig, names: &[&str]) -> Curriculum {
+    let mut curriculum = config.data_stages.fitted(names, config.steps);
+    for stage in &mut curriculum.stages {
+        stage.weights.retain(|source, _| names.contains(&source.as_str()));
+        normalise(stage, names);
+    }
+    curriculum.stages.retain(|stage| stage.start < config.steps.max(1));
+    curriculum
+}
+
+/// Gives a source its share; the others keep their proportions in what is left.
+fn set_weight(stage: &mut Stage, source: &str, weight: f64, names: &[&str]) {
+    let others: f64 = stage.weights.iter().filter(|(name, _)| *name != source).map(|(_, weight)| weight).sum();
+    let left = 1.0 - weight;
+    for name in names.iter().filter(|name| **name != source) {
+        let old = stage.weights.get(*name).copied().unwrap_or(0.0);
+        let share = if others > 0.0 { old / others } else { 1.0 / (names.len() - 1) as f64 };
+        stage.weights.insert(name.to_string(), left * share);
+    }
+    stage.weights.insert(source.into(), if names.len() == 1 { 1.0 } else { weight });
+    normalise(stage, names);
+}
+
+fn normalise(stage: &mut Stage, names: &[&str]) {
+    let sum: f64 = stage.weights.values().sum();
+    if sum <= 0.0 || !sum.is_finite() {
+        stage.weights = names.iter().map(|name| (name.to_string(), 1.0 / names.len() as f64)).collect();
+        return;
+    }
+    stage.weights.values_mut().for_each(|weight| *weight /= sum);
+    stage.weights.retain(|_, weight| *weight > 0.0);
+}
+
+fn split_longest(curriculum: &mut Curriculum, steps: u32) {
+    let length = |index: usize| {
+        let (start, end) = curriculum.range(index, steps);
+        end.saturating_sub(start)
+    };
+    let Some(longest) = (0..curriculum.stages.len()).max_by_key(|index| length(*index)).filter(|index| length(*index) > 1) else { return };
+    let start = curriculum.stages[longest].start + length(longest) / 2;
+    let name = format!("Stage {}", curriculum.stages.len() + 1);
+    let stage = Stage { name, start, ..curriculum.stages[longest].clone() };
+    curriculum.stages.insert(longest + 1, stage);
+}
+
+/// Stages as columns of stacked shares; borders between them are dragged.
+fn timeline(ui: &mut Ui, curriculum: &mut Curriculum, names: &[&str], steps: u32) {
+    let (response, painter) = ui.allocate_painter(vec2(ui.available_width(), HEIGHT + 16.0), Sense::hover());
+    let area = Rect::from_min_size(response.rect.min, vec2(response.rect.width(), HEIGHT));
+    let x_of = |step: u32| area.left() + area.width() * step as f32 / steps.max(1) as f32;
+    let (ink, weak) = (ui.visuals().strong_text_color(), ui.visuals().weak_text_color());
+    for (index, stage) in curriculum.stages.iter().enumerate() {
+        let (start, end) = curriculum.range(index, steps);
+        let mut top = area.top();
+        for (place, name) in names.iter().enumerate() {
+            let height = HEIGHT * stage.weights.get(*name).copied().unwrap_or(0.0) as f32;
+            let part = Rect::from_min_max(pos2(x_of(start), top), pos2(x_of(end) - 1.0, top + height));
+            painter.rect_filled(part, 0.0, theme::series(place + 1).gamma_multiply(0.55));
+            top += height;
+        }
+        let room = Rect::from_min_max(pos2(x_of(start), area.top()), Pos2::new(x_of(end), area.bottom()));
+        painter.with_clip_rect(room).text(room.left_top() + vec2(4.0, 3.0), Align2::LEFT_TOP, &stage.name, FontId::proportional(12.0), ink);
+        painter.text(pos2(x_of(start), area.bottom() + 2.0), Align2::LEFT_TOP, start.to_string(), FontId::proportional(10.0), weak);
+    }
+    for index in 1..curriculum.stages.len() {
+        let x = x_of(curriculum.stages[index].start);
+        let handle = Rect::from_center_size(pos2(x, area.center().y), vec2(8.0, HEIGHT));
+        let border = ui.interact(handle, response.id.with(index), Sense::drag()).on_hover_cursor(CursorIcon::ResizeHorizontal);
+        if border.hovered() || border.dragged() {
+            painter.vline(x, area.y_range(), egui::Stroke::new(2.0, ink));
+        }
+        if let Some(pointer) = border.interact_pointer_pos().filter(|_| border.dragged()) {
+            let step = ((pointer.x - area.left()) / area.width() * steps as f32).round().max(0.0) as u32;
+            let low = curriculum.stages[index - 1].start + 1;
+            let high = curriculum.stages.get(index + 1).map_or(steps, |next| next.start).saturating_sub(1).max(low);
+            curriculum.stages[index].start = step.clamp(low, high);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smolforge_engine::config::SourceConfig;
+
+    use super::*;
+
+    fn sum(stage: &Stage) -> f64 {
+        stage.weights.values().sum()
+    }
+
+    #[test]
+    fn weights_always_sum_to_one() {
+        let names = ["a", "b", "c"];
+        let mut stage = Curriculum::uniform(&names).stages.remove(0);
+        set_weight(&mut stage, "a", 0.5, &names);
+        assert!((stage.weights["a"] - 0.5).abs() < 1e-12 && (stage.weights["b"] - 0.25).abs() < 1e-12);
+        set_weight(&mut stage, "a", 1.0, &names);
+        assert_eq!(stage.weights.len(), 1, "what has no share is left out");
+        set_weight(&mut stage, "a", 0.4, &names);
+        assert!((stage.weights["b"] - 0.3).abs() < 1e-12, "from nothing, equal shares");
+        set_weight(&mut stage, "b", 0.0, &names);
+        assert!((sum(&stage) - 1.0).abs() < 1e-12);
+        set_weight(&mut stage, "b", 0.2, &["b"]);
+        assert!(sum(&stage) > 0.99);
+    }
+
+    #[test]
+    fn what_is_shown_is_what_the_engine_takes() {
+        let source = |name: &str| (name.to_string(), SourceConfig::Path(format!("{name}.txt")));
+        for (names, steps) in [(vec!["input", "code", "math"], 5050), (vec!["input", "code", "math"], 60), (vec!["mine"], 10)] {
+            let mut config = TrainConfig { steps, sources: names.iter().map(|name| source(name)).collect(), ..TrainConfig::default() };
+            config.data_stages = fitting(&config, &names);
+            config.validate().expect("a mix that can be trained");
+            split_longest(&mut config.data_stages, steps);
+            config.validate().expect("also after a split");
+        }
+    }
+}

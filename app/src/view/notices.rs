@@ -1,0 +1,35 @@
+//! What people should know: the last notice at the foot of the window, all of them on demand.
+
+use egui::{RichText, ScrollArea, Ui};
+
+use crate::session::{Notice, NoticeKind, Session};
+use crate::theme;
+
+/// The foot of the window.
+pub fn show(ui: &mut Ui, session: &Session, open: &mut bool) {
+    if *open {
+        ScrollArea::vertical().id_salt("notices").max_height(160.0).stick_to_bottom(true).auto_shrink([false, true]).show(ui, |ui| {
+            session.notices.iter().for_each(|notice| line(ui, notice));
+        });
+        ui.separator();
+    }
+    ui.horizontal(|ui| {
+        let label = if *open { "▼ notices" } else { "▲ notices" };
+        if ui.small_button(format!("{label} ({})", session.notices.len())).clicked() {
+            *open = !*open;
+        }
+        if let Some(last) = session.notices.last().filter(|_| !*open) {
+            line(ui, last);
+        }
+    });
+}
+
+fn line(ui: &mut Ui, notice: &Notice) {
+    let dark = ui.visuals().dark_mode;
+    let text = match notice.kind {
+        NoticeKind::Note => RichText::new(&notice.text),
+        NoticeKind::Warning => RichText::new(format!("⚠ {}", notice.text)).color(theme::warning(dark)),
+        NoticeKind::Error => RichText::new(format!("✖ {}", notice.text)).color(theme::error(dark)),
+    };
+    ui.add(egui::Label::new(text).wrap());
+}

@@ -1,0 +1,276 @@
+//! Texts, their mix, the configuration of a run, and the run in progress.
+
+use egui::{ComboBox, RichText, ScrollArea, TextEdit, Ui};
+use smolforge_engine::config::{FIELDS, Field, SourceConfig, TrainConfig};
+use smolforge_engine::protocol::{Command, DeviceChoice, JobId, PlanReport};
+
+use super::{Ask, mix, run};
+use crate::files::{Pick, Picker};
+use crate::forms::Forms;
+use crate::session::{Job, JobState, Session};
+use crate::theme;
+use crate::units::{bytes, count, duration, percent};
+
+/// Updates of the demo run: a minute or two on two CPU cores.
+const DEMO_STEPS: u32 = 600;
+
+/// Words of the keys that take one of a few.
+fn words(key: &str) -> &'static [&'static str] {
+    match key {
+        "device" => &["auto", "gpu", "cpu"],
+        "precision" => &["auto", "f32", "mixed"],
+        "preset" => smolforge_engine::model::config::PRESETS,
+        _ => &[],
+    }
+}
+
+/// The left side: what to train on, and how.
+pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, asks: &mut Vec<Ask>) {
+    let busy = session.training();
+    controls(ui, session, forms, busy, asks);
+    ui.separator();
+    ScrollArea::vertical().id_salt("form").auto_shrink([false, false]).show(ui, |ui| {
+        ui.add_enabled_ui(busy.is_none(), |ui| {
+            ui.strong("Texts");
+            sources(ui, forms, picker);
+            ui.add_space(theme::GAP);
+            ui.strong("Mix");
+            mix::show(ui, &mut forms.train);
+            if let Some((_, plan)) = session.plan.as_ref().filter(|(config, _)| *config == forms.train) {
+                ui.add_space(theme::GAP);
+                planned(ui, plan);
+            }
+            ui.add_space(theme::GAP);
+            let defaults = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
+            let mut groups: Vec<&str> = FIELDS.iter().map(|field| field.group).collect();
+            groups.dedup();
+            for group in groups {
+                let open = matches!(group, "Run" | "Model" | "Batch");
+                egui::CollapsingHeader::new(group).default_open(open).show(ui, |ui| {
+                    egui::Grid::new(group).num_columns(2).min_col_width(120.0).show(ui, |ui| {
+                        let shown = |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages");
+                        for field in FIELDS.iter().filter(shown) {
+                            row(ui, field, &defaults[field.name], forms, picker);
+                            ui.end_row();
+                        }
+                    });
+                });
+            }
+        });
+    });
+}
+
+fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, &Job)>, asks: &mut Vec<Ask>) {
+    ui.horizontal_wrapped(|ui| match busy {
+        Some((id, job)) => {
+            let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("⏸ pause", Command::Pause) };
+            if ui.add_enabled(!job.stopping, egui::Button::new(label)).clicked() {
+                asks.push(Ask::Tell(id, command));
+            }
+            let stop = ui.add_enabled(!job.stopping, egui::Button::new("⏹ stop and save"));
+            if stop.on_hover_text("Finishes the micro-batch and saves; the run can go on later").clicked() {
+                asks.push(Ask::Tell(id, Command::Stop));
+            }
+            match (&job.state, job.stopping) {
+                (_, true) => drop(ui.spinner()),
+                (JobState::Waiting(before), _) if *before > 0 => drop(ui.weak(format!("waits for {before}"))),
+                _ => {}
+            }
+        }
+        None => {
+            let ready = !forms.train.sources.is_empty();
+            let config = Box::new(forms.train.clone());
+            let start = ui.add_enabled(ready, egui::Button::new(RichText::new("▶ train").strong())).on_hover_text("Ctrl+Enter");
+            let keys = ui.input(|input| input.modifiers.command && input.key_pressed(egui::Key::Enter));
+            if start.on_disabled_hover_text("Add texts first").clicked() || (keys && ready) {
+                asks.push(Ask::Begin(Command::Train { config: config.clone(), resume: false }));
+            }
+            let planning = session.active(|command| matches!(command, Command::Plan { .. })).is_some();
+            let plan = ui
+                .add_enabled(ready && !planning, egui::Button::new("plan"))
+                .on_hover_text("Memory, passes over the texts and time, before it starts");
+            if plan.clicked() {
+                asks.push(Ask::Begin(Command::Plan { config }));
+            }
+            if ui.button("demo").on_hover_text("A small run on texts that the program writes itself").clicked() {
+                asks.push(demo(session));
+            }
+            if planning {
+                ui.spinner();
+            }
+        }
+    });
+    let progress = session.jobs.values().rev().find_map(|job| job.progress.as_ref().filter(|_| job.state == JobState::Running));
+    if let Some((task, done, total, unit)) = progress {
+        let share = *done as f32 / (*total).max(1) as f32;
+        let amount = |number: u64| if unit == "bytes" { bytes(number) } else { count(number) };
+        ui.add(egui::ProgressBar::new(share).text(format!("{task}: {} of {}", amount(*done), amount(*total))));
+    }
+}
+
+/// A demo in a folder of its own.
+fn demo(session: &Session) -> Ask {
+    let taken = |out: &str| session.runs.iter().flatten().any(|run| run.path.starts_with(&format!("{out}/")));
+    let names = (1..).map(|number| if number == 1 { "runs/demo".to_string() } else { format!("runs/demo-{number}") });
+    let out = names.into_iter().find(|out| !taken(out)).expect("numbers do not end");
+    Ask::Begin(Command::Demo { out, device: DeviceChoice::Auto, seed: 1337, steps: DEMO_STEPS })
+}
+
+fn sources(ui: &mut Ui, forms: &mut Forms, picker: &Picker) {
+    ui.horizontal(|ui| {
+        if ui.button("add files …").clicked() {
+            picker.open(Pick::Texts, ui.ctx());
+        }
+        if ui.button("add a folder …").clicked() {
+            picker.open(Pick::TextFolder, ui.ctx());
+        }
+        ui.weak("or drop them here");
+    });
+    let mut removed = None;
+    let mut renamed = None;
+    egui::Grid::new("sources").num_columns(3).striped(true).show(ui, |ui| {
+        for (place, (name, source)) in forms.train.sources.iter_mut().enumerate() {
+            ui.horizontal(|ui| {
+                ui.colored_label(theme::series(place + 1), "■");
+                let mut typed = name.clone();
+                let edit = TextEdit::singleline(&mut typed).desired_width(80.0).id_salt(("source", place));
+                if ui.add(edit).changed() && !typed.trim().is_empty() {
+                    renamed = Some((name.clone(), typed));
+                }
+            });
+            if let SourceConfig::Path(path) | SourceConfig::Keyed { path, .. } = source {
+                ui.add(TextEdit::singleline(path).desired_width(170.0).hint_text("file, folder or glob"));
+            } else {
+                ui.label(source.paths().join(", "));
+            }
+            if ui.small_button("✖").on_hover_text("Leave it out").clicked() {
+                removed = Some(name.clone());
+            }
+            ui.end_row();
+        }
+    });
+    if let Some(name) = removed {
+        forms.train.sources.remove(&name);
+        for stage in &mut forms.train.data_stages.stages {
+            stage.weights.remove(&name);
+        }
+    }
+    if let Some((old, new)) = renamed.filter(|(_, new)| !forms.train.sources.contains_key(new)) {
+        if let Some(source) = forms.train.sources.remove(&old) {
+            forms.train.sources.insert(new.clone(), source);
+        }
+        for stage in &mut forms.train.data_stages.stages {
+            if let Some(weight) = stage.weights.remove(&old) {
+                stage.weights.insert(new.clone(), weight);
+            }
+        }
+    }
+}
+
+/// A key: its name, its value, and a way back to the default.
+fn row(ui: &mut Ui, field: &Field, default: &serde_json::Value, forms: &mut Forms, picker: &Picker) {
+    let value = serde_json::to_value(&forms.train).unwrap_or_default()[field.name].clone();
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Null => String::new(),
+        other => other.to_string(),
+    };
+    let changed = value != *default;
+    let name = field.name.replace('_', " ");
+    let label = if changed { RichText::new(name).strong() } else { RichText::new(name) };
+    ui.label(label).on_hover_text(field.help);
+    ui.horizontal(|ui| {
+        let mut typed = forms.drafts.get(field.name).map_or_else(|| text(&value), |(draft, _)| draft.clone());
+        let before = typed.clone();
+        let choices = words(field.name);
+        if choices.is_empty() {
+            let width = if value.is_number() { 80.0 } else { 150.0 };
+            ui.add(TextEdit::singleline(&mut typed).desired_width(width).hint_text(if default.is_null() { "–" } else { "" }));
+        } else {
+            ComboBox::from_id_salt(field.name).selected_text(&typed).show_ui(ui, |ui| {
+                choices.iter().for_each(|word| drop(ui.selectable_value(&mut typed, word.to_string(), *word)));
+            });
+        }
+        let pick = match field.name {
+            "tokenizer" => Some(Pick::Tokenizer),
+            "init" => Some(Pick::Init),
+            _ => None,
+        };
+        if let Some(pick) = pick.filter(|_| ui.small_button("…").clicked()) {
+            picker.open(pick, ui.ctx());
+        }
+        if changed
+            && ui
+                .small_button("↺")
+                .on_hover_text(format!("Back to {}", if default.is_null() { "nothing".into() } else { text(default) }))
+                .clicked()
+        {
+            typed = text(default);
+        }
+        if typed != before {
+            let empty = typed.is_empty() && default.is_null();
+            let set = forms.train.set(field.name, if empty { "null" } else { &typed });
+            match set {
+                Ok(()) => drop(forms.drafts.remove(field.name)),
+                Err(error) => drop(forms.drafts.insert(field.name, (typed, Some(error.to_string())))),
+            }
+        }
+        if let Some((_, Some(why))) = forms.drafts.get(field.name) {
+            ui.colored_label(theme::error(ui.visuals().dark_mode), "✖").on_hover_text(why);
+        }
+    });
+}
+
+fn planned(ui: &mut Ui, plan: &PlanReport) {
+    ui.group(|ui| {
+        ui.set_width(ui.available_width());
+        ui.strong("Plan");
+        let time = if plan.expected_secs > 0.0 { format!("about {}", duration(plan.expected_secs)) } else { "does not fit".into() };
+        ui.label(format!("{} parameters on {}", count(plan.parameters), plan.device));
+        ui.label(format!("{} tokens, {time}", count(plan.tokens)));
+        ui.label(format!("{} of memory at the peak", bytes(plan.peak_bytes))).on_hover_ui(|ui| {
+            plan.memory_bytes.iter().for_each(|(name, size)| drop(ui.label(format!("{name}: {}", bytes(*size)))));
+        });
+        for (name, source) in &plan.sources {
+            let share = source.planned / plan.tokens.max(1) as f64;
+            ui.label(format!("{name}: {} of the run, {:.2} passes over {} tokens", percent(share), source.epochs, count(source.tokens)));
+        }
+        for warning in &plan.warnings {
+            ui.colored_label(theme::warning(ui.visuals().dark_mode), format!("⚠ {warning}"));
+        }
+    });
+}
+
+/// The right side: the run in progress, or how to begin.
+pub fn progress(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
+    match session.live.as_ref().filter(|run| run.info.is_some() || session.training().is_some()) {
+        Some(live) => {
+            ScrollArea::vertical().id_salt("live").auto_shrink([false, false]).show(ui, |ui| {
+                if live.steps.is_empty() && session.training().is_some() {
+                    ui.horizontal(|ui| {
+                        ui.spinner();
+                        ui.label("reading texts and preparing the model …");
+                    });
+                }
+                run::show(ui, "this run", live, &mut forms.plots);
+            });
+        }
+        None => welcome(ui, session, asks),
+    }
+}
+
+fn welcome(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
+    ui.vertical_centered(|ui| {
+        ui.add_space(ui.available_height() * 0.22);
+        ui.heading("smolforge");
+        ui.label("Train small language models on this machine, and watch them learn.");
+        ui.add_space(2.0 * theme::GAP);
+        if ui.button(RichText::new("▶  Run the demo").size(18.0)).clicked() {
+            asks.push(demo(session));
+        }
+        ui.weak("It writes three small texts, trains a model of about a million parameters on them");
+        ui.weak("in five stages, and lets it write. No files, no network, a minute or two.");
+        ui.add_space(2.0 * theme::GAP);
+        ui.label("Or add texts of your own on the left, and press train.");
+    });
+}

@@ -1,0 +1,207 @@
+//! What events carry: runs, updates, scores, devices and plans in numbers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// What a run is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Folder of the run.
+    pub path: String,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Device as people know it.
+    pub device: String,
+    /// `f32` or `mixed`.
+    pub precision: String,
+    /// Steps made before (a resumed run).
+    pub step: u32,
+    /// Steps in all.
+    pub steps: u32,
+    /// Tokens per update.
+    pub tokens_per_step: u64,
+    /// Tokens of every source: training, held out.
+    pub sources: BTreeMap<String, (u64, u64)>,
+    /// Hash of configuration, tokenizer and data: what a resume must share.
+    pub fingerprint: String,
+}
+
+/// A run as a list shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// Folder of the run.
+    pub path: String,
+    /// How it ended, if it has.
+    pub state: RunState,
+    /// Updates made.
+    pub step: u32,
+    /// Updates in all.
+    pub steps: u32,
+    /// Parameters of the model; 0: unknown.
+    pub parameters: u64,
+    /// Unix time of the last event.
+    pub changed: f64,
+    /// Loss of some updates, spread over the run, with their steps.
+    pub losses: Vec<(u32, f64)>,
+    /// Best held-out loss and its step.
+    pub best: Option<(f64, u32)>,
+    /// Steps that have a checkpoint.
+    pub checkpoints: Vec<u32>,
+    /// Bytes on disk.
+    pub size_bytes: u64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// All updates were made.
+    Finished,
+    /// It was stopped and can go on.
+    Stopped,
+    /// It failed and says why in its log.
+    Failed,
+    /// It is in progress, or its process was killed.
+    Open,
+}
+
+/// One update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct StepReport {
+    /// Updates made, this one included.
+    pub step: u32,
+    /// Mean loss per target token of the whole update; may be NaN (`null` in JSON).
+    #[serde(deserialize_with = "number_or_nan")]
+    pub loss: f64,
+    /// Mean loss per source.
+    #[serde(deserialize_with = "numbers_or_nan")]
+    pub source_loss: BTreeMap<String, f64>,
+    /// Training tokens of this update per source.
+    pub source_tokens: BTreeMap<String, u64>,
+    /// Learning rate used.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub lr: f64,
+    /// Global gradient norm before clipping; may be NaN or infinite (`null` in JSON).
+    #[serde(deserialize_with = "number_or_nan")]
+    pub grad_norm: f64,
+    /// Loss scale (1 without mixed precision).
+    #[serde(deserialize_with = "number_or_nan")]
+    pub loss_scale: f64,
+    /// Why the update was skipped.
+    pub skipped: Option<String>,
+    /// Target tokens of this update.
+    pub tokens: u64,
+    /// Target tokens since the run began.
+    pub total_tokens: u64,
+    /// Tokens per second of this update.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub tokens_per_sec: f64,
+    /// Seconds of this session.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub elapsed_secs: f64,
+    /// Seconds until the end at the present speed.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub eta_secs: f64,
+}
+
+/// JSON has no NaN: it is written as `null`.
+pub(super) fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+pub(super) fn numbers_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|(name, number)| (name, number.unwrap_or(f64::NAN))).collect())
+}
+
+/// How well a model predicts a text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+pub struct TextScore {
+    /// Mean negative log-likelihood per token, in nats.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub loss: f64,
+    /// `exp(loss)`.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub perplexity: f64,
+    /// Bits per byte of UTF-8 text.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub bits_per_byte: f64,
+    /// Tokens predicted.
+    pub tokens: u64,
+    /// Bytes of text that these tokens cover.
+    pub bytes: u64,
+}
+
+impl TextScore {
+    /// From the summed negative log-likelihood in nats.
+    pub fn new(total_nats: f64, tokens: u64, bytes: u64) -> Self {
+        let loss = total_nats / tokens.max(1) as f64;
+        let bits_per_byte = total_nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
+        Self { loss, perplexity: loss.exp(), bits_per_byte, tokens, bytes }
+    }
+}
+
+/// One adapter and what it can do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Name as the driver gives it.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`, `gl`, `webgpu` or `cpu`.
+    pub backend: String,
+    /// `discrete`, `integrated`, `virtual`, `other` (browsers do not tell), `software` or `cpu`.
+    pub kind: String,
+    /// Driver and version.
+    pub driver: String,
+    /// Largest storage binding.
+    pub max_binding_bytes: u64,
+    /// Largest buffer.
+    pub max_buffer_bytes: u64,
+    /// Features that matter here.
+    pub features: Vec<String>,
+    /// Whether `auto` takes it.
+    pub auto: bool,
+    /// Why, or why not.
+    pub reason: String,
+}
+
+impl DeviceInfo {
+    /// Whether this is a GPU and not a program that acts as one.
+    pub fn is_real_gpu(&self) -> bool {
+        !matches!(self.kind.as_str(), "software" | "cpu")
+    }
+}
+
+/// What a run would need.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Device as people know it.
+    pub device: String,
+    /// Bytes by category.
+    pub memory_bytes: BTreeMap<String, u64>,
+    /// Their sum at the peak.
+    pub peak_bytes: u64,
+    /// Training tokens of the whole run.
+    pub tokens: u64,
+    /// Per source: tokens on disk, planned tokens, passes.
+    pub sources: BTreeMap<String, SourcePlan>,
+    /// Floating-point operations of the whole run.
+    pub flops: f64,
+    /// Expected seconds, from a measurement of this device taken now; 0 where the run does not fit and nothing was measured.
+    pub expected_secs: f64,
+    /// What to look out for.
+    pub warnings: Vec<String>,
+}
+
+/// One source in a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SourcePlan {
+    /// Training tokens on disk.
+    pub tokens: u64,
+    /// Tokens the run will draw.
+    pub planned: f64,
+    /// Passes over the source.
+    pub epochs: f64,
+}

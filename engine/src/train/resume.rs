@@ -1,0 +1,122 @@
+//! Going on with a run: what must be as it was, and the checkpoint to go on from.
+
+use super::checkpoint::{self, State};
+use super::optimizer::Optimizer;
+use super::pretrain::resolve;
+use crate::config::TrainConfig;
+use crate::control::Control;
+use crate::data::batch::Loader;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::generate;
+use crate::model::{Llama, LlamaConfig, hub};
+use crate::store::Store;
+use crate::text::tokenizer::Tokenizer;
+
+/// The configuration of a run that exists; refuses one that asks for something else.
+pub async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
+    let path = format!("{}/config.yaml", asked.out);
+    if !store.exists(&path).await {
+        return Err(Error::Resume(format!("{}: there is no run to resume here; start it without --resume", asked.out)));
+    }
+    let mut frozen = TrainConfig::from_yaml(&store.read_text(&path).await?)?;
+    // A run may move on to another device or folder; how often it talks and saves changes nothing either.
+    let TrainConfig { out, device, log_every, save_every, save_total_limit, .. } = asked.clone();
+    frozen = TrainConfig { out, device, log_every, save_every, save_total_limit, ..frozen };
+    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(resolve(asked)));
+    let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) = (old, new) else {
+        return Err(Error::Internal("a configuration is a map".into()));
+    };
+    let changed: Vec<&str> = new.iter().filter(|(key, value)| old.get(*key) != Some(value)).map(|(key, _)| key.as_str()).collect();
+    if !changed.is_empty() && !asked.sources.is_empty() {
+        return Err(Error::Resume(format!(
+            "the run in {} was begun with another {}; resume it without that, or start a new run with another --out",
+            asked.out,
+            changed.join(", ")
+        )));
+    }
+    Ok(frozen)
+}
+
+/// The shape in the newest checkpoint that has a readable one.
+pub async fn newest_shape(store: &Store, out: &str) -> Option<LlamaConfig> {
+    for step in checkpoint::steps(store, out).await.ok()?.into_iter().rev() {
+        if let Ok(model) = hub::read_config(store, &checkpoint::folder(out, step)).await {
+            return Some(model);
+        }
+    }
+    None
+}
+
+/// What a resumed run must share with its beginning, as `config-tokenizer-data`.
+pub fn fingerprint(config: &TrainConfig, tokenizer: &Tokenizer, loader: &Loader) -> String {
+    let d = TrainConfig::default();
+    let neutral = TrainConfig {
+        out: d.out,
+        device: d.device,
+        log_every: d.log_every,
+        save_every: d.save_every,
+        save_total_limit: d.save_total_limit,
+        ..config.clone()
+    };
+    let config = blake3::hash(neutral.to_yaml().as_bytes()).to_hex();
+    format!("{}-{}-{}", &config[..12], tokenizer.hash(), loader.fingerprint())
+}
+
+/// Loads the newest checkpoint that is whole; an unreadable one is skipped with a warning.
+#[allow(clippy::too_many_arguments)]
+pub async fn load(
+    store: &Store,
+    out: &str,
+    steps: &[u32],
+    shape: &LlamaConfig,
+    compute: &Compute,
+    positions: usize,
+    fingerprint: &str,
+    control: &Control,
+) -> Result<Option<(Llama, Optimizer, State)>> {
+    if steps.is_empty() {
+        control.warn(format!("{out}: no checkpoint was finished; starting from the first step"));
+        return Ok(None);
+    }
+    let mut damaged: Vec<u32> = Vec::new();
+    for step in steps.iter().rev() {
+        let folder = checkpoint::folder(out, *step);
+        match load_one(store, &folder, shape, compute, positions, fingerprint).await {
+            Ok(loaded) => {
+                for step in damaged {
+                    checkpoint::set_aside(store, out, step).await?;
+                }
+                return Ok(Some(loaded));
+            }
+            Err(error) if error.is_damage() => control.warn(format!("{error}; trying the checkpoint before")),
+            Err(error) => return Err(error),
+        }
+        damaged.push(*step);
+    }
+    Err(Error::Resume(format!(
+        "{out}: none of its {} checkpoints can be read; nothing was changed; repair them, or start anew with another --out",
+        steps.len()
+    )))
+}
+
+async fn load_one(
+    store: &Store,
+    folder: &str,
+    shape: &LlamaConfig,
+    compute: &Compute,
+    positions: usize,
+    fingerprint: &str,
+) -> Result<(Llama, Optimizer, State)> {
+    let state = checkpoint::read_state(store, folder).await?;
+    let names = ["configuration", "tokenizer", "data"];
+    let differing = state.fingerprint.split('-').zip(fingerprint.split('-')).zip(names).find(|((old, new), _)| old != new);
+    if let Some((_, name)) = differing {
+        return Err(Error::Resume(format!(
+            "{folder}: the {name} is not the one this run was begun with; restore it, or start a new run with another --out"
+        )));
+    }
+    let model = generate::load(store, folder, shape, compute, positions).await?.trainable();
+    let optimizer = checkpoint::read_optimizer(store, folder, &model, compute, state.updates).await?;
+    Ok((model, optimizer, state))
+}
