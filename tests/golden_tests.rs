@@ -104,13 +104,11 @@ fn mixed_precision_stays_near_pytorch_in_f32() {
         let model = golden_model("tiny_llama", &compute).with_half(true).trainable();
         let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
         let loss = values(losses.scaled.clone().inner())[0];
-        assert!((loss - expected).abs() <= 2e-3 * expected, "loss {loss}, PyTorch {expected}"); // f16 has 11 bits
-        println!("TMP loss {loss} {expected}");
+        assert!((loss - expected).abs() <= 5e-4 * expected, "loss {loss}, PyTorch {expected}"); // 2⁻¹¹: f16 has 11 bits
         assert!(loss != expected, "f16 leaves a trace");
         for (parameter, grad) in model.parameters().iter().zip(gradients(&model, losses.scaled)) {
             let cosine = cosine(&values(grad), &golden.read_f32(&format!("grad.{}", parameter.name)).unwrap());
-            println!("TMP {} {cosine}", parameter.name);
-            assert!(cosine >= 0.999, "{} on {}: cosine {cosine}", parameter.name, compute.info.name); // NaN is not
+            assert!(cosine >= 0.9999, "{} on {}: cosine {cosine}", parameter.name, compute.info.name); // NaN is not
         }
     }
 }

@@ -372,7 +372,6 @@ fn overflows_of_mixed_precision_halve_the_loss_scale_and_are_not_counted() {
         }
     }
     let skipped = steps.iter().take_while(|report| report.skipped.is_some()).count();
-    println!("TMP skipped {skipped} {:?}", steps.iter().map(|s| (s.loss, s.grad_norm)).collect::<Vec<_>>());
     assert!((3..16).contains(&skipped), "{skipped} of 16 steps overflow");
     for (i, report) in steps.iter().enumerate() {
         assert_eq!(report.loss_scale, huge * 0.5f64.powi(i.min(skipped) as i32), "step {}", report.step);

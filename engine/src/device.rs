@@ -78,6 +78,9 @@ impl Compute {
             platform::yield_now().await; // another engine of this process is opening it
         }
         let _opening = Opening(&OPENING);
+        if let Some(compute) = opened().clone() {
+            return Ok(compute); // opened between the look and the turn
+        }
         let result = Self::open_gpu().await;
         if let Ok(compute) = &result {
             *opened() = Some(compute.clone());

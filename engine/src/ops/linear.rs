@@ -10,7 +10,7 @@ use super::cpu::matmul::{View, linear as cpu_linear, matmul};
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
 use super::on_cpu;
 
-/// `y = x · wᵀ`. With `half` the operands are rounded to f16 and the product is f32 again.
+/// `y = x · wᵀ`. With `half` the operands and the product are rounded to f16, as under PyTorch's autocast.
 ///
 /// # Shapes
 /// - `x`: `[n, in]`, `w`: `[out, in]`, returns `[n, out]`
