@@ -8,7 +8,7 @@ use smolforge_engine::config::{SourceConfig, TrainConfig};
 use smolforge_engine::control::Control;
 use smolforge_engine::data::builtin;
 use smolforge_engine::model::{Llama, LlamaConfig};
-use smolforge_engine::protocol::{Command, DeviceChoice, Event, StepReport};
+use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, StepReport};
 use smolforge_engine::store::Store;
 use smolforge_engine::train::optimizer::Optimizer;
 use smolforge_engine::train::{Ended, checkpoint, forward, gradients, pretrain};
@@ -326,6 +326,62 @@ fn both_devices_train_alike() {
     for (a, b) in run_on(DeviceChoice::Cpu).iter().zip(run_on(DeviceChoice::Gpu)) {
         assert!((a - b).abs() < 1e-4 * a, "{a} {b}");
     }
+}
+
+#[test]
+fn texts_are_written_while_a_run_waits_and_change_nothing_of_it() {
+    cpu();
+    let (whole_store, mut config) = small_run(12);
+    (config.save_every, config.eval_every) = (2, 0);
+    run(&whole_store, &config, false, None).0.unwrap();
+
+    let (store, _) = small_run(12);
+    let engine = Engine::start(store.clone());
+    let train = engine.send(Command::Train { config: Box::new(config), resume: false });
+    let request = GenerateRequest {
+        model: "runs/small".into(), // its newest checkpoint
+        prompts: vec!["the".into()],
+        device: DeviceChoice::Cpu,
+        max_new_tokens: 8,
+        ..GenerateRequest::default()
+    };
+    let (mut texts, mut written, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    while !ends.iter().any(|(job, _)| *job == train) {
+        let (job, event) = block_on(engine.next()).unwrap();
+        match event {
+            Event::Saved { step: 2, .. } => {
+                texts = (0..3).map(|_| engine.send(Command::Generate(request.clone()))).collect();
+                engine.tell(texts[2], Command::Move { position: 0 });
+                engine.tell(texts[1], Command::Stop);
+            }
+            Event::Generated { finish, .. } if finish != "cancelled" => written.push(job),
+            Event::Done { stopped, .. } => ends.push((job, stopped)),
+            Event::Failed { error, .. } => panic!("{job}: {error}"),
+            _ => {}
+        }
+    }
+    assert_eq!(ends.len(), 4, "all texts were written before the run ended: {ends:?}");
+    assert!(ends.contains(&(texts[1], true)), "one was cancelled: {ends:?}");
+    written.sort_unstable();
+    assert_eq!(written, [texts[0], texts[2]]);
+    assert_eq!(weights(&store, 12), weights(&whole_store, 12));
+}
+
+#[test]
+fn a_shell_that_goes_away_leaves_a_run_that_is_saved() {
+    cpu();
+    let (store, mut config) = small_run(100_000);
+    (config.save_every, config.eval_every) = (100_000, 0);
+    let engine = Engine::start(store.clone());
+    engine.send(Command::Train { config: Box::new(config.clone()), resume: false });
+    while !matches!(block_on(engine.next()), Some((_, Event::Step(_)))) {}
+    drop(engine);
+    let saved = || block_on(checkpoint::steps(&store, "runs/small")).unwrap();
+    let patience = std::time::Instant::now();
+    while saved().is_empty() && patience.elapsed().as_secs() < 60 {
+        std::thread::yield_now();
+    }
+    assert_eq!(saved().len(), 1);
 }
 
 #[test]

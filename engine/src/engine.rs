@@ -66,30 +66,12 @@ impl Engine {
 /// Until the shell has gone.
 async fn serve(store: Store, commands: Receiver<(JobId, Command)>, events: Sender<(JobId, Event)>) {
     let actor = Rc::new(Actor { store, jobs: Queue::new(events.clone()), texts: Queue::new(events.clone()), events });
-    let executor = LocalExecutor::new();
+    let executor = Rc::new(LocalExecutor::new());
     executor.spawn(actor.clone().work(true)).detach();
     executor.spawn(actor.clone().work(false)).detach();
-    let receive = async {
-        while let Ok((job, command)) = commands.recv().await {
-            match command {
-                Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } => {
-                    [&actor.jobs, &actor.texts].iter().for_each(|queue| queue.tell(job, &command));
-                }
-                Command::Devices | Command::Runs { .. } | Command::OpenRun { .. } => {
-                    let actor = actor.clone();
-                    executor.spawn(async move { actor.run(job, command, Signals::new()).await }).detach();
-                }
-                Command::Generate(_) => actor.texts.push(job, command),
-                command => actor.jobs.push(job, command),
-            }
-        }
-    };
-    executor
-        .run(async {
-            receive.await;
-            actor.finish().await;
-        })
-        .await;
+    // A task like the others: the executor looks at the future that it runs only now and then.
+    let receive = executor.spawn(actor.receive(commands, executor.clone()));
+    executor.run(receive).await;
 }
 
 /// What the engine is doing and what waits.
@@ -101,6 +83,24 @@ struct Actor {
 }
 
 impl Actor {
+    /// Passes on what the shell says, until it has gone.
+    async fn receive(self: Rc<Self>, commands: Receiver<(JobId, Command)>, executor: Rc<LocalExecutor<'static>>) {
+        while let Ok((job, command)) = commands.recv().await {
+            match command {
+                Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } => {
+                    [&self.jobs, &self.texts].iter().for_each(|queue| queue.tell(job, &command));
+                }
+                Command::Devices | Command::Runs { .. } | Command::OpenRun { .. } => {
+                    let actor = self.clone();
+                    executor.spawn(async move { actor.run(job, command, Signals::new()).await }).detach();
+                }
+                Command::Generate(_) => self.texts.push(job, command),
+                command => self.jobs.push(job, command),
+            }
+        }
+        self.finish().await;
+    }
+
     /// Takes the jobs of a queue one after the other.
     async fn work(self: Rc<Self>, long: bool) {
         let (own, other) = if long { (&self.jobs, &self.texts) } else { (&self.texts, &self.jobs) };
