@@ -61,9 +61,6 @@ impl App {
         for ask in asks {
             match ask {
                 Ask::Begin(command) => {
-                    if matches!(command, Command::Runs { .. }) {
-                        self.session.forget();
-                    }
                     let job = self.engine.send(command.clone());
                     self.session.sent(job, command);
                 }
@@ -77,14 +74,22 @@ impl App {
 
     /// Folds what the engine said since the last frame.
     fn drain(&mut self) {
-        let mut written = false;
+        let mut changed = false;
         while let Ok((id, event)) = self.events.try_recv() {
             let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
-            self.session.apply(id, event);
             let command = self.session.jobs.get(&id).map(|job| &job.command);
-            written |= ended && matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Export { .. }));
+            let writes = matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Export { .. }));
+            changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
+            if writes && ended {
+                self.session.forget();
+            }
+            let listed = matches!(event, Event::Runs { .. });
+            self.session.apply(id, event);
+            if let Some(model) = view::generate::current(&self.session, &self.forms.generate.model).filter(|_| listed) {
+                self.forms.generate.model = model;
+            }
         }
-        if written {
+        if changed {
             self.perform(vec![Ask::Begin(runs())]);
         }
     }
@@ -191,6 +196,9 @@ impl eframe::App for App {
                     ui.label("saving …");
                 });
             });
+        }
+        if asks.contains(&Ask::Begin(runs())) {
+            self.session.forget();
         }
         self.perform(asks);
     }

@@ -33,6 +33,11 @@ pub fn row(visuals: &Visuals, selected: bool, hovered: bool) -> Color32 {
     }
 }
 
+/// Lines behind curves.
+pub fn grid(visuals: &Visuals) -> Color32 {
+    visuals.text_color().gamma_multiply(0.35)
+}
+
 /// Text of readable size and some air around things, in both themes.
 pub fn apply(ctx: &egui::Context) {
     let change = |style: &mut Style| {

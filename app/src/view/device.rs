@@ -1,7 +1,7 @@
 //! What there is to compute on.
 
 use egui::Ui;
-use smolforge_engine::protocol::Command;
+use smolforge_engine::protocol::{Command, DeviceInfo};
 
 use super::Ask;
 use crate::session::Session;
@@ -16,33 +16,35 @@ pub fn show(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
             asks.push(Ask::Begin(Command::Devices));
         }
     });
-    for device in &session.devices {
-        ui.add_space(theme::GAP);
-        ui.group(|ui| {
-            ui.set_width(ui.available_width());
-            ui.horizontal(|ui| {
-                ui.strong(&device.name);
-                if device.auto {
-                    ui.label("✔ what `auto` takes");
-                }
-            });
-            ui.weak(&device.reason);
-            let limit = |limit: u64| if limit == 0 || limit >= u64::MAX / 2 { "–".to_string() } else { bytes(limit) };
-            egui::Grid::new((&device.name, &device.backend)).num_columns(2).show(ui, |ui| {
-                let rows = [
-                    ("backend", device.backend.clone()),
-                    ("kind", device.kind.clone()),
-                    ("driver", device.driver.clone()),
-                    ("largest binding", limit(device.max_binding_bytes)),
-                    ("largest buffer", limit(device.max_buffer_bytes)),
-                    ("features", if device.features.is_empty() { "–".into() } else { device.features.join(", ") }),
-                ];
-                for (name, value) in rows {
-                    ui.weak(name);
-                    ui.label(value);
-                    ui.end_row();
-                }
-            });
+    egui::ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| session.devices.iter().for_each(|device| card(ui, device)));
+}
+
+fn card(ui: &mut Ui, device: &DeviceInfo) {
+    ui.add_space(theme::GAP);
+    ui.group(|ui| {
+        ui.set_width(ui.available_width());
+        ui.horizontal(|ui| {
+            ui.strong(&device.name);
+            if device.auto {
+                ui.label("● what `auto` takes");
+            }
         });
-    }
+        ui.weak(&device.reason);
+        let limit = |limit: u64| if limit == 0 || limit >= u64::MAX / 2 { "–".to_string() } else { bytes(limit) };
+        egui::Grid::new((&device.name, &device.backend)).num_columns(2).show(ui, |ui| {
+            let rows = [
+                ("backend", device.backend.clone()),
+                ("kind", device.kind.clone()),
+                ("driver", device.driver.clone()),
+                ("largest binding", limit(device.max_binding_bytes)),
+                ("largest buffer", limit(device.max_buffer_bytes)),
+                ("features", if device.features.is_empty() { "–".into() } else { device.features.join(", ") }),
+            ];
+            for (name, value) in rows {
+                ui.weak(name);
+                ui.label(value);
+                ui.end_row();
+            }
+        });
+    });
 }

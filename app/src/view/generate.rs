@@ -1,7 +1,7 @@
 //! Texts from a model: what to ask for, and what was written.
 
-use egui::{ComboBox, DragValue, Grid, Key, Modifiers, RichText, ScrollArea, Slider, TextEdit, Ui};
-use smolforge_engine::protocol::{Command, DeviceChoice, GenerateRequest, RunState, Sampling};
+use egui::{Align, ComboBox, DragValue, Grid, Key, Layout, Modifiers, RichText, ScrollArea, Slider, TextEdit, Ui};
+use smolforge_engine::protocol::{Command, DeviceChoice, GenerateRequest, JobId, RunState, Sampling};
 
 use super::Ask;
 use crate::files::{Pick, Picker};
@@ -39,6 +39,14 @@ pub fn models(session: &Session) -> Vec<String> {
     models
 }
 
+/// The model of a form: where its checkpoint has made room for newer ones of the same run, the newest of them.
+pub fn current(session: &Session, model: &str) -> Option<String> {
+    let (path, step) = model.rsplit_once("/step_")?;
+    let run = session.runs.iter().flatten().find(|run| run.path == path)?;
+    let gone = !run.checkpoints.contains(&step.parse().ok()?);
+    run.checkpoints.last().filter(|_| gone).map(|newest| checkpoint(path, *newest))
+}
+
 /// The folder of a checkpoint.
 pub fn checkpoint(run: &str, step: u32) -> String {
     format!("{run}/step_{step:06}")
@@ -73,7 +81,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             ui.add(
                 TextEdit::singleline(&mut forms.generate.model).desired_width(width).hint_text("run/step_000500 or a Hugging Face folder"),
             );
-            ui.menu_button("⏷", |ui| {
+            ui.menu_button("▼", |ui| {
                 if models.is_empty() {
                     ui.weak("No checkpoints yet: train something first");
                 }
@@ -96,7 +104,8 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
         ui.horizontal_wrapped(|ui| {
             let sampling = &mut forms.generate.sampling;
             for (name, what, preset) in presets(sampling.seed, sampling.repetition_penalty) {
-                if ui.selectable_label(*sampling == preset, name).on_hover_text(what).clicked() {
+                let button = egui::Button::new(name).selected(*sampling == preset);
+                if ui.add(button).on_hover_text(what).clicked() {
                     *sampling = preset;
                 }
             }
@@ -114,6 +123,7 @@ fn numbers(ui: &mut Ui, request: &mut GenerateRequest) {
         ui.label(name).on_hover_text(help);
     };
     let sampling = &mut request.sampling;
+    ui.spacing_mut().slider_width = 150.0;
     Grid::new("sampling").num_columns(2).min_col_width(120.0).show(ui, |ui| {
         row(ui, "new tokens", "Most tokens that are written");
         ui.add(Slider::new(&mut request.max_new_tokens, 10..=500));
@@ -126,19 +136,19 @@ fn numbers(ui: &mut Ui, request: &mut GenerateRequest) {
         ui.end_row();
         let draws = !sampling.greedy;
         row(ui, "temperature", "Below 1: safer, above 1: more surprising");
-        ui.add_enabled(draws, Slider::new(&mut sampling.temperature, 0.0..=2.0).step_by(0.05));
+        ui.add_enabled(draws, Slider::new(&mut sampling.temperature, 0.0..=2.0).step_by(0.05).fixed_decimals(2));
         ui.end_row();
         row(ui, "top-k", "Draw from this many most likely tokens; 0: from all");
         ui.add_enabled(draws, Slider::new(&mut sampling.top_k, 0..=200));
         ui.end_row();
         row(ui, "top-p", "Draw from the smallest set of tokens that has this probability; 1: from all");
-        ui.add_enabled(draws, Slider::new(&mut sampling.top_p, 0.01..=1.0).step_by(0.01));
+        ui.add_enabled(draws, Slider::new(&mut sampling.top_p, 0.01..=1.0).step_by(0.01).fixed_decimals(2));
         ui.end_row();
         row(ui, "min-p", "Leave out tokens less likely than this share of the most likely one; 0: none");
-        ui.add_enabled(draws, Slider::new(&mut sampling.min_p, 0.0..=0.5).step_by(0.01));
+        ui.add_enabled(draws, Slider::new(&mut sampling.min_p, 0.0..=0.5).step_by(0.01).fixed_decimals(2));
         ui.end_row();
         row(ui, "repetition penalty", "Above 1: tokens that were seen become less likely");
-        ui.add(Slider::new(&mut sampling.repetition_penalty, 1.0..=2.0).step_by(0.05));
+        ui.add(Slider::new(&mut sampling.repetition_penalty, 1.0..=2.0).step_by(0.05).fixed_decimals(2));
         ui.end_row();
         row(ui, "seed", "The same seed gives the same text");
         ui.add_enabled(draws, DragValue::new(&mut sampling.seed));
@@ -158,8 +168,8 @@ fn numbers(ui: &mut Ui, request: &mut GenerateRequest) {
     });
 }
 
-/// The right side: texts in progress, those that wait in the order in which they will be written, then the others from
-/// the last on.
+/// The right side: texts that wait in the order in which they will be written, the one in progress, then the others
+/// from the last on.
 pub fn texts(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
     if session.texts.is_empty() {
         ui.vertical_centered(|ui| {
@@ -176,11 +186,12 @@ pub fn texts(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<A
     }
     let mut shown: Vec<(&Text, &Job)> = session.texts.iter().filter_map(|text| Some((text, session.jobs.get(&text.job)?))).collect();
     let place = |job: &Job| match job.state {
-        JobState::Running => 0,
-        JobState::Waiting(before) => 1 + before,
+        JobState::Waiting(before) => before, // above the text that grows, so that they stay where they are
+        JobState::Running => usize::MAX - 1,
         JobState::Done | JobState::Failed(_) => usize::MAX,
     };
-    shown.sort_by_key(|(text, job)| (place(job), std::cmp::Reverse(text.job)));
+    let ended = |job: &Job| place(job) == usize::MAX;
+    shown.sort_by_key(|(text, job)| (place(job), if ended(job) { JobId::MAX - text.job } else { text.job }));
     let last = shown.iter().filter(|(_, job)| matches!(job.state, JobState::Waiting(_))).map(|(_, job)| place(job)).max();
     ScrollArea::vertical().id_salt("texts").auto_shrink([false, false]).show(ui, |ui| {
         for (text, job) in shown {
@@ -199,12 +210,12 @@ fn card(ui: &mut Ui, text: &Text, job: &Job, last: bool, asks: &mut Vec<Ask>) {
         let mut tell = |command| asks.push(Ask::Tell(text.job, command));
         match &job.state {
             JobState::Waiting(before) => {
-                ui.label(if *before == 0 { "comes now".to_string() } else { format!("{before} before it") });
+                ui.label(if *before == 0 { "waits".to_string() } else { format!("{before} before it") });
                 // The text in progress counts as one before it, and has no place in the queue.
-                if ui.add_enabled(*before > 1, egui::Button::new("⬆").small()).on_hover_text("Earlier").clicked() {
+                if ui.add_enabled(*before > 1, egui::Button::new("↑").small()).on_hover_text("Earlier").clicked() {
                     tell(Command::Move { position: before - 2 });
                 }
-                if ui.add_enabled(*before > 0 && !last, egui::Button::new("⬇").small()).on_hover_text("Later").clicked() {
+                if ui.add_enabled(*before > 0 && !last, egui::Button::new("↓").small()).on_hover_text("Later").clicked() {
                     tell(Command::Move { position: *before });
                 }
                 if ui.add_enabled(!job.stopping, egui::Button::new("cancel").small()).clicked() {
@@ -214,12 +225,12 @@ fn card(ui: &mut Ui, text: &Text, job: &Job, last: bool, asks: &mut Vec<Ask>) {
             JobState::Running => {
                 ui.spinner();
                 ui.label("writes");
-                if ui.add_enabled(!job.stopping, egui::Button::new("⏹ stop").small()).clicked() {
+                if ui.add_enabled(!job.stopping, egui::Button::new("stop").small()).clicked() {
                     tell(Command::Stop);
                 }
             }
             JobState::Done | JobState::Failed(_) => {
-                if ui.small_button("⟲ again").on_hover_text("The same with the next seed").clicked() {
+                if ui.small_button("again").on_hover_text("The same with the next seed").clicked() {
                     let seed = text.request.sampling.seed.wrapping_add(1);
                     let sampling = Sampling { seed, ..text.request.sampling };
                     asks.push(Ask::Begin(Command::Generate(GenerateRequest { sampling, ..text.request.clone() })));
@@ -231,12 +242,13 @@ fn card(ui: &mut Ui, text: &Text, job: &Job, last: bool, asks: &mut Vec<Ask>) {
     let prompt = text.request.prompts.first().map_or("", String::as_str);
     ui.add(egui::Label::new(RichText::new(prompt).weak()).wrap());
     match &job.state {
-        JobState::Failed(error) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("✖ {error}"))),
+        JobState::Failed(error) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {error}"))),
         JobState::Done if text.finished.is_empty() => drop(ui.weak("cancelled before it began")),
         JobState::Waiting(_) => {}
         _ => ui.columns(text.samples.len().max(1), |columns| {
             for (index, (ui, written)) in columns.iter_mut().zip(&text.samples).enumerate() {
-                sample(ui, text, prompt, written, text.finished.get(index), asks);
+                // Columns are justified: that is for buttons, not for texts.
+                ui.with_layout(Layout::top_down(Align::LEFT), |ui| sample(ui, text, prompt, written, text.finished.get(index), asks));
             }
         }),
     }
@@ -311,6 +323,15 @@ mod tests {
         assert_eq!(models(&session), ["demo/run/step_000600", "demo/run/step_000200", "demo/export", "b/step_000005"]);
         session.apply(1, Event::Done { hints: Vec::new(), stopped: false });
         assert_eq!(models(&session).last().map(String::as_str), Some("b/export"));
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_gone_makes_way_for_the_newest() {
+        let session = Session { runs: Some(vec![run("a", RunState::Open, &[5, 10])]), ..Session::default() };
+        assert_eq!(current(&session, "a/step_000001").as_deref(), Some("a/step_000010"));
+        for kept in ["a/step_000005", "b/step_000001", "a", "a/step_x"] {
+            assert_eq!(current(&session, kept), None, "{kept}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The curriculum: stages on a step axis, and a slider for every source of a stage.
 
-use egui::{Align2, CursorIcon, FontId, Pos2, Rect, Sense, Ui, pos2, vec2};
+use egui::{Align, Align2, CursorIcon, FontId, Layout, Pos2, Rect, Sense, Ui, pos2, vec2};
 use smolforge_engine::config::TrainConfig;
 use smolforge_engine::data::curriculum::{Curriculum, Stage};
 
@@ -9,6 +9,9 @@ use crate::units::percent;
 
 /// Height of the timeline.
 const HEIGHT: f32 = 64.0;
+
+/// Room for the name of a stage, or for a source with its share.
+const CELL: egui::Vec2 = vec2(200.0, 24.0);
 
 /// Changes the stages of a configuration. Weights always sum to 1.
 pub fn show(ui: &mut Ui, config: &mut TrainConfig) {
@@ -20,7 +23,7 @@ pub fn show(ui: &mut Ui, config: &mut TrainConfig) {
     let names: Vec<&str> = sources.iter().map(String::as_str).collect();
     let mut curriculum = fitting(config, &names);
     let before = curriculum.clone();
-    ui.horizontal(|ui| {
+    ui.horizontal_wrapped(|ui| {
         if ui.button("one stage, equal shares").clicked() {
             curriculum = Curriculum::uniform(&names);
         }
@@ -39,17 +42,20 @@ pub fn show(ui: &mut Ui, config: &mut TrainConfig) {
     let many = curriculum.stages.len() > 1;
     for (index, stage) in curriculum.stages.iter_mut().enumerate() {
         ui.horizontal_wrapped(|ui| {
-            ui.add(egui::TextEdit::singleline(&mut stage.name).desired_width(130.0));
+            ui.allocate_ui_with_layout(CELL, Layout::left_to_right(Align::Center), |ui| {
+                ui.set_min_width(CELL.x);
+                ui.add(egui::TextEdit::singleline(&mut stage.name).desired_width(CELL.x - 60.0));
+                if many && ui.small_button("×").on_hover_text("Leave this stage out").clicked() {
+                    removed = Some(index);
+                }
+            });
             for (place, source) in sources.iter().enumerate() {
                 let mut weight = stage.weights.get(source).copied().unwrap_or(0.0);
-                ui.colored_label(theme::series(place + 1), source);
-                let slider = egui::Slider::new(&mut weight, 0.0..=1.0).step_by(0.01).custom_formatter(|value, _| percent(value));
-                if ui.add(slider).changed() {
+                let changed =
+                    ui.allocate_ui_with_layout(CELL, Layout::left_to_right(Align::Center), |ui| share(ui, place, source, &mut weight));
+                if changed.inner {
                     set_weight(stage, source, weight, &names);
                 }
-            }
-            if many && ui.small_button("✖").on_hover_text("Leave this stage out").clicked() {
-                removed = Some(index);
             }
         });
     }
@@ -60,6 +66,19 @@ pub fn show(ui: &mut Ui, config: &mut TrainConfig) {
     if curriculum != before {
         config.data_stages = curriculum;
     }
+}
+
+/// The share of a source; whether it was changed.
+fn share(ui: &mut Ui, place: usize, source: &str, weight: &mut f64) -> bool {
+    ui.set_min_width(CELL.x);
+    ui.spacing_mut().slider_width = CELL.x * 0.3;
+    ui.colored_label(theme::series(place + 1), "■");
+    let name = ui.allocate_ui_with_layout(vec2(CELL.x * 0.2, CELL.y), Layout::left_to_right(Align::Center), |ui| {
+        ui.set_min_width(CELL.x * 0.2);
+        ui.add(egui::Label::new(source).truncate());
+    });
+    name.response.on_hover_text(source);
+    ui.add(egui::Slider::new(weight, 0.0..=1.0).step_by(0.01).custom_formatter(|value, _| percent(value))).changed()
 }
 
 /// The stages as the run would have them: for these sources and this many steps.
@@ -125,7 +144,9 @@ fn timeline(ui: &mut Ui, curriculum: &mut Curriculum, names: &[&str], steps: u32
         }
         let room = Rect::from_min_max(pos2(x_of(start), area.top()), Pos2::new(x_of(end), area.bottom()));
         painter.with_clip_rect(room).text(room.left_top() + vec2(4.0, 3.0), Align2::LEFT_TOP, &stage.name, FontId::proportional(12.0), ink);
-        painter.text(pos2(x_of(start), area.bottom() + 2.0), Align2::LEFT_TOP, start.to_string(), FontId::proportional(10.0), weak);
+        let (x, digits) = (x_of(start), start.to_string());
+        let align = if x + 24.0 > area.right() { Align2::RIGHT_TOP } else { Align2::LEFT_TOP };
+        painter.text(pos2(x.max(area.left()), area.bottom() + 2.0), align, digits, FontId::proportional(11.0), weak);
     }
     for index in 1..curriculum.stages.len() {
         let x = x_of(curriculum.stages[index].start);

@@ -28,8 +28,8 @@ fn line(ui: &mut Ui, notice: &Notice) {
     let dark = ui.visuals().dark_mode;
     let text = match notice.kind {
         NoticeKind::Note => RichText::new(&notice.text),
-        NoticeKind::Warning => RichText::new(format!("⚠ {}", notice.text)).color(theme::warning(dark)),
-        NoticeKind::Error => RichText::new(format!("✖ {}", notice.text)).color(theme::error(dark)),
+        NoticeKind::Warning => RichText::new(format!("warning: {}", notice.text)).color(theme::warning(dark)),
+        NoticeKind::Error => RichText::new(format!("error: {}", notice.text)).color(theme::error(dark)),
     };
     ui.add(egui::Label::new(text).wrap());
 }

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use egui::{Color32, Ui};
-use egui_plot::{Corner, HoverPosition, Legend, Line, Plot, PlotPoints, Points, VLine};
+use egui_plot::{Corner, HoverPosition, Legend, Line, Plot, PlotPoints, Points, VLine, uniform_grid_spacer};
+use smolforge_engine::protocol::StepReport;
 
 use crate::forms::Plots;
 use crate::session::Run;
 use crate::theme;
 use crate::units::rate;
+
+/// Room for the half of the last label that sticks out.
+const EDGE: f32 = 14.0;
 
 /// A curve: name, colour, points of step and value.
 struct Curve {
@@ -18,13 +22,35 @@ struct Curve {
     dots: bool,
 }
 
+/// Curves on axes.
+struct Chart<'a> {
+    title: &'a str,
+    height: f32,
+    curves: Vec<Curve>,
+    stages: &'a [(u32, u32, String)],
+    log: bool,
+    legend: bool,
+}
+
+/// A number of an update.
+type Number = fn(&StepReport) -> f64;
+
 /// Losses, large, and the other numbers, small, of one or several runs.
 pub fn show(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
-    ui.horizontal(|ui| {
+    ui.scope(|ui| {
+        ui.set_max_width(ui.available_width() - EDGE);
+        charts(ui, id, runs, settings);
+    });
+}
+
+fn charts(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
+    ui.horizontal_wrapped(|ui| {
         ui.label("smoothing");
         ui.add(egui::Slider::new(&mut settings.smoothing, 0.0..=0.99)).on_hover_text("Share of the past in every point of a curve");
         ui.checkbox(&mut settings.log, "log axis");
-        ui.checkbox(&mut settings.by_source, "by source").on_hover_text("Loss of every source, too");
+        if runs.len() == 1 {
+            ui.checkbox(&mut settings.by_source, "by source").on_hover_text("Loss of every source, too");
+        }
         ui.weak("drag: pan · Ctrl + wheel: zoom · double-click: all");
     });
     let mut losses = Vec::new();
@@ -32,8 +58,9 @@ pub fn show(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) 
         losses.extend(loss_curves(name, index, run, runs.len() == 1, settings));
     }
     let stages = runs.first().filter(|_| runs.len() == 1).map(|(_, run)| run.stages.as_slice()).unwrap_or_default();
-    chart(ui, &format!("{id} loss"), "loss", 260.0, losses, stages, settings.log, true);
-    let small: [(&str, fn(&smolforge_engine::protocol::StepReport) -> f64, f64); 3] = [
+    let large = Chart { title: "loss", height: 260.0, curves: losses, stages, log: settings.log, legend: true };
+    chart(ui, id, large);
+    let small: [(&str, Number, f64); 3] = [
         ("learning rate", |step| step.lr, 0.0),
         ("gradient norm", |step| step.grad_norm, settings.smoothing),
         ("tokens/s", |step| step.tokens_per_sec, settings.smoothing),
@@ -49,11 +76,15 @@ pub fn show(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) 
                 dots: false,
             });
             let count = columns.len();
-            chart(&mut columns[place % count], &format!("{id} {name}"), name, 130.0, curves.collect(), &[], false, false);
+            let small = Chart { title: name, height: 130.0, curves: curves.collect(), stages: &[], log: false, legend: false };
+            chart(&mut columns[place % count], id, small);
         }
-        let count = columns.len();
-        let mix = runs.first().map(|(_, run)| mix_curves(run)).unwrap_or_default();
-        chart(&mut columns[3 % count], &format!("{id} mix"), "share of tokens by source", 130.0, mix, &[], false, true);
+        if let [(_, run)] = runs {
+            let title = "share of tokens by source";
+            let mix = Chart { title, height: 130.0, curves: mix_curves(run), stages: &[], log: false, legend: true };
+            let count = columns.len();
+            chart(&mut columns[3 % count], id, mix);
+        }
     });
 }
 
@@ -71,7 +102,8 @@ fn loss_curves(name: &str, index: usize, run: &Run, alone: bool, settings: &Plot
                 by_source.entry(source).or_default().push([f64::from(step.step), *loss]);
             }
         }
-        for (place, (source, points)) in by_source.into_iter().enumerate() {
+        for (source, points) in by_source {
+            let place = run.info.iter().flat_map(|info| info.sources.keys()).position(|known| known == source).unwrap_or(0);
             let points = smoothed(points.into_iter(), settings.smoothing);
             curves.push(Curve { name: source.into(), color: theme::series(place + 1), points, dots: false });
         }
@@ -113,12 +145,16 @@ fn smoothed(points: impl Iterator<Item = [f64; 2]>, share: f64) -> Vec<[f64; 2]>
         .collect()
 }
 
-fn chart(ui: &mut Ui, id: &str, title: &str, height: f32, curves: Vec<Curve>, stages: &[(u32, u32, String)], log: bool, legend: bool) {
+fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>) {
+    let Chart { title, height, curves, stages, log, legend } = chart;
     ui.label(egui::RichText::new(title).strong());
     let grid = ui.visuals().weak_text_color();
     let value_of = move |y: f64| if log { 10f64.powf(y) } else { y };
-    let mut plot = Plot::new(id)
+    let mut plot = Plot::new((id, title))
         .height(height)
+        .grid_color(theme::grid(ui.visuals()))
+        .x_grid_spacer(uniform_grid_spacer(|input| [nice(10.0 * input.base_step_size); 3]))
+        .y_grid_spacer(uniform_grid_spacer(|input| [nice(4.0 * input.base_step_size); 3]))
         .allow_scroll(false)
         .y_axis_min_width(44.0)
         .y_axis_formatter(move |mark, _| short(value_of(mark.value)))
@@ -127,8 +163,8 @@ fn chart(ui: &mut Ui, id: &str, title: &str, height: f32, curves: Vec<Curve>, st
         plot = plot.legend(Legend::default().position(Corner::RightTop).background_alpha(0.6));
     }
     plot.show(ui, |plot| {
-        for (start, _, name) in stages.iter().filter(|(start, _, _)| *start > 0) {
-            plot.vline(VLine::new(name.clone(), f64::from(*start)).color(grid).width(1.0).allow_hover(false));
+        for (start, _, _) in stages.iter().filter(|(start, _, _)| *start > 0) {
+            plot.vline(VLine::new("", f64::from(*start)).color(grid).width(1.0).allow_hover(false));
         }
         for curve in curves.into_iter().filter(|curve| !curve.points.is_empty()) {
             let scale = |[x, y]: [f64; 2]| [x, if log { y.max(1e-12).log10() } else { y }];
@@ -140,6 +176,12 @@ fn chart(ui: &mut Ui, id: &str, title: &str, height: f32, curves: Vec<Curve>, st
             }
         }
     });
+}
+
+/// The next number of 1, 2, 5, 10 and so on: what people count in.
+fn nice(step: f64) -> f64 {
+    let power = 10f64.powf(step.log10().floor());
+    [1.0, 2.0, 5.0].into_iter().map(|digit| digit * power).find(|nice| *nice >= step).unwrap_or(10.0 * power)
 }
 
 fn hover(position: &HoverPosition<'_>, value_of: impl Fn(f64) -> f64) -> Option<String> {
@@ -185,6 +227,13 @@ mod tests {
             assert!((value - 2.0).abs() < 1e-12);
         }
         assert_eq!(smoothed([[1.0, 5.0], [2.0, 1.0]].into_iter(), 0.0), [[1.0, 5.0], [2.0, 1.0]]);
+    }
+
+    #[test]
+    fn axes_are_divided_by_numbers_that_people_count_in() {
+        for (step, expect) in [(0.9, 1.0), (1.0, 1.0), (1.1, 2.0), (3.0, 5.0), (51.0, 100.0), (0.03, 0.05)] {
+            assert!((nice(step) - expect).abs() < 1e-9 * expect, "{step}");
+        }
     }
 
     #[test]

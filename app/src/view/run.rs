@@ -39,7 +39,7 @@ pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
             ui.horizontal_wrapped(|ui| {
                 ui.spacing_mut().item_spacing.x = 0.0;
                 ui.label(RichText::new(prompt).weak());
-                ui.label(text);
+                ui.label(text.trim_end());
             });
         }
     }

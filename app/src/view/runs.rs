@@ -12,7 +12,7 @@ use super::{Ask, plots, run};
 use crate::forms::{Forms, Tab};
 use crate::session::{JobState, Run, Session};
 use crate::theme;
-use crate::units::{bytes, count};
+use crate::units::{bytes, count, shares};
 
 /// Width and height of a loss curve in the list.
 const CURVE: egui::Vec2 = vec2(76.0, 30.0);
@@ -65,6 +65,7 @@ fn row(ui: &mut Ui, run: &RunSummary, selected: bool, live: bool, now: f64) -> b
         let fill = theme::row(ui.visuals(), selected, ui.response().hovered());
         ui.style_mut().interaction.selectable_labels = false;
         Frame::new().fill(fill).inner_margin(6).corner_radius(4).show(ui, |ui| {
+            ui.set_width(ui.available_width());
             ui.horizontal(|ui| {
                 plots::sparkline(ui, &run.losses, run.steps, CURVE);
                 ui.vertical(|ui| {
@@ -205,7 +206,7 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
         (Some(story), _) => drop(ScrollArea::vertical().id_salt("run").auto_shrink([false, false]).show(ui, |ui| {
             run::show(ui, path, story, &mut forms.plots);
         })),
-        (None, Some(why)) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("✖ {why}"))),
+        (None, Some(why)) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {why}"))),
         (None, None) => drop(ui.spinner()),
     }
 }
@@ -264,7 +265,18 @@ fn differences(runs: &[(&str, &Run)]) -> Vec<(&'static str, Vec<String>)> {
     let configs: Vec<Value> = runs.iter().map(|(_, run)| serde_json::to_value(&run.config).unwrap_or_default()).collect();
     let keys = FIELDS.iter().map(|field| field.name).filter(|name| *name != "out");
     let differs = keys.filter(|key| configs.windows(2).any(|pair| pair[0].get(key) != pair[1].get(key)));
-    differs.map(|key| (key, configs.iter().map(|config| short(config.get(key).unwrap_or(&Value::Null))).collect())).collect()
+    differs
+        .map(|key| match key {
+            "data_stages" => (key, runs.iter().map(|(_, run)| stages(run)).collect()),
+            _ => (key, configs.iter().map(|config| short(config.get(key).unwrap_or(&Value::Null))).collect()),
+        })
+        .collect()
+}
+
+/// The stages of a run, a line each.
+fn stages(run: &Run) -> String {
+    let stages = run.config.iter().flat_map(|config| &config.data_stages.stages);
+    stages.map(|stage| format!("from {}: {}", count(stage.start.into()), shares(&stage.weights))).collect::<Vec<_>>().join("\n")
 }
 
 fn short(value: &Value) -> String {
@@ -272,7 +284,6 @@ fn short(value: &Value) -> String {
         Value::Null => "–".into(),
         Value::String(text) => text.clone(),
         Value::Object(map) => map.keys().cloned().collect::<Vec<_>>().join(", "),
-        Value::Array(stages) => format!("{} stages", stages.len()),
         other => other.to_string(),
     }
 }
@@ -321,7 +332,7 @@ mod tests {
         assert!(!was_asked(&session, "a"));
         session.sent(1, Command::OpenRun { path: "a".into() });
         assert!(was_asked(&session, "a"));
-        session.apply(1, Event::Failed { error: "damaged".into() });
+        session.apply(1, Event::Failed { error: "damaged".into(), defect: false });
         assert!(was_asked(&session, "a"), "what failed is not tried in every frame");
         assert_eq!(why_not(&session, "a").as_deref(), Some("damaged"));
     }

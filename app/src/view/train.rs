@@ -45,9 +45,9 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             let mut groups: Vec<&str> = FIELDS.iter().map(|field| field.group).collect();
             groups.dedup();
             for group in groups {
-                let open = matches!(group, "Run" | "Model" | "Batch");
+                let open = matches!(group, "Run" | "Model" | "Batch" | "Optimizer");
                 egui::CollapsingHeader::new(group).default_open(open).show(ui, |ui| {
-                    egui::Grid::new(group).num_columns(2).min_col_width(120.0).show(ui, |ui| {
+                    egui::Grid::new(group).num_columns(2).min_col_width(130.0).show(ui, |ui| {
                         let shown = |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages");
                         for field in FIELDS.iter().filter(shown) {
                             row(ui, field, &defaults[field.name], forms, picker);
@@ -63,11 +63,11 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
 fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, &Job)>, asks: &mut Vec<Ask>) {
     ui.horizontal_wrapped(|ui| match busy {
         Some((id, job)) => {
-            let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("⏸ pause", Command::Pause) };
+            let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("pause", Command::Pause) };
             if ui.add_enabled(!job.stopping, egui::Button::new(label)).clicked() {
                 asks.push(Ask::Tell(id, command));
             }
-            let stop = ui.add_enabled(!job.stopping, egui::Button::new("⏹ stop and save"));
+            let stop = ui.add_enabled(!job.stopping, egui::Button::new("stop and save"));
             if stop.on_hover_text("Finishes the micro-batch and saves; the run can go on later").clicked() {
                 asks.push(Ask::Tell(id, Command::Stop));
             }
@@ -78,11 +78,13 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
             }
         }
         None => {
-            let ready = !forms.train.sources.is_empty();
+            let wrong = forms.drafts.values().any(|(_, why)| why.is_some());
+            let ready = !forms.train.sources.is_empty() && !wrong;
+            let why_not = if wrong { "A value below is not one yet" } else { "Add texts first" };
             let config = Box::new(forms.train.clone());
             let start = ui.add_enabled(ready, egui::Button::new(RichText::new("▶ train").strong())).on_hover_text("Ctrl+Enter");
             let keys = ui.input(|input| input.modifiers.command && input.key_pressed(egui::Key::Enter));
-            if start.on_disabled_hover_text("Add texts first").clicked() || (keys && ready) {
+            if start.on_disabled_hover_text(why_not).clicked() || (keys && ready) {
                 asks.push(Ask::Begin(Command::Train { config: config.clone(), resume: false }));
             }
             let planning = session.active(|command| matches!(command, Command::Plan { .. })).is_some();
@@ -126,29 +128,30 @@ fn sources(ui: &mut Ui, forms: &mut Forms, picker: &Picker) {
         }
         ui.weak("or drop them here");
     });
+    if forms.train.sources.is_empty() {
+        return;
+    }
     let mut removed = None;
     let mut renamed = None;
-    egui::Grid::new("sources").num_columns(3).striped(true).show(ui, |ui| {
-        for (place, (name, source)) in forms.train.sources.iter_mut().enumerate() {
-            ui.horizontal(|ui| {
-                ui.colored_label(theme::series(place + 1), "■");
-                let mut typed = name.clone();
-                let edit = TextEdit::singleline(&mut typed).desired_width(80.0).id_salt(("source", place));
-                if ui.add(edit).changed() && !typed.trim().is_empty() {
-                    renamed = Some((name.clone(), typed));
-                }
-            });
-            if let SourceConfig::Path(path) | SourceConfig::Keyed { path, .. } = source {
-                ui.add(TextEdit::singleline(path).desired_width(170.0).hint_text("file, folder or glob"));
-            } else {
-                ui.label(source.paths().join(", "));
+    for (place, (name, source)) in forms.train.sources.iter_mut().enumerate() {
+        ui.horizontal(|ui| {
+            ui.colored_label(theme::series(place + 1), "■");
+            let mut typed = name.clone();
+            let edit = TextEdit::singleline(&mut typed).desired_width(80.0).id_salt(("source", place));
+            if ui.add(edit).changed() && !typed.trim().is_empty() {
+                renamed = Some((name.clone(), typed));
             }
-            if ui.small_button("✖").on_hover_text("Leave it out").clicked() {
+            let width = (ui.available_width() - 36.0).max(80.0);
+            if let SourceConfig::Path(path) | SourceConfig::Keyed { path, .. } = source {
+                ui.add(TextEdit::singleline(path).desired_width(width).hint_text("file, folder or glob"));
+            } else {
+                ui.add_sized([width, 0.0], egui::Label::new(source.paths().join(", ")).truncate());
+            }
+            if ui.small_button("×").on_hover_text("Leave it out").clicked() {
                 removed = Some(name.clone());
             }
-            ui.end_row();
-        }
-    });
+        });
+    }
     if let Some(name) = removed {
         forms.train.sources.remove(&name);
         for stage in &mut forms.train.data_stages.stages {
@@ -215,10 +218,13 @@ fn row(ui: &mut Ui, field: &Field, default: &serde_json::Value, forms: &mut Form
                 Err(error) => drop(forms.drafts.insert(field.name, (typed, Some(error.to_string())))),
             }
         }
-        if let Some((_, Some(why))) = forms.drafts.get(field.name) {
-            ui.colored_label(theme::error(ui.visuals().dark_mode), "✖").on_hover_text(why);
-        }
     });
+    if let Some((typed, Some(why))) = forms.drafts.get(field.name) {
+        let why = why.split_once(&format!("{typed}: ")).map_or(why.as_str(), |(_, why)| why); // the field shows the rest
+        ui.end_row();
+        ui.label("");
+        ui.add(egui::Label::new(RichText::new(why).small().color(theme::error(ui.visuals().dark_mode))).wrap());
+    }
 }
 
 fn planned(ui: &mut Ui, plan: &PlanReport) {
@@ -236,7 +242,7 @@ fn planned(ui: &mut Ui, plan: &PlanReport) {
             ui.label(format!("{name}: {} of the run, {:.2} passes over {} tokens", percent(share), source.epochs, count(source.tokens)));
         }
         for warning in &plan.warnings {
-            ui.colored_label(theme::warning(ui.visuals().dark_mode), format!("⚠ {warning}"));
+            ui.colored_label(theme::warning(ui.visuals().dark_mode), format!("warning: {warning}"));
         }
     });
 }
@@ -268,8 +274,8 @@ fn welcome(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
         if ui.button(RichText::new("▶  Run the demo").size(18.0)).clicked() {
             asks.push(demo(session));
         }
-        ui.weak("It writes three small texts, trains a model of about a million parameters on them");
-        ui.weak("in five stages, and lets it write. No files, no network, a minute or two.");
+        ui.weak("It writes three small texts, trains a model of about a million parameters on them in five stages, and lets it write.");
+        ui.weak("No files, no network, a minute or two.");
         ui.add_space(2.0 * theme::GAP);
         ui.label("Or add texts of your own on the left, and press train.");
     });
