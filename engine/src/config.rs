@@ -263,8 +263,13 @@ impl TrainConfig {
     }
 }
 
-/// Adds the nearest known key to serde's message about an unknown one.
+/// Serde's message in people's words, with the nearest known key for an unknown one.
 fn explain(message: &str) -> String {
+    let words = [("usize", "a whole number"), ("u32", "a whole number"), ("u64", "a whole number"), ("f64", "a number")];
+    let message = words
+        .iter()
+        .fold(message.to_string(), |text, (kind, words)| text.replace(&format!("expected {kind}"), &format!("expected {words}")));
+    let message = message.as_str();
     match message.split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`')) {
         Some((key, rest)) => {
             let place = rest.rsplit_once(" at line ").map(|(_, at)| format!(" (line {at})")).unwrap_or_default();

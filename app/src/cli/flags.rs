@@ -208,6 +208,7 @@ mod tests {
     fn values_of_the_wrong_kind_name_their_flag() {
         refused(&["--steps", "-5"], "--steps -5");
         refused(&["--steps", "many"], "--steps many");
+        refused(&["--batch-size", "few"], "expected a whole number");
         refused(&["--lr", "nan"], "--lr nan");
         refused(&["--device", "tpu"], "--device tpu");
     }
