@@ -198,6 +198,26 @@ fn what_would_end_a_run_later_is_refused_before_it_begins() {
 }
 
 #[test]
+fn what_ends_documents_ends_texts_whatever_the_preset() {
+    let (store, config) = small_run(4);
+    let (control, _, _) = Control::connect();
+    for preset in ["nano", "smollm2-135m", "llama-3.2-1b"] {
+        let config = TrainConfig { preset: preset.into(), ..config.clone() };
+        let shape = block_on(pretrain::Shape::resolve(&config, false, &store, &control)).unwrap().unwrap();
+        let end = shape.tokenizer.end_of_text().unwrap();
+        assert!(shape.model.eos_token_id.contains(&end), "{preset}: {:?} without {end}", shape.model.eos_token_id);
+    }
+}
+
+#[test]
+fn what_is_out_of_reach_is_not_damage() {
+    let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+    assert!(!Error::file("a", &denied).is_damage());
+    assert!(Error::file("a", &std::io::ErrorKind::NotFound.into()).is_damage());
+    assert!(Error::format("a", "cut").is_damage());
+}
+
+#[test]
 fn a_run_has_one_master() {
     cpu();
     let folder = tempfile::tempdir().unwrap();
