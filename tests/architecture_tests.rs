@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Files of the repository below `folder` with one of the `endings`, as (path from the root, text).
 fn files(folder: &str, endings: &[&str]) -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let root = Path::new(".."); // tests run in their package's folder; env!() would name that of the first build
     let mut folders: Vec<PathBuf> = vec![root.join(folder)];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {

@@ -45,29 +45,32 @@ fn small_run(steps: u32) -> (Store, TrainConfig) {
     (store, config)
 }
 
-/// Runs; sends `Stop` after the report of `stop_after`.
-fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32>) -> (Result<Ended, Error>, Vec<StepReport>) {
+/// Runs, and asks for a stop at the first event for which `when` holds.
+fn run_until(store: &Store, config: &TrainConfig, resume: bool, when: impl Fn(&Event) -> bool) -> (Result<Ended, Error>, Vec<StepReport>) {
     let (control, signals, events) = Control::connect();
     let job = async { pretrain::run(config, resume, store, &control).await.map(|(ended, _)| ended) };
     let mut steps = Vec::new();
     let watch = async {
         while let Ok((_, event)) = events.recv().await {
-            if let Event::Step(report) = event {
-                if Some(report.step) == stop_after {
-                    signals.stop();
-                }
-                steps.push(report);
+            if when(&event) {
+                signals.stop();
             }
+            steps.extend(step_of(event));
         }
         unreachable!("the job ends first")
     };
-    let ended = block_on(futures_lite::future::or(async { Some(job.await) }, watch));
-    while let Ok((_, event)) = events.try_recv() {
-        if let Event::Step(report) = event {
-            steps.push(report);
-        }
-    }
-    (ended.unwrap(), steps)
+    let ended = block_on(futures_lite::future::or(job, watch));
+    steps.extend(std::iter::from_fn(|| events.try_recv().ok()).filter_map(|(_, event)| step_of(event)));
+    (ended, steps)
+}
+
+/// Runs; asks for a stop after the report of `stop_after`.
+fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32>) -> (Result<Ended, Error>, Vec<StepReport>) {
+    run_until(store, config, resume, |event| matches!(event, Event::Step(report) if Some(report.step) == stop_after))
+}
+
+fn step_of(event: Event) -> Option<StepReport> {
+    if let Event::Step(report) = event { Some(report) } else { None }
 }
 
 fn losses(steps: &[StepReport]) -> Vec<(u32, u64, BTreeMap<String, u64>)> {
@@ -108,21 +111,6 @@ fn told(store: &Store) -> Vec<String> {
     told.collect()
 }
 
-/// The events of a run, and where a stop is asked for among them.
-fn stopped_at(store: &Store, config: &TrainConfig, resume: bool, when: impl Fn(&Event) -> bool) -> Ended {
-    let (control, signals, events) = Control::connect();
-    let job = async { pretrain::run(config, resume, store, &control).await.unwrap().0 };
-    let watch = async {
-        while let Ok((_, event)) = events.recv().await {
-            if when(&event) {
-                signals.stop();
-            }
-        }
-        unreachable!("the job ends first")
-    };
-    block_on(futures_lite::future::or(job, watch))
-}
-
 #[test]
 fn an_evaluation_that_was_interrupted_is_told_once_and_is_still_the_best() {
     cpu();
@@ -132,8 +120,8 @@ fn an_evaluation_that_was_interrupted_is_told_once_and_is_still_the_best() {
     run(&whole_store, &config, false, None).0.unwrap();
     let (store, _) = small_run(6);
     let evaluated = |event: &Event| matches!(event, Event::Evaluated { step: 4, .. });
-    assert_eq!(stopped_at(&store, &config, false, evaluated), Ended::Stopped);
-    assert_eq!(stopped_at(&store, &config, true, |_| false), Ended::Finished);
+    assert_eq!(run_until(&store, &config, false, evaluated).0.unwrap(), Ended::Stopped);
+    assert_eq!(run(&store, &config, true, None).0.unwrap(), Ended::Finished);
     assert_eq!(told(&store), told(&whole_store));
 }
 

@@ -168,13 +168,7 @@ impl Session {
                 self.devices.retain(|known| (&known.name, &known.backend) != (&device.name, &device.backend));
                 self.devices.push(device);
             }
-            Event::Runs { mut runs } => {
-                for run in &mut runs {
-                    // Named as people name it, and as a run names itself.
-                    run.path = run.path.strip_prefix("./").unwrap_or(&run.path).to_string();
-                }
-                self.runs = Some(runs);
-            }
+            Event::Runs { runs } => self.runs = Some(runs),
             Event::Opened { path, config, events } => {
                 let mut run = Run { config: Some(*config), ..Run::default() };
                 events.iter().for_each(|(_, event)| run.apply(event));

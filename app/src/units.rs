@@ -12,6 +12,11 @@ pub fn bytes(number: u64) -> String {
     HumanBytes(number).to_string()
 }
 
+/// A limit in bytes; neither 0 nor the largest number is one.
+pub fn limit(limit: u64) -> String {
+    if limit == 0 || limit >= u64::MAX / 2 { "–".into() } else { bytes(limit) }
+}
+
 /// Amount with its unit, as [`Event::Progress`](smolforge_engine::protocol::Event::Progress) names it.
 pub fn amount(number: u64, unit: &str) -> String {
     if unit == "bytes" { bytes(number) } else { format!("{} {unit}", count(number)) }

@@ -64,18 +64,17 @@ impl Signals {
 }
 
 /// A job's side of the conversation with its shell.
-#[derive(Clone)]
 pub struct Control {
     job: JobId,
     events: Sender<(JobId, Event)>,
     signals: Rc<Signals>,
-    warnings: Rc<RefCell<Vec<String>>>,
+    warnings: RefCell<Vec<String>>,
 }
 
 impl Control {
     /// The conversation about `job`.
     pub fn new(job: JobId, events: Sender<(JobId, Event)>, signals: Rc<Signals>) -> Self {
-        Self { job, events, signals, warnings: Rc::default() }
+        Self { job, events, signals, warnings: RefCell::default() }
     }
 
     /// A conversation for callers that run a job themselves instead of through an engine.

@@ -319,6 +319,11 @@ impl Appender {
     }
 }
 
+/// The name of a blob in a folder.
+pub fn inside(folder: &str, file: &str) -> String {
+    format!("{}/{file}", folder.trim_end_matches('/'))
+}
+
 fn path(root: &str, name: &str) -> String {
     if root.is_empty() || root == "." || name.starts_with('/') || name.chars().nth(1) == Some(':') {
         name.to_string()

@@ -4,7 +4,7 @@ use smolforge_engine::protocol::{Command, DeviceInfo, Event};
 
 use super::table::Table;
 use super::{drive, is_last};
-use crate::units::bytes;
+use crate::units::limit;
 
 /// List the adapters, their limits, and which one `--device auto` takes and why
 #[derive(Debug, clap::Args)]
@@ -43,9 +43,4 @@ impl Args {
             Ok(())
         })
     }
-}
-
-/// A limit in bytes; neither 0 nor the largest number is one.
-fn limit(limit: u64) -> String {
-    if limit == 0 || limit >= u64::MAX / 2 { "–".into() } else { bytes(limit) }
 }

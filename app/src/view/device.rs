@@ -6,7 +6,7 @@ use smolforge_engine::protocol::{Command, DeviceInfo};
 use super::Ask;
 use crate::session::Session;
 use crate::theme;
-use crate::units::bytes;
+use crate::units::limit;
 
 /// The adapters, and which one `auto` takes and why.
 pub fn show(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
@@ -30,7 +30,6 @@ fn card(ui: &mut Ui, device: &DeviceInfo) {
             }
         });
         ui.weak(&device.reason);
-        let limit = |limit: u64| if limit == 0 || limit >= u64::MAX / 2 { "–".to_string() } else { bytes(limit) };
         egui::Grid::new((&device.name, &device.backend)).num_columns(2).show(ui, |ui| {
             let rows = [
                 ("backend", device.backend.clone()),

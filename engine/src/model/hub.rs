@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::config::LlamaConfig;
 use super::safetensors::{Dtype, SafeFile, first_non_finite};
 use crate::error::{Error, Result};
-use crate::store::Store;
+use crate::store::{Store, inside};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -209,10 +209,6 @@ async fn no_weights(store: &Store, folder: &str) -> Error {
         None => format!("holds neither {SINGLE} nor {INDEX}; name a Hugging Face model folder"),
     };
     Error::File { path: folder.into(), reason }
-}
-
-fn inside(folder: &str, file: &str) -> String {
-    format!("{}/{file}", folder.trim_end_matches('/'))
 }
 
 fn object(text: &str, path: &str) -> Result<Map<String, Value>> {

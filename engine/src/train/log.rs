@@ -13,7 +13,7 @@ use super::report;
 use super::tensorboard::TensorBoard;
 use crate::error::{Error, Result};
 use crate::protocol::Event;
-use crate::store::{Appender, Store};
+use crate::store::{Appender, Store, inside};
 
 pub use text::TextLog;
 pub(crate) use text::{duration, shares};
@@ -198,10 +198,6 @@ fn is_later(event: &Event, step: u32, due: bool) -> bool {
         Event::Stage { start, .. } => *start >= step,
         _ => false,
     }
-}
-
-fn inside(folder: &str, file: &str) -> String {
-    format!("{}/{file}", folder.trim_end_matches('/'))
 }
 
 fn now() -> f64 {
