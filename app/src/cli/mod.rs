@@ -18,6 +18,7 @@ mod table;
 mod tokenize;
 mod train;
 mod train_tokenizer;
+mod web;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -64,6 +65,7 @@ enum Verb {
     Devices(devices::Args),
     Plan(Box<plan::Args>),
     Bench(bench::Args),
+    Web(web::Args),
 }
 
 /// A command line that cannot be meant: exit code 2.
@@ -131,6 +133,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Devices(args) => args.run(json),
         Verb::Plan(args) => args.run(json),
         Verb::Bench(args) => args.run(json),
+        Verb::Web(args) => args.run(json),
     }
 }
 
