@@ -19,6 +19,9 @@ const TABS: [(Tab, &str, Key); 4] = [
     (Tab::Device, "Device", Key::Num4),
 ];
 
+/// Lost devices that are replaced without asking: more of them are no accident.
+const MOST_REVIVALS: u32 = 5;
+
 /// What the window holds.
 #[derive(Debug)]
 pub struct App {
@@ -28,6 +31,8 @@ pub struct App {
     picker: Picker,
     /// Whether the window closes as soon as nothing trains.
     closing: bool,
+    /// How often the engine was started again without asking.
+    revived: u32,
 }
 
 impl App {
@@ -38,7 +43,7 @@ impl App {
         // As JSON, because the format of eframe's file cannot tell the variants of an untagged enum apart.
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
         let forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-        let mut app = Self { link, session: Session::default(), forms, picker, closing: false };
+        let mut app = Self { link, session: Session::default(), forms, picker, closing: false, revived: 0 };
         app.perform(vec![Ask::Begin(Command::Devices), Ask::Begin(runs())]);
         app
     }
@@ -113,6 +118,10 @@ impl App {
     fn revive_ui(&mut self, ctx: &Context) {
         let Some(why) = self.link.ended() else { return };
         let trained = self.session.training().is_some();
+        if why.contains("device was lost") && self.revived < MOST_REVIVALS {
+            self.revived += 1;
+            return self.revive(&why);
+        }
         egui::Modal::new(egui::Id::unique("ended")).show(ctx, |ui| {
             ui.set_max_width(460.0);
             ui.heading("The engine has ended");
@@ -120,11 +129,15 @@ impl App {
             ui.weak("What was saved is intact.");
             let label = if trained { "Start it again and go on with the run" } else { "Start it again" };
             if ui.button(label).clicked() {
-                self.link.restart();
-                let again = self.session.lost(&format!("the engine ended: {why}"));
-                self.perform(again.into_iter().chain([Command::Devices, runs()]).map(Ask::Begin).collect());
+                self.revive(&why);
             }
         });
+    }
+
+    fn revive(&mut self, why: &str) {
+        self.link.restart();
+        let again = self.session.lost(&format!("the engine ended and was started again: {why}"));
+        self.perform(again.into_iter().chain([Command::Devices, runs()]).map(Ask::Begin).collect());
     }
 
     /// Lets a run be saved before the window closes.

@@ -222,7 +222,13 @@ impl Session {
 
     /// Ends all jobs, because the engine has ended; returns what goes on with the run that was in progress.
     pub fn lost(&mut self, why: &str) -> Option<Command> {
-        let trains = self.training().is_some();
+        // The last error of a lost device may come before the news of it.
+        let last = self.jobs.values().rev().find(|job| matches!(job.command, Command::Train { .. } | Command::Demo { .. }));
+        let trains = last.is_some_and(|job| match &job.state {
+            JobState::Waiting(_) | JobState::Running => true,
+            JobState::Failed(error) => error.contains("device"),
+            JobState::Done => false,
+        });
         let run = self.live.as_ref().and_then(|run| run.info.as_ref()).filter(|_| trains).map(|info| info.path.clone());
         let open = self.jobs.values_mut().filter(|job| matches!(job.state, JobState::Waiting(_) | JobState::Running));
         open.for_each(|job| (job.state, job.progress) = (JobState::Failed(why.into()), None));

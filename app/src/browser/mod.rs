@@ -1,6 +1,7 @@
 //! A browser: the page draws, a worker with its own copy of this module is the engine, and files lie in the browser's
 //! own file system (OPFS), into which dropped and chosen ones are copied.
 
+mod mirror;
 mod page;
 mod worker;
 

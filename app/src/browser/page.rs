@@ -16,8 +16,8 @@ use web_sys::{
     Window, Worker, WorkerOptions, WorkerType,
 };
 
-use super::reason;
 use super::worker::Said;
+use super::{mirror, reason};
 use crate::app::App;
 use crate::files::{Chosen, Pick};
 
@@ -41,7 +41,10 @@ pub fn open() {
     let canvas = canvas.expect("index.html has the canvas");
     spawn_local(async move {
         let runner = eframe::WebRunner::new();
-        let create: eframe::AppCreator<'static> = Box::new(|creation| Ok(Box::new(App::new(creation))));
+        let create: eframe::AppCreator<'static> = Box::new(|creation| {
+            let _ = mirror::offer(&creation.egui_ctx, &document()); // the window works without it
+            Ok(Box::new(App::new(creation)))
+        });
         match runner.start(canvas, eframe::WebOptions::default(), create).await {
             Ok(()) => show("ready", ""),
             Err(error) => show("failed", &reason(&error)),

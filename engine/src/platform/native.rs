@@ -69,6 +69,9 @@ pub async fn yield_now() {
     futures_lite::future::yield_now().await;
 }
 
+/// Nothing more to do: the job that used the device ends with this error, and the program goes on.
+pub fn device_lost(_error: &Error) {}
+
 /// Threads that the CPU device computes with.
 pub fn cpu_threads() -> usize {
     rayon::current_num_threads()

@@ -11,6 +11,8 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::Closure;
 use web_sys::{MessageChannel, MessageEvent};
 
+use crate::error::Error;
+
 pub use opfs::*;
 
 /// Every buffer of a graphics device is a page of its own.
@@ -54,6 +56,11 @@ pub async fn yield_now() {
         });
     });
     let _ = wasm_bindgen_futures::JsFuture::from(promise).await;
+}
+
+/// Ends this worker: only another one gets another device.
+pub fn device_lost(error: &Error) {
+    panic!("{error}");
 }
 
 /// Threads that the CPU device computes with.

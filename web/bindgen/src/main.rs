@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     };
     let mut bindgen = wasm_bindgen_cli_support::Bindgen::new();
     let built = bindgen.input_path(module).web(true).and_then(|bindgen| {
-        bindgen.typescript(false).remove_name_section(true).remove_producers_section(true).generate(folder)
+        bindgen.typescript(false).omit_default_module_path(false).remove_name_section(true).remove_producers_section(true).generate(folder)
     });
     match built {
         Ok(()) => ExitCode::SUCCESS,

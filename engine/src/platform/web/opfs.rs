@@ -102,7 +102,7 @@ async fn entries(folder: &FileSystemDirectoryHandle) -> Js<Vec<FileSystemHandle>
     let values = folder.values();
     let mut entries = Vec::new();
     loop {
-        let next = JsFuture::from(values.next_()?).await?;
+        let next = JsFuture::from(values.next()?).await?;
         if Reflect::get(&next, &"done".into())?.is_truthy() {
             return Ok(entries);
         }
@@ -176,7 +176,7 @@ impl RandomFile {
     pub fn read(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>> {
         let read = || -> Js<Vec<u8>> {
             let slice = self.file.slice_with_f64_and_f64(range.start as f64, range.end as f64)?;
-            Ok(Uint8Array::new(&self.reader.read_as_array_buffer(&slice)?).to_vec())
+            Ok(Uint8Array::new(&self.reader.read_as_array_buffer(&slice)?.into()).to_vec())
         };
         read().map(Cow::Owned).map_err(|e| failed(&self.name, &e))
     }
