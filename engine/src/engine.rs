@@ -87,10 +87,10 @@ impl Actor {
     async fn receive(self: Rc<Self>, commands: Receiver<(JobId, Command)>, executor: Rc<LocalExecutor<'static>>) {
         while let Ok((job, command)) = commands.recv().await {
             match command {
-                Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } => {
+                Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } | Command::Reweight { .. } => {
                     [&self.jobs, &self.texts].iter().for_each(|queue| queue.tell(job, &command));
                 }
-                Command::Devices | Command::Runs { .. } | Command::OpenRun { .. } => {
+                Command::Devices | Command::Runs { .. } | Command::OpenRun { .. } | Command::Delete { .. } | Command::Preview { .. } => {
                     let actor = self.clone();
                     executor.spawn(async move { actor.run(job, command, Signals::new()).await }).detach();
                 }
@@ -260,11 +260,15 @@ async fn perform(command: Command, store: &Store, control: &Control) -> Outcome 
         Command::Tokenize { tokenizer, files } => tokenize(&tokenizer, &files, store, control).await?,
         Command::TrainTokenizer { files, vocab_size, out } => train_tokenizer(&files, vocab_size, &out, store, control).await?,
         Command::Devices => device::list().await.into_iter().for_each(|info| control.emit(Event::Device(info))),
-        Command::Plan { config } => plan::run(&config, store, control).await?,
+        Command::Plan { config, .. } => plan::run(&config, store, control).await?,
         Command::Bench(request) => bench::run(&request, control).await?,
         Command::Runs { folder } => control.emit(Event::Runs { runs: runs::list(store, &folder).await }),
         Command::OpenRun { path } => control.emit(runs::open(store, &path).await?),
-        Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } => {} // about a job, and no job
+        Command::Delete { .. } | Command::Pack { .. } | Command::Unpack { .. } | Command::Preview { .. } | Command::SelfTest { .. } => {
+            return Err(Error::Config("this build cannot do that yet".into()));
+        }
+        // About a job, and no job.
+        Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } | Command::Reweight { .. } => {}
     }
     let stopped = control.flow() == Flow::Stop;
     Ok((if stopped { Ended::Stopped } else { Ended::Finished }, Vec::new()))

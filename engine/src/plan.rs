@@ -74,6 +74,7 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
         flops: shape.model.train_flops_per_token(config.sequence_length) * tokens as f64,
         expected_secs: step_secs * f64::from(config.steps),
         warnings,
+        suggestion: None,
     }));
     Ok(())
 }

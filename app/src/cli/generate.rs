@@ -107,6 +107,7 @@ impl Args {
             num_samples: self.num_samples,
             sampling: Sampling { greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed },
             stop: self.stop,
+            alternatives: 0,
         }
     }
 }

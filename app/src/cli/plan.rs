@@ -24,7 +24,7 @@ impl Args {
     /// Plans with the same file and flags that `train` takes.
     pub fn run(&self, json: bool) -> anyhow::Result<()> {
         let config = Box::new(self.flags.config(self.config.as_deref())?);
-        drive(Command::Plan { config }, json, |screen, event| match event {
+        drive(Command::Plan { config, budget_bytes: None }, json, |screen, event| match event {
             Event::Plan(plan) => show(screen, plan),
             _ => Ok(()),
         })

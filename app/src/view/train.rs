@@ -92,7 +92,7 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
                 .add_enabled(ready && !planning, egui::Button::new("plan"))
                 .on_hover_text("Memory, passes over the texts and time, before it starts");
             if plan.clicked() {
-                asks.push(Ask::Begin(Command::Plan { config }));
+                asks.push(Ask::Begin(Command::Plan { config, budget_bytes: None }));
             }
             if ui.button("demo").on_hover_text("A small run on texts that the program writes itself").clicked() {
                 asks.push(demo(session));

@@ -47,6 +47,7 @@ async fn summary(store: &Store, path: &str) -> Result<RunSummary> {
         best: None,
         checkpoints: checkpoint::steps(store, path).await?,
         size_bytes: size(store, path).await?,
+        exports: Vec::new(),
     };
     let mut losses = Vec::new();
     for (_, event) in &events {
