@@ -1,6 +1,7 @@
 //! Where a job talks to its shell: events out, and the one place where it can be interrupted.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use async_channel::{Receiver, Sender};
@@ -18,6 +19,9 @@ pub enum Flow {
     Stop,
 }
 
+/// Weights that were asked for, with their stage.
+type Reweight = (usize, BTreeMap<String, f64>);
+
 /// What others want of a job in progress. The engine sets it, the job reads it in [`Control::breathe`].
 #[derive(Debug)]
 pub struct Signals {
@@ -25,6 +29,7 @@ pub struct Signals {
     paused: Cell<bool>,
     guests: Cell<usize>,
     waited_secs: Cell<f64>,
+    reweights: RefCell<Vec<Reweight>>,
     changed: (Sender<()>, Receiver<()>),
 }
 
@@ -32,7 +37,14 @@ impl Signals {
     /// Nothing is wanted.
     pub fn new() -> Rc<Self> {
         let changed = async_channel::bounded(1);
-        Rc::new(Self { stopping: Cell::new(false), paused: Cell::new(false), guests: Cell::new(0), waited_secs: Cell::new(0.0), changed })
+        Rc::new(Self {
+            stopping: Cell::new(false),
+            paused: Cell::new(false),
+            guests: Cell::new(0),
+            waited_secs: Cell::new(0.0),
+            reweights: RefCell::default(),
+            changed,
+        })
     }
 
     /// Save and end.
@@ -45,6 +57,11 @@ impl Signals {
     pub fn pause(&self, paused: bool) {
         self.paused.set(paused);
         self.wake();
+    }
+
+    /// Other weights for a stage, from the next step on.
+    pub fn reweight(&self, stage: usize, weights: BTreeMap<String, f64>) {
+        self.reweights.borrow_mut().push((stage, weights));
     }
 
     /// Wait while a guest computes on the same device; called again with `false` when it has gone.
@@ -123,6 +140,11 @@ impl Control {
             self.signals.waited_secs.set(self.waited_secs() + since.elapsed().as_secs_f64());
         }
         self.flow()
+    }
+
+    /// Stages and weights that were asked for since the last call.
+    pub fn take_reweights(&self) -> Vec<Reweight> {
+        self.signals.reweights.take()
     }
 
     /// Seconds that this job has waited in [`Control::breathe`].

@@ -7,6 +7,7 @@ use web_time::Instant;
 use crate::bench::random_batch;
 use crate::config::TrainConfig;
 use crate::control::Control;
+use crate::data::mix_change;
 use crate::device::Compute;
 use crate::error::Result;
 use crate::generate::read_f32;
@@ -32,17 +33,11 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
     let Some(shape) = pretrain::Shape::resolve(&config, false, store, control).await? else { return Ok(()) };
     let Some(shards) = pretrain::shards(&config, &shape.tokenizer, store, control).await? else { return Ok(()) };
     let tokens_per_step = config.tokens_per_step() as f64;
-    let mut planned: BTreeMap<&str, f64> = BTreeMap::new();
-    for (index, stage) in config.data_stages.stages.iter().enumerate() {
-        let (start, end) = config.data_stages.range(index, config.steps);
-        for (source, weight) in &stage.weights {
-            *planned.entry(source).or_default() += weight * f64::from(end - start) * tokens_per_step;
-        }
-    }
+    let updates = mix_change::updates_per_source(&config.data_stages, &config.mix_changes, config.steps);
     let mut warnings = Vec::new();
     let mut sources = BTreeMap::new();
     for (name, shard) in &shards {
-        let (tokens, planned) = (shard.train_tokens(), planned.get(name.as_str()).copied().unwrap_or(0.0));
+        let (tokens, planned) = (shard.train_tokens(), tokens_per_step * updates.get(name).copied().unwrap_or(0.0));
         let epochs = planned / tokens.max(1) as f64;
         if epochs > MANY_EPOCHS {
             warnings.push(format!(

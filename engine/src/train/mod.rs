@@ -46,6 +46,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
     }
     while run.state.step < config.steps {
         let (started, waited) = (Instant::now(), run.control.waited_secs());
+        run.reweigh().await?;
         run.enter_stage()?;
 
         // ---- forward and backward, a micro-batch at a time ------------------------------------

@@ -1,5 +1,7 @@
 //! A pre-training run: from a configuration to weights, and what it leaves on disk.
 
+mod reweigh;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -187,8 +189,9 @@ impl<'a> Run<'a> {
         let sources: Vec<String> = sizes.keys().cloned().collect();
         let mut loader =
             Loader::new(shards, config.data_stages.clone(), config.sequence_length, config.seed, config.steps, tokenizer.end_of_text())?;
+        loader.set_changes(&config.mix_changes);
         let fingerprint = resume::fingerprint(&config, &tokenizer, &loader);
-        for source in sources.iter().filter(|source| !config.data_stages.draws_from(source)) {
+        for source in sources.iter().filter(|source| !config.draws_from(source)) {
             control.warn(format!("{source}: no stage draws from it; name it in data_stages, or leave it out"));
         }
 
@@ -299,13 +302,16 @@ impl<'a> Run<'a> {
         }
         self.stage = Some(index);
         let (start, end) = self.config.data_stages.range(index, self.config.steps);
-        let stage = &self.config.data_stages.stages[index];
-        let event = Event::Stage { index, name: stage.name.clone(), start, end, weights: stage.weights.clone() };
+        let name = self.config.data_stages.stages[index].name.clone();
+        let event = Event::Stage { index, name, start, end, weights: self.loader.weights_at(index, start).clone() };
         if self.state.step == start {
             self.state.stage_loss = (0.0, 0);
             return self.emit(event);
         }
-        self.control.emit(event); // resumed inside a stage: the log has it already
+        self.control.emit(event); // resumed inside a stage: the log has it already, and what changed since
+        let passed =
+            self.config.mix_changes.iter().filter(|change| change.stage == index && (start + 1..self.state.step).contains(&change.step));
+        passed.for_each(|change| self.control.emit(reweigh::event(change)));
         Ok(())
     }
 
