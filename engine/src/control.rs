@@ -19,6 +19,9 @@ pub enum Flow {
     Stop,
 }
 
+/// A browser's worker can answer only between two breaths.
+const BREATHE_EVERY_MS: u128 = 20;
+
 /// Weights that were asked for, with their stage.
 type Reweight = (usize, BTreeMap<String, f64>);
 
@@ -85,13 +88,14 @@ pub struct Control {
     job: JobId,
     events: Sender<(JobId, Event)>,
     signals: Rc<Signals>,
+    breathed: Cell<Instant>,
     warnings: RefCell<Vec<String>>,
 }
 
 impl Control {
     /// The conversation about `job`.
     pub fn new(job: JobId, events: Sender<(JobId, Event)>, signals: Rc<Signals>) -> Self {
-        Self { job, events, signals, warnings: RefCell::default() }
+        Self { job, events, signals, breathed: Cell::new(Instant::now()), warnings: RefCell::default() }
     }
 
     /// A conversation for callers that run a job themselves instead of through an engine.
@@ -139,7 +143,13 @@ impl Control {
             }
             self.signals.waited_secs.set(self.waited_secs() + since.elapsed().as_secs_f64());
         }
+        self.breathed.set(Instant::now());
         self.flow()
+    }
+
+    /// As [`Control::breathe`] if that was some time ago: for pieces of work too small to do it after each.
+    pub async fn breathe_if_due(&self) -> Flow {
+        if self.breathed.get().elapsed().as_millis() >= BREATHE_EVERY_MS { self.breathe().await } else { self.flow() }
     }
 
     /// Stages and weights that were asked for since the last call.

@@ -271,7 +271,7 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
         Command::Tokenize { tokenizer, files } => tokenize(&tokenizer, &files, store, control).await?,
         Command::TrainTokenizer { files, vocab_size, out } => train_tokenizer(&files, vocab_size, &out, store, control).await?,
         Command::Devices => device::list().await.into_iter().for_each(|info| control.emit(Event::Device(info))),
-        Command::Plan { config, .. } => plan::run(&config, store, control).await?,
+        Command::Plan { config, budget_bytes } => plan::run(&config, budget_bytes, store, control).await?,
         Command::Bench(request) => bench::run(&request, control).await?,
         Command::Runs { folder } => control.emit(Event::Runs { runs: runs::list(store, &folder, logs).await }),
         Command::OpenRun { path } => control.emit(runs::open(store, &path).await?),

@@ -79,8 +79,7 @@ fn table(runs: &[RunSummary]) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verb;
-    use super::super::tests::parse;
+    use super::super::{Verb, tests::parse};
     use super::*;
 
     #[test]

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod eval;
 pub mod log;
 pub mod optimizer;
+pub mod pace;
 pub mod pretrain;
 pub mod report;
 pub mod resume;
