@@ -175,7 +175,7 @@ impl Session {
                 self.opened.insert(path, run);
             }
             Event::Plan(report) => {
-                if let Command::Plan { config } = &job.command {
+                if let Command::Plan { config, .. } = &job.command {
                     self.plan = Some((*config.clone(), report));
                 }
             }

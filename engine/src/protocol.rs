@@ -19,7 +19,7 @@ pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
 pub type JobId = u64;
 
 /// What a shell asks of the engine, with the id of the job that it begins, or that it is about (`Stop`, `Pause`,
-/// `Continue`, `Move`).
+/// `Continue`, `Move`, `Reweight`).
 ///
 /// Jobs wait for their turn in two queues. Texts are generated while a longer job of the other queue waits between two
 /// of its micro-batches; questions about what is on disk are answered at once.
@@ -79,6 +79,9 @@ pub enum Command {
     Plan {
         /// The run.
         config: Box<TrainConfig>,
+        /// Memory that the run may take; `None`: what the machine has.
+        #[serde(default)]
+        budget_bytes: Option<u64>,
     },
     /// Measure a training step, prefill and decode.
     Bench(BenchRequest),
@@ -102,6 +105,44 @@ pub enum Command {
     OpenRun {
         /// Folder of the run.
         path: String,
+    },
+    /// Remove a run with all its files; refused while it is in progress, and for what is no run.
+    Delete {
+        /// Folder of the run.
+        path: String,
+    },
+    /// Write a run or a model's folder as one `.zip`.
+    Pack {
+        /// The folder.
+        folder: String,
+        /// The `.zip` to write.
+        out: String,
+    },
+    /// Make a folder of what [`Command::Pack`] wrote.
+    Unpack {
+        /// The `.zip`.
+        file: String,
+        /// The folder; it must not exist.
+        out: String,
+    },
+    /// A page of the texts of a source.
+    Preview {
+        /// The source.
+        source: SourceConfig,
+        /// Which page, from 0.
+        page: usize,
+    },
+    /// Run every kernel and op on a device against its definition.
+    SelfTest {
+        /// Which device.
+        device: DeviceChoice,
+    },
+    /// Other shares of the sources for the present or a later stage of a run in progress, from its next step on.
+    Reweight {
+        /// First stage is 0.
+        stage: usize,
+        /// Weight per source; they are made to sum to 1.
+        weights: BTreeMap<String, f64>,
     },
     /// Finish the micro-batch, save, end the job; one that waits is taken out of its queue.
     Stop,
@@ -145,6 +186,8 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Strings that end a sample; they are not part of the text.
     pub stop: Vec<String>,
+    /// Likeliest tokens that are told with every new one, at most 20; 0: none is told.
+    pub alternatives: usize,
 }
 
 impl Default for GenerateRequest {
@@ -157,6 +200,7 @@ impl Default for GenerateRequest {
             num_samples: 1,
             sampling: Sampling::default(),
             stop: Vec::new(),
+            alternatives: 0,
         }
     }
 }
@@ -258,6 +302,15 @@ pub enum Event {
         /// Share of training tokens per source.
         weights: BTreeMap<String, f64>,
     },
+    /// A stage has other shares from now on.
+    Reweighted {
+        /// Updates made so far: the next one is the first with these shares.
+        step: u32,
+        /// First stage is 0.
+        stage: usize,
+        /// Share of training tokens per source.
+        weights: BTreeMap<String, f64>,
+    },
     /// One update was made or skipped.
     Step(StepReport),
     /// Held-out text was evaluated.
@@ -313,6 +366,20 @@ pub enum Event {
         /// Whole UTF-8 characters only.
         text: String,
     },
+    /// A new token as the model saw it, where alternatives were asked for.
+    Token {
+        /// Which prompt.
+        prompt: usize,
+        /// Which sample of it.
+        sample: usize,
+        /// Its bytes as text; a part of a character is U+FFFD.
+        text: String,
+        /// Its probability before any parameter of the sampling.
+        #[serde(deserialize_with = "reports::number_or_nan")]
+        probability: f64,
+        /// The likeliest tokens with theirs, the likeliest first.
+        alternatives: Vec<(String, f64)>,
+    },
     /// A sample is complete.
     Generated {
         /// Which prompt.
@@ -352,8 +419,35 @@ pub enum Event {
         /// Invalid UTF-8 bytes that were replaced.
         replaced_bytes: u64,
     },
+    /// A page of the texts of a source.
+    Preview {
+        /// Bytes of all its files.
+        size_bytes: u64,
+        /// Its files.
+        files: usize,
+        /// Documents of which this page shows something.
+        documents: usize,
+        /// Which page, from 0.
+        page: usize,
+        /// Pages in all.
+        pages: usize,
+        /// These documents, each cut to 2000 characters.
+        texts: Vec<String>,
+    },
     /// One adapter.
     Device(DeviceInfo),
+    /// One kernel or op was run against its definition.
+    Kernel {
+        /// Its name.
+        name: String,
+        /// Whether they agree.
+        passed: bool,
+        /// Largest difference, relative to the size of the numbers.
+        #[serde(deserialize_with = "reports::number_or_nan")]
+        max_error: f64,
+        /// Largest difference that is no fault.
+        tolerance: f64,
+    },
     /// What a run would need.
     Plan(PlanReport),
     /// One measurement.

@@ -12,8 +12,11 @@ mod export;
 mod flags;
 mod generate;
 mod interrupt;
+mod pack;
 mod plan;
 mod progress;
+mod runs;
+mod self_test;
 mod table;
 mod tokenize;
 mod train;
@@ -65,6 +68,10 @@ enum Verb {
     Devices(devices::Args),
     Plan(Box<plan::Args>),
     Bench(bench::Args),
+    Runs(runs::Args),
+    Pack(pack::PackArgs),
+    Unpack(pack::UnpackArgs),
+    SelfTest(self_test::Args),
     Web(web::Args),
 }
 
@@ -133,6 +140,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Devices(args) => args.run(json),
         Verb::Plan(args) => args.run(json),
         Verb::Bench(args) => args.run(json),
+        Verb::Runs(args) => args.run(json),
+        Verb::Pack(args) => args.run(json),
+        Verb::Unpack(args) => args.run(json),
+        Verb::SelfTest(args) => args.run(json),
         Verb::Web(args) => args.run(json),
     }
 }

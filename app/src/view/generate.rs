@@ -311,6 +311,7 @@ mod tests {
             best: None,
             checkpoints: checkpoints.to_vec(),
             size_bytes: 0,
+            exports: Vec::new(),
         }
     }
 

@@ -306,6 +306,7 @@ mod tests {
             best: None,
             checkpoints: Vec::new(),
             size_bytes: 0,
+            exports: Vec::new(),
         }
     }
 

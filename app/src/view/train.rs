@@ -48,7 +48,8 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
                 let open = matches!(group, "Run" | "Model" | "Batch" | "Optimizer");
                 egui::CollapsingHeader::new(group).default_open(open).show(ui, |ui| {
                     egui::Grid::new(group).num_columns(2).min_col_width(130.0).show(ui, |ui| {
-                        let shown = |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages");
+                        let shown =
+                            |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages" | "mix_changes");
                         for field in FIELDS.iter().filter(shown) {
                             row(ui, field, &defaults[field.name], forms, picker);
                             ui.end_row();
@@ -92,7 +93,7 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
                 .add_enabled(ready && !planning, egui::Button::new("plan"))
                 .on_hover_text("Memory, passes over the texts and time, before it starts");
             if plan.clicked() {
-                asks.push(Ask::Begin(Command::Plan { config }));
+                asks.push(Ask::Begin(Command::Plan { config, budget_bytes: None }));
             }
             if ui.button("demo").on_hover_text("A small run on texts that the program writes itself").clicked() {
                 asks.push(demo(session));

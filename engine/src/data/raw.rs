@@ -1,6 +1,7 @@
 //! Bytes of a text file before they are text: is it text, where may it be cut, what is invalid in it.
 
 use crate::error::{Error, Result};
+use crate::store::Blob;
 
 /// How far back a good place to cut is looked for.
 const CUT_WINDOW: usize = 64 << 10;
@@ -51,21 +52,23 @@ pub(crate) fn good_cut(bytes: &[u8], at: usize) -> usize {
 }
 
 /// Refuses what is not text: empty files, other encodings, archives, pictures, weights.
-pub(crate) fn check_text(file: &str, blob: &[u8]) -> Result<()> {
+pub(crate) fn check_text(file: &str, blob: &Blob) -> Result<()> {
     let refuse = |why: &str| Err(Error::Data(format!("{file}: {why}")));
-    if blob.is_empty() {
+    let size = blob.size_bytes();
+    if size == 0 {
         return refuse("is empty; a source needs some text");
     }
-    if blob.starts_with(b"\xff\xfe") || blob.starts_with(b"\xfe\xff") {
+    if matches!(&*blob.read(0..2)?, b"\xff\xfe" | b"\xfe\xff") {
         return refuse("is UTF-16 text; convert it to UTF-8 first");
     }
     // The beginning and fifteen places further on.
     let (mut sampled, mut control, mut invalid) = (0usize, 0usize, 0usize);
     for place in 0..16 {
-        let start = blob.len() / 16 * place;
-        let start = (start..start + 4).find(|&i| blob.get(i).is_none_or(|byte| byte & 0xc0 != 0x80)).unwrap_or(start);
-        let end = (start + (8 << 10)).min(if place == 15 { blob.len() } else { blob.len() / 16 * (place + 1) });
-        let Some(part) = blob.get(start..end) else { continue };
+        let start = size / 16 * place;
+        let end = (start + (8 << 10)).min(if place == 15 { size } else { size / 16 * (place + 1) });
+        let part = blob.read(start..end)?;
+        let cut = part.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count(); // the rest of a character
+        let part = &part[cut..];
         sampled += part.len();
         control += part.iter().filter(|byte| matches!(byte, 0..=8 | 14..=26 | 28..=31)).count();
         invalid += part.utf8_chunks().map(|chunk| chunk.invalid().len()).sum::<usize>();

@@ -5,6 +5,8 @@
 //! CRLF included), except that invalid UTF-8 is replaced by U+FFFD and counted. Rows without text are
 //! skipped and counted. Files that are not text at all are refused.
 
+mod preview;
+
 use std::collections::HashSet;
 
 use crate::config::SourceConfig;
@@ -15,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::protocol::Event;
 use crate::store::{Bytes, Store};
 use crate::text::Tokenizer;
+
+pub use preview::preview;
 
 /// Separates documents within a text file.
 pub const SEPARATOR: &str = "<|endoftext|>";
@@ -70,12 +74,12 @@ impl Source {
         let (mut kept, mut size_bytes) = (Vec::new(), 0);
         let single = files.len() == 1;
         for file in files {
-            let blob = store.read(&file).await?;
-            if blob.is_empty() && !single {
+            let blob = store.open(&file).await?;
+            if blob.size_bytes() == 0 && !single {
                 continue;
             }
             check_text(&file, &blob)?;
-            size_bytes += blob.len() as u64;
+            size_bytes += blob.size_bytes();
             kept.push(file);
         }
         if kept.is_empty() {

@@ -50,6 +50,9 @@ pub struct RunSummary {
     pub checkpoints: Vec<u32>,
     /// Bytes on disk.
     pub size_bytes: u64,
+    /// Hugging Face folders that were exported into the run's folder or beside it.
+    #[serde(default)]
+    pub exports: Vec<String>,
 }
 
 /// How a run ended.
@@ -100,7 +103,7 @@ pub struct StepReport {
     /// Seconds of this session.
     #[serde(deserialize_with = "number_or_nan")]
     pub elapsed_secs: f64,
-    /// Seconds until the end at the present speed.
+    /// Seconds until the end at the present speed, with the evaluations, samples and checkpoints that are to come.
     #[serde(deserialize_with = "number_or_nan")]
     pub eta_secs: f64,
 }
@@ -193,6 +196,10 @@ pub struct PlanReport {
     pub expected_secs: f64,
     /// What to look out for.
     pub warnings: Vec<String>,
+    /// Keys of the configuration with values that make the run fit the memory, with as many tokens in an update;
+    /// `None` where it fits or nothing helps.
+    #[serde(default)]
+    pub suggestion: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 /// One source in a plan.

@@ -4,12 +4,14 @@ pub mod checkpoint;
 pub mod eval;
 pub mod log;
 pub mod optimizer;
+pub mod pace;
 pub mod pretrain;
 pub mod report;
 pub mod resume;
 pub mod runs;
 pub mod schedule;
 pub mod tensorboard;
+pub mod tokens;
 
 use burn::tensor::{Gradients, Tensor, Transaction};
 use web_time::Instant;
@@ -46,6 +48,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
     }
     while run.state.step < config.steps {
         let (started, waited) = (Instant::now(), run.control.waited_secs());
+        run.reweigh().await?;
         run.enter_stage()?;
 
         // ---- forward and backward, a micro-batch at a time ------------------------------------
