@@ -5,6 +5,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use egui::{
     Align, CentralPanel, Context, Key, KeyboardShortcut, Layout, Modifiers, Panel, ThemePreference, Ui, ViewportBuilder, ViewportCommand,
@@ -31,6 +32,9 @@ const TABS: [(Tab, &str, Key); 4] = [
     (Tab::Device, "Device", Key::Num4),
 ];
 
+/// Width below which form and main side take turns.
+const NARROW: f32 = 700.0;
+
 /// What the window holds.
 #[derive(Debug)]
 pub struct App {
@@ -51,9 +55,11 @@ impl App {
         let events = forward(engine.clone(), creation.egui_ctx.clone());
         // As JSON, because the format of eframe's file cannot tell the variants of an untagged enum apart.
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
-        let forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let mut forms: Forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let waited = std::mem::take(&mut forms.queue).into_iter().map(Command::Generate);
+        let begin = [Command::Devices, runs()].into_iter().chain(waited).map(Ask::Begin).collect();
         let mut app = Self { engine, events, session: Session::default(), forms, picker: Picker::default(), closing: false };
-        app.perform(vec![Ask::Begin(Command::Devices), Ask::Begin(runs())]);
+        app.perform(begin);
         app
     }
 
@@ -78,7 +84,7 @@ impl App {
         while let Ok((id, event)) = self.events.try_recv() {
             let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
             let command = self.session.jobs.get(&id).map(|job| &job.command);
-            let writes = matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Export { .. }));
+            let writes = command.is_some_and(changes_runs);
             changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
             if writes && ended {
                 self.session.forget();
@@ -108,6 +114,10 @@ impl App {
                 (Pick::Tokenizer, Some(path)) => self.forms.train.tokenizer = Some(path),
                 (Pick::Init, Some(path)) => self.forms.train.init = Some(path),
                 (Pick::Model, Some(path)) => self.forms.generate.model = path,
+                (Pick::Zip, Some(file)) => {
+                    let out = view::runs::unpacked(&self.session, &file);
+                    self.perform(vec![Ask::Begin(Command::Unpack { file, out })]);
+                }
                 (_, None) => {}
             }
         }
@@ -129,26 +139,43 @@ impl App {
         }
     }
 
-    fn top_ui(&mut self, ui: &mut Ui) {
+    fn top_ui(&mut self, ui: &mut Ui, narrow: bool) {
         ui.horizontal(|ui| {
             for (tab, name, key) in TABS {
                 let shortcut = KeyboardShortcut::new(Modifiers::COMMAND, key);
                 let label = ui.selectable_label(self.forms.tab == tab, name).on_hover_text(ui.ctx().format_shortcut(&shortcut));
-                if label.clicked() || ui.input_mut(|input| input.consume_shortcut(&shortcut)) {
+                if label.clicked() || view::pressed(ui, &shortcut) {
                     self.forms.tab = tab;
                 }
             }
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                theme_ui(ui);
-                if let Some((_, job)) = self.session.training().filter(|_| self.forms.tab != Tab::Train) {
-                    let live = self.session.live.as_ref();
-                    let step = live
-                        .and_then(|run| Some(format!("step {} of {}", count(run.last()?.step.into()), count(run.total_steps().into()))));
-                    let what = if job.paused { "paused" } else { "training" };
-                    ui.weak(format!("{what} · {}", step.unwrap_or_else(|| "preparing".into())));
+                if narrow {
+                    ui.menu_button("theme", theme_ui);
+                } else {
+                    theme_ui(ui);
+                    self.training_ui(ui);
                 }
             });
         });
+        if !narrow {
+            return;
+        }
+        ui.horizontal(|ui| {
+            if let Some((form, main)) = sides(self.forms.tab) {
+                ui.selectable_value(&mut self.forms.front, false, form);
+                ui.selectable_value(&mut self.forms.front, true, main);
+            }
+            ui.with_layout(Layout::right_to_left(Align::Center), |ui| self.training_ui(ui));
+        });
+    }
+
+    /// How far the run in progress is, where its plots are not in sight.
+    fn training_ui(&self, ui: &mut Ui) {
+        let Some((_, job)) = self.session.training().filter(|_| self.forms.tab != Tab::Train) else { return };
+        let live = self.session.live.as_ref();
+        let step = live.and_then(|run| Some(format!("step {} of {}", count(run.last()?.step.into()), count(run.total_steps().into()))));
+        let what = if job.paused { "paused" } else { "training" };
+        ui.weak(format!("{what} · {}", step.unwrap_or_else(|| "preparing".into())));
     }
 
     fn form_ui(&mut self, ui: &mut Ui, asks: &mut Vec<Ask>) {
@@ -156,7 +183,7 @@ impl App {
         match forms.tab {
             Tab::Train => view::train::form(ui, session, forms, picker, asks),
             Tab::Generate => view::generate::form(ui, session, forms, picker, asks),
-            Tab::Runs => view::runs::list(ui, session, forms, asks),
+            Tab::Runs => view::runs::list(ui, session, forms, picker, asks),
             Tab::Device => {}
         }
     }
@@ -165,9 +192,9 @@ impl App {
         let Self { session, forms, .. } = self;
         match forms.tab {
             Tab::Train => view::train::progress(ui, session, forms, asks),
-            Tab::Generate => view::generate::texts(ui, session, forms, asks),
+            Tab::Generate => view::texts::show(ui, session, forms, asks),
             Tab::Runs => view::runs::detail(ui, session, forms, asks),
-            Tab::Device => view::device::show(ui, session, asks),
+            Tab::Device => view::device::show(ui, session, forms, asks),
         }
     }
 }
@@ -181,14 +208,21 @@ impl eframe::App for App {
 
     fn ui(&mut self, ui: &mut Ui, _frame: &mut eframe::Frame) {
         let mut asks = Vec::new();
-        Panel::top("tabs").show(ui, |ui| self.top_ui(ui));
+        let narrow = ui.available_width() < NARROW;
+        Panel::top("tabs").show(ui, |ui| self.top_ui(ui, narrow));
         Panel::bottom("notices").show(ui, |ui| view::notices::show(ui, &self.session, &mut self.forms.notices_open));
-        if self.forms.tab != Tab::Device {
+        let form = sides(self.forms.tab).is_some();
+        if form && !narrow {
             let id = format!("form of {:?}", self.forms.tab);
             let (size, most) = (if self.forms.tab == Tab::Runs { 320.0 } else { 440.0 }, ui.available_width() * 0.6);
             Panel::left(id).default_size(size).size_range(240.0..=most).show(ui, |ui| self.form_ui(ui, &mut asks));
         }
-        CentralPanel::default().show(ui, |ui| self.main_ui(ui, &mut asks));
+        CentralPanel::default().show(ui, |ui| match form && narrow && !self.forms.front {
+            true => self.form_ui(ui, &mut asks),
+            false => self.main_ui(ui, &mut asks),
+        });
+        let begins = |ask: &Ask| matches!(ask, Ask::Begin(Command::Train { .. } | Command::Demo { .. } | Command::Generate(_)));
+        self.forms.front |= asks.iter().any(begins);
         if self.closing {
             egui::Modal::new(egui::Id::unique("closing")).show(ui.ctx(), |ui| {
                 ui.horizontal(|ui| {
@@ -204,9 +238,14 @@ impl eframe::App for App {
     }
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        self.forms.queue = self.session.unfinished();
         if let Ok(text) = serde_json::to_string(&self.forms) {
             eframe::set_value(storage, eframe::APP_KEY, &text);
         }
+    }
+
+    fn auto_save_interval(&self) -> Duration {
+        Duration::from_secs(5) // what waits in the queue outlives a crash
     }
 }
 
@@ -224,6 +263,24 @@ fn reason(text: &str) -> String {
     let line = cli::one_line(text);
     let said = line.split_once(".rs:").and_then(|(_, rest)| rest.split_once(": ")).map(|(_, said)| said.to_string());
     said.unwrap_or(line).trim_end_matches('.').to_string()
+}
+
+/// What the two sides of a tab are called; `None` for one that has no form.
+fn sides(tab: Tab) -> Option<(&'static str, &'static str)> {
+    match tab {
+        Tab::Train => Some(("settings", "run")),
+        Tab::Generate => Some(("prompt", "texts")),
+        Tab::Runs => Some(("list", "plots")),
+        Tab::Device => None,
+    }
+}
+
+/// Whether the list of runs is another one after this.
+fn changes_runs(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Train { .. } | Command::Demo { .. } | Command::Export { .. } | Command::Delete { .. } | Command::Unpack { .. }
+    )
 }
 
 /// The runs below the current folder.
@@ -249,7 +306,7 @@ fn forward(engine: Engine, ctx: Context) -> Receiver<(JobId, Event)> {
 pub fn open() -> ExitCode {
     panic::set_hook(Box::new(cli::note_panic));
     let viewport = ViewportBuilder::default().with_title("smolforge").with_app_id("smolforge");
-    let viewport = viewport.with_inner_size(vec2(1280.0, 800.0)).with_min_inner_size(vec2(640.0, 480.0));
+    let viewport = viewport.with_inner_size(vec2(1280.0, 800.0)).with_min_inner_size(vec2(360.0, 480.0));
     let options = eframe::NativeOptions { viewport, ..eframe::NativeOptions::default() };
     let opened = AtomicBool::new(false);
     let create: eframe::AppCreator<'_> = Box::new(|creation| {

@@ -18,6 +18,8 @@ pub enum Pick {
     Init,
     /// A Hugging Face folder to generate with.
     Model,
+    /// A run or a model as one .zip.
+    Zip,
 }
 
 /// Dialogs that are open, and what was chosen in them.
@@ -49,6 +51,7 @@ impl Picker {
                         .await
                 }
                 Pick::Tokenizer => dialog.add_filter("tokenizer.json", &["json"]).pick_file().await.map(|file| vec![file]),
+                Pick::Zip => dialog.add_filter("packed run", &["zip"]).pick_file().await.map(|file| vec![file]),
                 Pick::TextFolder | Pick::Init | Pick::Model => dialog.pick_folder().await.map(|folder| vec![folder]),
             }
         };

@@ -24,6 +24,18 @@ pub fn error(dark: bool) -> Color32 {
     if dark { Color32::from_rgb(255, 120, 110) } else { Color32::from_rgb(175, 25, 25) }
 }
 
+/// For what works.
+pub fn good(dark: bool) -> Color32 {
+    if dark { Color32::from_rgb(110, 210, 130) } else { Color32::from_rgb(20, 110, 50) }
+}
+
+/// Behind a token: none for what was certain, the stronger the less likely it was.
+pub fn doubt(visuals: &Visuals, probability: f64) -> Color32 {
+    let surprise = (-probability.clamp(1e-6, 1.0).ln() / 6.0).clamp(0.0, 1.0) as f32;
+    let [r, g, b] = SERIES[4];
+    Color32::from_rgb(r, g, b).gamma_multiply(surprise * if visuals.dark_mode { 0.75 } else { 0.6 })
+}
+
 /// Behind a row of a list.
 pub fn row(visuals: &Visuals, selected: bool, hovered: bool) -> Color32 {
     match (selected, hovered) {
