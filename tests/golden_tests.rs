@@ -7,13 +7,13 @@ use smolforge_engine::config::TrainConfig;
 use smolforge_engine::control::Control;
 use smolforge_engine::data::random::Random;
 use smolforge_engine::device::Compute;
-use smolforge_engine::generate::{Limits, generate, sampler};
+use smolforge_engine::generate::{self, Limits, generate, sampler};
 use smolforge_engine::model::llama::ids;
 use smolforge_engine::model::rope::inverse_frequencies;
 use smolforge_engine::model::{KvCache, Llama, LlamaConfig, hub};
 use smolforge_engine::ops::attention::Mask;
 use smolforge_engine::ops::sum_of_squares;
-use smolforge_engine::protocol::Sampling;
+use smolforge_engine::protocol::{DeviceChoice, Event, GenerateRequest, Sampling};
 use smolforge_engine::store::Store;
 use smolforge_engine::text::Tokenizer;
 use smolforge_engine::train::optimizer::Optimizer;
@@ -200,13 +200,59 @@ fn greedy_text_equals_transformers() {
             let run = |end: &[u32]| {
                 let limits = Limits { max_new_tokens: 24, stop: &[], end };
                 let mut random = Random::new(0);
-                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, &mut random, &control, |_| {});
+                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, &mut random, &control, |_, _| {}, |_| {});
                 block_on(text).unwrap().tokens
             };
             assert_eq!(run(&[]), tokens("output"), "{case}");
             assert_eq!(run(&model.config.eos_token_id), tokens("output_until_eos"), "{case}");
         }
     }
+}
+
+#[test]
+fn tokens_come_with_the_probabilities_of_the_model() {
+    let (tokenizer, model) = (block_on(Tokenizer::load(&golden(), "tiny_llama")).unwrap(), golden_model("tiny_llama", &cpu()));
+    let (control, _, events) = Control::connect();
+    let request = GenerateRequest {
+        model: "tiny_llama".into(),
+        prompts: vec!["the cat".into()],
+        device: DeviceChoice::Cpu,
+        max_new_tokens: 12,
+        // What the sampling rules out has its probability all the same.
+        sampling: Sampling { temperature: 0.7, top_k: 3, ..Sampling::default() },
+        alternatives: 4,
+        ..GenerateRequest::default()
+    };
+    block_on(generate::run(&request, &golden(), &control)).unwrap();
+    let told: Vec<Event> = std::iter::from_fn(|| Some(events.try_recv().ok()?.1)).collect();
+    let Some(Event::Generated { tokens, .. }) = told.iter().find(|event| matches!(event, Event::Generated { .. })) else {
+        panic!("{told:?}")
+    };
+    let shown: Vec<_> = told
+        .iter()
+        .filter_map(|event| {
+            if let Event::Token { text, probability, alternatives, .. } = event { Some((text, *probability, alternatives)) } else { None }
+        })
+        .collect();
+    assert_eq!(shown.len(), tokens.len());
+    let mut all = tokenizer.encode_prompt("the cat");
+    for (token, (text, probability, alternatives)) in tokens.iter().zip(shown) {
+        let inputs: Vec<i64> = all.iter().map(|id| i64::from(*id)).collect();
+        let rows = logits(&model, &inputs, all.len());
+        let exp: Vec<f64> = rows[rows.len() - model.config.vocab_size..].iter().map(|x| f64::from(*x).exp()).collect();
+        let sum: f64 = exp.iter().sum();
+        assert_eq!(**text, String::from_utf8_lossy(&tokenizer.token_bytes(*token)));
+        assert!((probability - exp[*token as usize] / sum).abs() < 1e-5);
+        let mut sorted = exp.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        assert_eq!(alternatives.len(), 4);
+        for ((_, found), expect) in alternatives.iter().zip(sorted) {
+            assert!((found - expect / sum).abs() < 1e-5);
+        }
+        all.push(*token);
+    }
+    let error = block_on(generate::run(&GenerateRequest { alternatives: 21, ..request }, &golden(), &control)).unwrap_err().to_string();
+    assert!(error.contains("--alternatives 21"), "{error}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use smolforge_engine::{Engine, Error};
 use smolforge_tests::*;
 
 /// A store with three small corpora and the configuration of a short run on them.
-fn small_run(steps: u32) -> (Store, TrainConfig) {
+pub fn small_run(steps: u32) -> (Store, TrainConfig) {
     let store = Store::memory();
     let mut sources = BTreeMap::new();
     for (name, text) in builtin::corpora(3, 40_000) {
@@ -46,7 +46,12 @@ fn small_run(steps: u32) -> (Store, TrainConfig) {
 }
 
 /// Runs, and asks for a stop at the first event for which `when` holds.
-fn run_until(store: &Store, config: &TrainConfig, resume: bool, when: impl Fn(&Event) -> bool) -> (Result<Ended, Error>, Vec<StepReport>) {
+pub fn run_until(
+    store: &Store,
+    config: &TrainConfig,
+    resume: bool,
+    when: impl Fn(&Event) -> bool,
+) -> (Result<Ended, Error>, Vec<StepReport>) {
     let (control, signals, events) = Control::connect();
     let job = async { pretrain::run(config, resume, store, &control).await.map(|(ended, _)| ended) };
     let mut steps = Vec::new();
@@ -65,19 +70,19 @@ fn run_until(store: &Store, config: &TrainConfig, resume: bool, when: impl Fn(&E
 }
 
 /// Runs; asks for a stop after the report of `stop_after`.
-fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32>) -> (Result<Ended, Error>, Vec<StepReport>) {
+pub fn run(store: &Store, config: &TrainConfig, resume: bool, stop_after: Option<u32>) -> (Result<Ended, Error>, Vec<StepReport>) {
     run_until(store, config, resume, |event| matches!(event, Event::Step(report) if Some(report.step) == stop_after))
 }
 
-fn step_of(event: Event) -> Option<StepReport> {
+pub fn step_of(event: Event) -> Option<StepReport> {
     if let Event::Step(report) = event { Some(report) } else { None }
 }
 
-fn losses(steps: &[StepReport]) -> Vec<(u32, u64, BTreeMap<String, u64>)> {
+pub fn losses(steps: &[StepReport]) -> Vec<(u32, u64, BTreeMap<String, u64>)> {
     steps.iter().map(|report| (report.step, report.loss.to_bits(), report.source_tokens.clone())).collect()
 }
 
-fn weights(store: &Store, step: u32) -> Vec<u8> {
+pub fn weights(store: &Store, step: u32) -> Vec<u8> {
     let folder = checkpoint::folder("runs/small", step);
     block_on(store.open(&format!("{folder}/model.safetensors"))).unwrap().to_vec()
 }
@@ -101,11 +106,13 @@ fn a_stopped_and_resumed_run_is_the_run_that_never_stopped() {
 }
 
 /// What a run says of its steps, evaluations and samples, without times and paths.
-fn told(store: &Store) -> Vec<String> {
+pub fn told(store: &Store) -> Vec<String> {
     let events = block_on(smolforge_engine::train::log::read_events(store, "runs/small")).unwrap();
     let told = events.into_iter().filter_map(|(_, event)| match event {
         Event::Step(report) => Some(format!("{} {:?} {:?}", report.step, report.source_loss, report.source_tokens)),
-        Event::Evaluated { .. } | Event::Sample { .. } | Event::Stage { .. } | Event::StageDone { .. } => Some(format!("{event:?}")),
+        Event::Evaluated { .. } | Event::Sample { .. } | Event::Stage { .. } | Event::StageDone { .. } | Event::Reweighted { .. } => {
+            Some(format!("{event:?}"))
+        }
         _ => None,
     });
     told.collect()

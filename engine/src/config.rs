@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::data::curriculum::Curriculum;
+use crate::data::mix_change::{self, MixChange};
 use crate::error::{Error, Result, nearest};
 
 /// One key of [`TrainConfig`] as shells show it.
@@ -63,6 +64,8 @@ config! {
             sources: BTreeMap<String, SourceConfig> = BTreeMap::new(),
             /// Stages of the curriculum in nanotron's shape; default: the five stages of the SmolLM2 run
             data_stages: Curriculum = Curriculum::default(),
+            /// Other shares for a stage from a step on, as moved weights are recorded: a list of {step, stage, weights}
+            mix_changes: Vec<MixChange> = Vec::new(),
             /// Share of every source kept out of training for evaluation
             held_out: f64 = 0.05,
             /// Most tokens per source that an evaluation reads
@@ -249,12 +252,20 @@ impl TrainConfig {
             return Err(Error::Config("no sources of text: add --source NAME=FILE, or `sources:` to the YAML file".into()));
         }
         let names: Vec<&str> = self.sources.keys().map(String::as_str).collect();
-        self.data_stages.validate(&names, self.steps)
+        self.data_stages.validate(&names, self.steps)?;
+        mix_change::validate(&self.mix_changes, &self.data_stages, &names, self.steps)
     }
 
     /// Learning rate at the end of the cosine.
     pub fn lowest_lr(&self) -> f64 {
         self.min_lr.unwrap_or(self.lr / 2.0)
+    }
+
+    /// Whether any stage gives a source a share at any time.
+    pub fn draws_from(&self, source: &str) -> bool {
+        let stages = self.data_stages.stages.iter().map(|stage| &stage.weights);
+        let mut shares = stages.chain(self.mix_changes.iter().map(|change| &change.weights));
+        shares.any(|weights| weights.get(source).is_some_and(|weight| *weight > 0.0))
     }
 
     /// Tokens that one update trains on at most.

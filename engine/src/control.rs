@@ -1,6 +1,7 @@
 //! Where a job talks to its shell: events out, and the one place where it can be interrupted.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use async_channel::{Receiver, Sender};
@@ -18,6 +19,12 @@ pub enum Flow {
     Stop,
 }
 
+/// A browser's worker can answer only between two breaths.
+const BREATHE_EVERY_MS: u128 = 20;
+
+/// Weights that were asked for, with their stage.
+type Reweight = (usize, BTreeMap<String, f64>);
+
 /// What others want of a job in progress. The engine sets it, the job reads it in [`Control::breathe`].
 #[derive(Debug)]
 pub struct Signals {
@@ -25,6 +32,7 @@ pub struct Signals {
     paused: Cell<bool>,
     guests: Cell<usize>,
     waited_secs: Cell<f64>,
+    reweights: RefCell<Vec<Reweight>>,
     changed: (Sender<()>, Receiver<()>),
 }
 
@@ -32,7 +40,14 @@ impl Signals {
     /// Nothing is wanted.
     pub fn new() -> Rc<Self> {
         let changed = async_channel::bounded(1);
-        Rc::new(Self { stopping: Cell::new(false), paused: Cell::new(false), guests: Cell::new(0), waited_secs: Cell::new(0.0), changed })
+        Rc::new(Self {
+            stopping: Cell::new(false),
+            paused: Cell::new(false),
+            guests: Cell::new(0),
+            waited_secs: Cell::new(0.0),
+            reweights: RefCell::default(),
+            changed,
+        })
     }
 
     /// Save and end.
@@ -45,6 +60,11 @@ impl Signals {
     pub fn pause(&self, paused: bool) {
         self.paused.set(paused);
         self.wake();
+    }
+
+    /// Other weights for a stage, from the next step on.
+    pub fn reweight(&self, stage: usize, weights: BTreeMap<String, f64>) {
+        self.reweights.borrow_mut().push((stage, weights));
     }
 
     /// Wait while a guest computes on the same device; called again with `false` when it has gone.
@@ -68,13 +88,14 @@ pub struct Control {
     job: JobId,
     events: Sender<(JobId, Event)>,
     signals: Rc<Signals>,
+    breathed: Cell<Instant>,
     warnings: RefCell<Vec<String>>,
 }
 
 impl Control {
     /// The conversation about `job`.
     pub fn new(job: JobId, events: Sender<(JobId, Event)>, signals: Rc<Signals>) -> Self {
-        Self { job, events, signals, warnings: RefCell::default() }
+        Self { job, events, signals, breathed: Cell::new(Instant::now()), warnings: RefCell::default() }
     }
 
     /// A conversation for callers that run a job themselves instead of through an engine.
@@ -122,7 +143,18 @@ impl Control {
             }
             self.signals.waited_secs.set(self.waited_secs() + since.elapsed().as_secs_f64());
         }
+        self.breathed.set(Instant::now());
         self.flow()
+    }
+
+    /// As [`Control::breathe`] if that was some time ago: for pieces of work too small to do it after each.
+    pub async fn breathe_if_due(&self) -> Flow {
+        if self.breathed.get().elapsed().as_millis() >= BREATHE_EVERY_MS { self.breathe().await } else { self.flow() }
+    }
+
+    /// Stages and weights that were asked for since the last call.
+    pub fn take_reweights(&self) -> Vec<Reweight> {
+        self.signals.reweights.take()
     }
 
     /// Seconds that this job has waited in [`Control::breathe`].

@@ -26,7 +26,8 @@ use crate::protocol::{Command, DeviceChoice, Event, GenerateRequest, JobId, Text
 use crate::store::Store;
 use crate::tasks::{demo, export};
 use crate::text::tokenizer::Tokenizer;
-use crate::train::{Ended, checkpoint, eval, pretrain, runs};
+use crate::train::runs::{self, ReadLogs};
+use crate::train::{Ended, checkpoint, eval, pretrain};
 
 /// A shell's handle on the engine, which runs on a thread (or worker) of its own.
 #[derive(Debug, Clone)]
@@ -52,7 +53,7 @@ impl Engine {
         job
     }
 
-    /// Says something about a job: `Stop`, `Pause`, `Continue`, `Move`.
+    /// Says something about a job: `Stop`, `Pause`, `Continue`, `Move`, `Reweight`.
     pub fn tell(&self, job: JobId, command: Command) {
         let _ = self.commands.try_send((job, command)); // an engine that has ended needs no telling
     }
@@ -65,7 +66,8 @@ impl Engine {
 
 /// Until the shell has gone.
 async fn serve(store: Store, commands: Receiver<(JobId, Command)>, events: Sender<(JobId, Event)>) {
-    let actor = Rc::new(Actor { store, jobs: Queue::new(events.clone()), texts: Queue::new(events.clone()), events });
+    let actor =
+        Rc::new(Actor { store, jobs: Queue::new(events.clone()), texts: Queue::new(events.clone()), logs: ReadLogs::default(), events });
     let executor = Rc::new(LocalExecutor::new());
     executor.spawn(actor.clone().work(true)).detach();
     executor.spawn(actor.clone().work(false)).detach();
@@ -80,6 +82,7 @@ struct Actor {
     events: Sender<(JobId, Event)>,
     jobs: Queue,
     texts: Queue,
+    logs: ReadLogs,
 }
 
 impl Actor {
@@ -136,11 +139,14 @@ impl Actor {
 
     async fn run(&self, job: JobId, command: Command, signals: Rc<Signals>) {
         let control = Control::new(job, self.events.clone(), signals);
-        let event = match AssertUnwindSafe(perform(command, &self.store, &control)).catch_unwind().await {
+        let event = match AssertUnwindSafe(perform(command, &self.store, &self.logs, &control)).catch_unwind().await {
             Ok(Ok((ended, hints))) => Event::Done { hints, stopped: ended == Ended::Stopped },
             Ok(Err(error)) => Event::failed(&error),
             Err(panic) => Event::failed(&from_panic(panic.as_ref())),
         };
+        if !control.take_reweights().is_empty() {
+            control.warn("no update is left that other shares could change");
+        }
         control.emit(event);
     }
 }
@@ -185,6 +191,7 @@ impl Queue {
                 Command::Stop => signals.stop(),
                 Command::Pause => signals.pause(true),
                 Command::Continue => signals.pause(false),
+                Command::Reweight { stage, weights } => signals.reweight(*stage, weights.clone()),
                 _ => {}
             }
         }
@@ -200,6 +207,10 @@ impl Queue {
                     let position = (*position).min(waiting.len());
                     waiting.insert(position, moved);
                 }
+            }
+            Command::Reweight { .. } => {
+                let text = "the run waits for its turn: change the stages of its configuration instead".to_string();
+                let _ = self.events.try_send((job, Event::Notice { warning: true, text }));
             }
             _ => {}
         }
@@ -235,7 +246,7 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
 
 type Outcome = Result<(Ended, Vec<String>)>;
 
-async fn perform(command: Command, store: &Store, control: &Control) -> Outcome {
+async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Control) -> Outcome {
     let name = serde_json::to_value(&command).ok().and_then(|value| Some(value.get("command")?.as_str()?.to_string()));
     control.emit(Event::Started { job: name.unwrap_or_default(), version: env!("CARGO_PKG_VERSION").into() });
     let named = match &command {
@@ -260,11 +271,16 @@ async fn perform(command: Command, store: &Store, control: &Control) -> Outcome 
         Command::Tokenize { tokenizer, files } => tokenize(&tokenizer, &files, store, control).await?,
         Command::TrainTokenizer { files, vocab_size, out } => train_tokenizer(&files, vocab_size, &out, store, control).await?,
         Command::Devices => device::list().await.into_iter().for_each(|info| control.emit(Event::Device(info))),
-        Command::Plan { config, .. } => plan::run(&config, store, control).await?,
+        Command::Plan { config, budget_bytes } => plan::run(&config, budget_bytes, store, control).await?,
         Command::Bench(request) => bench::run(&request, control).await?,
-        Command::Runs { folder } => control.emit(Event::Runs { runs: runs::list(store, &folder).await }),
+        Command::Runs { folder } => control.emit(Event::Runs { runs: runs::list(store, &folder, logs).await }),
         Command::OpenRun { path } => control.emit(runs::open(store, &path).await?),
-        Command::Delete { .. } | Command::Pack { .. } | Command::Unpack { .. } | Command::Preview { .. } | Command::SelfTest { .. } => {
+        Command::Delete { path } => {
+            runs::delete(store, &path).await?;
+            control.notice(format!("removed {path}"));
+        }
+        Command::Preview { source, page } => source::preview(&source, page, store, control).await?,
+        Command::Pack { .. } | Command::Unpack { .. } | Command::SelfTest { .. } => {
             return Err(Error::Config("this build cannot do that yet".into()));
         }
         // About a job, and no job.

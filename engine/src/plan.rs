@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use web_time::Instant;
 
 use crate::bench::random_batch;
 use crate::config::TrainConfig;
-use crate::control::Control;
+use crate::control::{Control, Flow};
+use crate::data::mix_change;
 use crate::device::Compute;
 use crate::error::Result;
 use crate::generate::read_f32;
@@ -20,11 +22,11 @@ use crate::train::{forward, gradients, pretrain, squared_norm};
 /// Passes over a source from which on it is learnt by heart (Muennighoff et al. 2023).
 const MANY_EPOCHS: f64 = 4.0;
 
-/// Reports the plan of a run.
+/// Reports the plan of a run that may take `budget_bytes` of memory, or what the machine has.
 ///
 /// # Errors
 /// What is wrong with configuration, tokenizer or data.
-pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Result<()> {
+pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store, control: &Control) -> Result<()> {
     let config = pretrain::resolve(config);
     config.validate()?;
     let (compute, why) = Compute::open(config.device).await?;
@@ -32,17 +34,11 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
     let Some(shape) = pretrain::Shape::resolve(&config, false, store, control).await? else { return Ok(()) };
     let Some(shards) = pretrain::shards(&config, &shape.tokenizer, store, control).await? else { return Ok(()) };
     let tokens_per_step = config.tokens_per_step() as f64;
-    let mut planned: BTreeMap<&str, f64> = BTreeMap::new();
-    for (index, stage) in config.data_stages.stages.iter().enumerate() {
-        let (start, end) = config.data_stages.range(index, config.steps);
-        for (source, weight) in &stage.weights {
-            *planned.entry(source).or_default() += weight * f64::from(end - start) * tokens_per_step;
-        }
-    }
+    let updates = mix_change::updates_per_source(&config.data_stages, &config.mix_changes, config.steps);
     let mut warnings = Vec::new();
     let mut sources = BTreeMap::new();
     for (name, shard) in &shards {
-        let (tokens, planned) = (shard.train_tokens(), planned.get(name.as_str()).copied().unwrap_or(0.0));
+        let (tokens, planned) = (shard.train_tokens(), tokens_per_step * updates.get(name).copied().unwrap_or(0.0));
         let epochs = planned / tokens.max(1) as f64;
         if epochs > MANY_EPOCHS {
             warnings.push(format!(
@@ -57,13 +53,26 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
     let memory_bytes = memory(&shape.model, &config, &compute);
     let peak_bytes = memory_bytes.values().sum();
     let tokens = u64::from(config.steps) * config.tokens_per_step();
+    let free = platform::available_memory_bytes().filter(|_| compute.is_in_main_memory());
+    let most = budget_bytes.into_iter().chain(free).min();
+    if let Some(budget) = budget_bytes.filter(|budget| peak_bytes > *budget) {
+        warnings.push(format!(
+            "training needs about {} MiB of memory, more than the {} MiB that it may take",
+            peak_bytes >> 20,
+            budget >> 20
+        ));
+    }
+    let suggestion = most.and_then(|most| fitting(&config, most, |config| memory(&shape.model, config, &compute).values().sum()));
     let step_secs = match shortage(&shape.model, &config, &compute) {
         Some(shortage) => {
             warnings.push(format!("{shortage}: lower --batch-size or --sequence-length"));
             0.0
         }
-        None => measure(&shape.model, &config, &compute).await?,
+        None => measure(&shape.model, &config, &compute, control).await?,
     };
+    if control.flow() == Flow::Stop {
+        return Ok(()); // what was measured means nothing
+    }
     control.emit(Event::Plan(PlanReport {
         parameters: shape.model.parameters(),
         device: format!("{} ({})", compute.info.name, compute.info.backend),
@@ -74,7 +83,7 @@ pub async fn run(config: &TrainConfig, store: &Store, control: &Control) -> Resu
         flops: shape.model.train_flops_per_token(config.sequence_length) * tokens as f64,
         expected_secs: step_secs * f64::from(config.steps),
         warnings,
-        suggestion: None,
+        suggestion,
     }));
     Ok(())
 }
@@ -112,11 +121,46 @@ pub fn shortage(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) ->
     Some(format!("training needs about {} MiB of memory and {} MiB are free", needed >> 20, free >> 20))
 }
 
+/// Shortest sequences that are suggested.
+const LEAST_SEQUENCE: usize = 32;
+
+/// Keys that make a run need at most `most` bytes with as many tokens in an update: fewer sequences in a micro-batch and
+/// more micro-batches, then shorter sequences. `None` where it fits as it is, or nothing helps.
+fn fitting(config: &TrainConfig, most: u64, needed: impl Fn(&TrainConfig) -> u64) -> Option<BTreeMap<String, Value>> {
+    if needed(config) <= most {
+        return None;
+    }
+    let (mut length, mut sequences) = (config.sequence_length, config.batch_size * config.accumulation);
+    let found = loop {
+        let largest = if length == config.sequence_length { config.batch_size } else { 1 };
+        let sizes = (1..=largest).rev().filter(|size| sequences.is_multiple_of(*size));
+        let mut smaller = sizes.map(|batch_size| TrainConfig {
+            batch_size,
+            accumulation: sequences / batch_size,
+            sequence_length: length,
+            ..config.clone()
+        });
+        if let Some(found) = smaller.find(|smaller| needed(smaller) <= most) {
+            break found;
+        }
+        if !length.is_multiple_of(2) || length / 2 < LEAST_SEQUENCE {
+            return None;
+        }
+        (length, sequences) = (length / 2, sequences * 2);
+    };
+    let keys = [
+        ("batch_size", config.batch_size, found.batch_size),
+        ("accumulation", config.accumulation, found.accumulation),
+        ("sequence_length", config.sequence_length, found.sequence_length),
+    ];
+    Some(keys.into_iter().filter(|(_, old, new)| old != new).map(|(key, _, new)| (key.to_string(), Value::from(new))).collect())
+}
+
 /// Seconds of a step, from models of the same width with one and with two layers.
-async fn measure(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> Result<f64> {
+async fn measure(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, control: &Control) -> Result<f64> {
     let mixed = pretrain::mixed(config, compute)?;
-    let (one, one_update) = measure_layers(1, shape, config, compute, mixed).await?;
-    let (two, two_update) = measure_layers(2, shape, config, compute, mixed).await?;
+    let (one, one_update) = measure_layers(1, shape, config, compute, mixed, control).await?;
+    let (two, two_update) = measure_layers(2, shape, config, compute, mixed, control).await?;
     let layers = shape.num_hidden_layers.saturating_sub(1) as f64;
     let micro_batch = one + (two - one).max(0.0) * layers;
     let update = one_update + (two_update - one_update).max(0.0) * layers;
@@ -124,22 +168,68 @@ async fn measure(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -
 }
 
 /// Seconds of a micro-batch and of an update; the second of two runs counts.
-async fn measure_layers(layers: usize, shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, mixed: bool) -> Result<(f64, f64)> {
+async fn measure_layers(
+    layers: usize,
+    shape: &LlamaConfig,
+    config: &TrainConfig,
+    compute: &Compute,
+    mixed: bool,
+    control: &Control,
+) -> Result<(f64, f64)> {
     let shape = LlamaConfig { num_hidden_layers: layers, ..shape.clone() };
     let mut model = Llama::random(&shape, compute, config.sequence_length, 1).with_half(mixed).trainable();
     let mut optimizer = Optimizer::new(&model);
     let batch = random_batch(config.batch_size, config.sequence_length, shape.vocab_size, 1);
     let mut times = (0.0, 0.0);
     for _ in 0..2 {
+        if control.breathe().await == Flow::Stop {
+            break;
+        }
         let started = Instant::now();
         let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
         let grads = gradients(&model, losses.scaled);
         read_f32(squared_norm(&grads)).await?;
         times.0 = started.elapsed().as_secs_f64();
+        control.breathe().await;
         let started = Instant::now();
         optimizer.step(&mut model, grads, config, 1e-4, 1.0);
         read_f32(model.norm.weight.tensor.clone().inner()).await?;
         times.1 = started.elapsed().as_secs_f64();
     }
     Ok(times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory as a run needs it: something fixed, and something for every token of a micro-batch.
+    fn needed(config: &TrainConfig) -> u64 {
+        1000 + (config.batch_size * config.sequence_length) as u64
+    }
+
+    #[track_caller]
+    fn check(most: u64, expect: Option<[usize; 3]>) {
+        let config = TrainConfig { batch_size: 12, accumulation: 2, sequence_length: 128, ..TrainConfig::default() };
+        let changed = fitting(&config, most, needed);
+        let value = |key: &str, old: usize| {
+            let value = changed.as_ref().and_then(|changed| changed.get(key));
+            assert!(value.is_none_or(|value| value.as_u64() != Some(old as u64)), "{key} is told although it stays");
+            value.map_or(old, |value| value.as_u64().unwrap() as usize)
+        };
+        let found = [value("batch_size", 12), value("accumulation", 2), value("sequence_length", 128)];
+        assert_eq!(changed.is_some().then_some(found), expect);
+        assert_eq!(found.iter().product::<usize>(), 12 * 2 * 128, "an update trains on as many tokens");
+    }
+
+    #[test]
+    fn a_run_is_made_to_fit_with_as_many_tokens_in_an_update() {
+        check(1000 + 12 * 128, None);
+        check(1000 + 12 * 128 - 1, Some([8, 3, 128])); // 11, 10 and 9 do not divide 24
+        check(1000 + 5 * 128, Some([4, 6, 128]));
+        check(1000 + 128, Some([1, 24, 128]));
+        check(1000 + 127, Some([1, 48, 64]));
+        check(1000 + 32, Some([1, 96, 32]));
+        check(1000 + 31, None);
+    }
 }

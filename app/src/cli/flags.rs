@@ -43,7 +43,7 @@ impl RunFlags {
     fn apply(&self, config: &mut TrainConfig) -> anyhow::Result<()> {
         for (key, text) in &self.keys {
             let set = match *key {
-                "data_stages" => set_stages(config, text)?,
+                "data_stages" | "mix_changes" => set_list(config, key, text)?,
                 key => config.set(key, text),
             };
             set.map_err(|error| Usage(error.to_string()))?;
@@ -64,12 +64,12 @@ fn read(file: &str) -> anyhow::Result<TrainConfig> {
     TrainConfig::from_yaml(&text).with_context(|| file.to_string())
 }
 
-/// Stages as YAML text, or in a file: the list alone or under `data_stages:`.
-fn set_stages(config: &mut TrainConfig, text: &str) -> anyhow::Result<smolforge_engine::error::Result<()>> {
+/// A list as YAML text or in a file; stages also under `data_stages:`.
+fn set_list(config: &mut TrainConfig, key: &str, text: &str) -> anyhow::Result<smolforge_engine::error::Result<()>> {
     if !block_on(store().exists(text)) {
-        return Ok(config.set("data_stages", text));
+        return Ok(config.set(key, text));
     }
-    Ok(config.set("data_stages", &block_on(store().read_text(text))?))
+    Ok(config.set(key, &block_on(store().read_text(text))?))
 }
 
 impl Args for RunFlags {
@@ -123,7 +123,7 @@ fn flag(field: &Field, default: &Value) -> Arg {
     let value_name = match (field.name, default) {
         ("out" | "init", _) => "DIR",
         ("tokenizer", _) => "FILE",
-        ("data_stages", _) => "YAML|FILE",
+        ("data_stages" | "mix_changes", _) => "YAML|FILE",
         ("sample_prompt", _) => "TEXT",
         (_, Value::Number(number)) if number.is_f64() => "X",
         (_, Value::Number(_)) => "N",

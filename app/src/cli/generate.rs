@@ -9,8 +9,9 @@ use futures_lite::future::block_on;
 use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, Sampling};
 
 use super::progress::{Screen, dim};
+use super::table::Table;
 use super::{DEVICES, Usage, choice, drive, is_last, store};
-use crate::units::{count, duration, rate};
+use crate::units::{count, duration, percent, rate};
 
 /// Generate text from a model
 #[derive(Debug, clap::Args)]
@@ -49,6 +50,10 @@ pub struct Args {
     /// End a sample at this text, which is left out; repeat for several; \n, \t, \r, \\ are understood
     #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
+
+    /// Show after the text every token with its probability and the N likeliest ones, at most 20
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    alternatives: usize,
 
     #[command(flatten)]
     sampling: SamplingFlags,
@@ -107,7 +112,7 @@ impl Args {
             num_samples: self.num_samples,
             sampling: Sampling { greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed },
             stop: self.stop,
-            alternatives: 0,
+            alternatives: self.alternatives,
         }
     }
 }
@@ -153,6 +158,7 @@ pub struct Samples {
     begun: bool,
     line_open: bool,
     waiting: BTreeMap<(usize, usize), Waiting>,
+    tokens: BTreeMap<(usize, usize), Table>,
 }
 
 #[derive(Default)]
@@ -165,7 +171,7 @@ impl Samples {
     /// For these prompts; none where the engine chooses them.
     pub fn new(prompts: Vec<String>, per_prompt: usize, echo: bool) -> Self {
         let (current, begun, line_open) = ((0, 0), false, false);
-        Self { prompts, per_prompt, echo, current, begun, line_open, waiting: BTreeMap::new() }
+        Self { prompts, per_prompt, echo, current, begun, line_open, waiting: BTreeMap::new(), tokens: BTreeMap::new() }
     }
 
     /// Folds an event into what is printed.
@@ -174,6 +180,13 @@ impl Samples {
             Event::Text { prompt, sample, text } => {
                 self.waiting.entry((*prompt, *sample)).or_default().text += text;
                 self.advance(screen)
+            }
+            Event::Token { prompt, sample, text, probability, alternatives } => {
+                let table =
+                    self.tokens.entry((*prompt, *sample)).or_insert_with(|| Table::new(&["token", ">probability", "likeliest tokens"]));
+                let likeliest: Vec<String> = alternatives.iter().map(|(text, share)| format!("{text:?} {}", percent(*share))).collect();
+                table.row([format!("{text:?}"), percent(*probability), likeliest.join("  ")]);
+                Ok(())
             }
             Event::Generated { prompt, sample, prompt_tokens, tokens, finish, prefill_secs, decode_secs, .. } => {
                 let per_sec = |tokens: usize, secs: f64| if secs > 0.0 { rate(tokens as f64 / secs) } else { "–".into() };
@@ -200,6 +213,9 @@ impl Samples {
             self.print(screen, &waiting.text)?;
             let Some(stats) = waiting.stats else { break };
             self.close_line(screen)?;
+            if let Some(table) = self.tokens.remove(&self.current) {
+                screen.println(format!("\n{table}\n"))?;
+            }
             screen.line(dim(&stats));
             self.begun = false;
             self.current = match self.current {

@@ -14,6 +14,7 @@ mod generate;
 mod interrupt;
 mod plan;
 mod progress;
+mod runs;
 mod table;
 mod tokenize;
 mod train;
@@ -64,6 +65,7 @@ enum Verb {
     Devices(devices::Args),
     Plan(Box<plan::Args>),
     Bench(bench::Args),
+    Runs(runs::Args),
 }
 
 /// A command line that cannot be meant: exit code 2.
@@ -131,6 +133,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Devices(args) => args.run(json),
         Verb::Plan(args) => args.run(json),
         Verb::Bench(args) => args.run(json),
+        Verb::Runs(args) => args.run(json),
     }
 }
 

@@ -16,6 +16,10 @@ pub struct Args {
     /// YAML file, as for train
     config: Option<String>,
 
+    /// Memory that the run may take, e.g. 4GiB or 600MB: what makes it fit is shown
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    budget: Option<u64>,
+
     #[command(flatten)]
     flags: RunFlags,
 }
@@ -24,7 +28,7 @@ impl Args {
     /// Plans with the same file and flags that `train` takes.
     pub fn run(&self, json: bool) -> anyhow::Result<()> {
         let config = Box::new(self.flags.config(self.config.as_deref())?);
-        drive(Command::Plan { config, budget_bytes: None }, json, |screen, event| match event {
+        drive(Command::Plan { config, budget_bytes: self.budget }, json, |screen, event| match event {
             Event::Plan(plan) => show(screen, plan),
             _ => Ok(()),
         })
@@ -57,6 +61,47 @@ fn show(screen: &Screen, plan: &PlanReport) -> io::Result<()> {
     if !sources.is_empty() {
         screen.println(format!("\n{sources}"))?;
     }
+    if let Some(keys) = &plan.suggestion {
+        let flags: Vec<String> = keys.iter().map(|(key, value)| format!("--{} {value}", key.replace('_', "-"))).collect();
+        screen.println(format!("\nto make it fit: {}", flags.join(" ")))?;
+    }
     plan.warnings.iter().for_each(|warning| screen.line(format!("{} {warning}", yellow("warning:"))));
     Ok(())
+}
+
+/// Bytes as people write them: `4GiB`, `600 MB`, `1.5g`, `1073741824`.
+fn size(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "t" | "tib" => 1024f64.powi(4),
+        _ => return Err("expected a size such as 4GiB or 600MB".into()),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number * unit >= 1.0 => Ok((number * unit) as u64),
+        _ => Err("expected a size such as 4GiB or 600MB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, expect) in [("4GiB", Some(4 << 30)), ("600 MB", Some(600_000_000)), ("1.5g", Some(3 << 29)), ("77", Some(77))] {
+            assert_eq!(size(text).ok(), expect, "{text}");
+        }
+        for text in ["", "GiB", "-1", "0", "4 apples", "1e9x"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -45,6 +45,10 @@ pub fn show(screen: &Screen, event: &Event) {
             let steps = format!("steps {} to {}", count(u64::from(*start)), count(u64::from(*end)));
             screen.line(format!("\n{} · {steps} · {}", bold(&format!("Stage {}: {name}", index + 1)), shares(weights)));
         }
+        Event::Reweighted { step, stage, weights } => {
+            let step = count(u64::from(*step));
+            screen.line(format!("from step {step} on stage {} has other shares · {}", stage + 1, shares(weights)));
+        }
         Event::Evaluated { step, loss, sources, best } => {
             let best = if *best { ", the best so far" } else { "" };
             screen.line(format!("evaluation at step {}: loss {loss:.4}{best}", count(u64::from(*step))));

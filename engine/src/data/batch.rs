@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::curriculum::Curriculum;
 use crate::data::document::Document;
+use crate::data::mix_change::{MixChange, weights_at};
 use crate::data::mixture::Mixture;
 use crate::data::pack::{self, IGNORED, Row};
 use crate::data::random::{Permutation, Random, mix};
@@ -82,6 +83,7 @@ pub struct Place {
 pub struct Loader {
     shards: Vec<(String, Shard)>,
     curriculum: Curriculum,
+    changes: Vec<MixChange>,
     length: usize,
     seed: u64,
     pad: u32,
@@ -121,16 +123,29 @@ impl Loader {
         }
         let mixture = Mixture::new(vec![0.0; shards.len()], Random::new(seed));
         let places = vec![Place::default(); shards.len()];
-        Ok(Self { shards, curriculum, length: sequence_length, seed, pad: end_of_text.unwrap_or(0), stage: None, mixture, places })
+        let (changes, pad) = (Vec::new(), end_of_text.unwrap_or(0));
+        Ok(Self { shards, curriculum, changes, length: sequence_length, seed, pad, stage: None, mixture, places })
+    }
+
+    /// Shares that differ from the curriculum's, each from its step on.
+    pub fn set_changes(&mut self, changes: &[MixChange]) {
+        self.changes = changes.to_vec();
+    }
+
+    /// Shares of a stage at the update that comes after `step` updates.
+    pub fn weights_at(&self, stage: usize, step: u32) -> &BTreeMap<String, f64> {
+        weights_at(&self.curriculum, &self.changes, stage, step)
     }
 
     /// The next micro-batch of the stage in which `step` (from 0) lies.
     pub fn next_batch(&mut self, step: u32, rows: usize) -> Batch {
         let stage = self.curriculum.stage_at(step);
-        if self.stage != Some(stage) {
+        let weights = self.weights_at(stage, step);
+        let weights = self.shards.iter().map(|(name, _)| weights.get(name).copied().unwrap_or(0.0)).collect();
+        if self.stage == Some(stage) {
+            self.mixture.reweigh(weights);
+        } else {
             self.stage = Some(stage);
-            let weights = &self.curriculum.stages[stage].weights;
-            let weights = self.shards.iter().map(|(name, _)| weights.get(name).copied().unwrap_or(0.0)).collect();
             self.mixture = Mixture::new(weights, Random::stream(self.seed, stage as u64));
         }
         let rows = (0..rows).map(|_| {
@@ -329,6 +344,52 @@ mod tests {
             }
             assert_eq!(second.cursor(), whole.cursor());
         }
+    }
+
+    #[test]
+    fn changed_shares_resume_exactly_and_keep_what_the_stage_had() {
+        let stages = [(0, [1.0, 0.0, 0.0]), (60, [0.1, 0.1, 0.8])];
+        let change = |step, stage, weights: [f64; 3]| {
+            let weights = ["input", "code", "math"].map(String::from).into_iter().zip(weights).collect();
+            MixChange { step, stage, weights }
+        };
+        let changes = [change(20, 0, [0.5, 0.0, 0.5]), change(20, 1, [0.0, 0.0, 1.0]), change(40, 0, [0.0, 1.0, 0.0])];
+        let changed = || {
+            let mut loader = loader(&stages, 100, 5);
+            loader.set_changes(&changes);
+            loader
+        };
+        let mut whole = changed();
+        let mut batches: Vec<Batch> = Vec::new();
+        for step in 0..100 {
+            batches.push(whole.next_batch(step, 4));
+            if step == 59 {
+                let shares = whole.shares_of_stage();
+                let drawn = |source: usize| {
+                    batches.iter().flat_map(move |batch| {
+                        (0..4).filter(move |row| batch.sources[*row] == source).map(move |row| row_targets(batch, row))
+                    })
+                };
+                let tokens = [0, 1, 2].map(|source| drawn(source).sum::<usize>() as f64);
+                assert!((shares["code"] - tokens[1] / tokens.iter().sum::<f64>()).abs() < 1e-12, "{shares:?} {tokens:?}");
+            }
+        }
+        let rows = |steps: std::ops::Range<usize>, source: usize| {
+            batches[steps].iter().flat_map(|batch| &batch.sources).filter(|s| **s == source).count()
+        };
+        assert_eq!((rows(0..20, 0), rows(40..60, 1), rows(60..100, 2)), (80, 80, 160));
+        assert!((35..=45).contains(&rows(20..40, 0)), "{}", rows(20..40, 0));
+        for stop in [19, 20, 21, 40, 60] {
+            let mut first = changed();
+            (0..stop).for_each(|step| drop(first.next_batch(step, 4)));
+            let json = serde_json::to_string(&first.cursor()).unwrap();
+            let mut second = changed();
+            second.seek(&serde_json::from_str(&json).unwrap()).unwrap();
+            for step in stop..100 {
+                assert_eq!(second.next_batch(step, 4), batches[step as usize], "stopped at {stop}, step {step}");
+            }
+        }
+        assert_eq!(changed().fingerprint(), loader(&stages, 100, 5).fingerprint());
     }
 
     #[test]

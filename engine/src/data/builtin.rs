@@ -8,13 +8,19 @@
 use crate::data::random::Random;
 use crate::text::bpe::END_OF_TEXT;
 
+/// Name, random stream and grammar of a document.
+type Kind = (&'static str, u64, fn(&mut Random) -> String);
+
+const KINDS: [Kind; 3] = [("input", 1, story), ("code", 2, program), ("math", 3, arithmetic)];
+
 /// General text (`input`), `code` and `math`, each of about `bytes_each` bytes.
 pub fn corpora(seed: u64, bytes_each: usize) -> [(&'static str, String); 3] {
-    [
-        ("input", corpus(Random::stream(seed, 1), bytes_each, story)),
-        ("code", corpus(Random::stream(seed, 2), bytes_each, program)),
-        ("math", corpus(Random::stream(seed, 3), bytes_each, arithmetic)),
-    ]
+    KINDS.map(|(name, stream, document)| (name, corpus(Random::stream(seed, stream), bytes_each, document)))
+}
+
+/// The same, each made when it is asked for.
+pub fn one_by_one(seed: u64, bytes_each: usize) -> impl Iterator<Item = (&'static str, String)> {
+    KINDS.into_iter().map(move |(name, stream, document)| (name, corpus(Random::stream(seed, stream), bytes_each, document)))
 }
 
 fn corpus(mut random: Random, bytes: usize, document: fn(&mut Random) -> String) -> String {

@@ -12,6 +12,9 @@ use crate::data::random::Random;
 pub struct Mixture {
     weights: Vec<f64>,
     tokens: Vec<u64>,
+    /// Tokens of the stage with other weights before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    before: Vec<u64>,
     random: Random,
 }
 
@@ -19,7 +22,21 @@ impl Mixture {
     /// One weight per source; they sum to 1.
     pub fn new(weights: Vec<f64>, random: Random) -> Self {
         let tokens = vec![0; weights.len()];
-        Self { weights, tokens, random }
+        Self { weights, tokens, before: Vec::new(), random }
+    }
+
+    /// Other weights from the next row on. What was drawn before is not made up for.
+    pub fn reweigh(&mut self, weights: Vec<f64>) {
+        if self.weights != weights {
+            self.before = self.drawn();
+            self.tokens = vec![0; weights.len()];
+            self.weights = weights;
+        }
+    }
+
+    /// Target tokens per source, whatever the weights were.
+    fn drawn(&self) -> Vec<u64> {
+        self.tokens.iter().enumerate().map(|(source, tokens)| tokens + self.before.get(source).copied().unwrap_or(0)).collect()
     }
 
     /// The source of the next row.
@@ -38,15 +55,16 @@ impl Mixture {
         self.tokens[source] += targets;
     }
 
-    /// Target tokens per source so far.
+    /// Target tokens per source with the present weights.
     pub fn tokens(&self) -> &[u64] {
         &self.tokens
     }
 
-    /// Share of the target tokens that every source had so far.
+    /// Share of the target tokens that every source had so far, whatever the weights were.
     pub fn shares(&self) -> Vec<f64> {
-        let total = self.tokens.iter().sum::<u64>().max(1) as f64;
-        self.tokens.iter().map(|tokens| *tokens as f64 / total).collect()
+        let drawn = self.drawn();
+        let total = drawn.iter().sum::<u64>().max(1) as f64;
+        drawn.into_iter().map(|tokens| tokens as f64 / total).collect()
     }
 }
 
@@ -69,6 +87,31 @@ mod tests {
             assert!((share - weight).abs() < 0.01, "{share} for {weight}");
         }
         assert_eq!(mixture.tokens()[4], 0);
+    }
+
+    #[test]
+    fn other_weights_count_from_the_next_row_on() {
+        let mut mixture = Mixture::new(vec![1.0, 0.0], Random::new(1));
+        let draw = |mixture: &mut Mixture, rows: usize| {
+            let sources: Vec<usize> = (0..rows)
+                .map(|_| {
+                    let source = mixture.next_source();
+                    mixture.add(source, 64);
+                    source
+                })
+                .collect();
+            sources.iter().sum::<usize>()
+        };
+        assert_eq!(draw(&mut mixture, 600), 0);
+        let unchanged = mixture.clone();
+        mixture.reweigh(vec![1.0, 0.0]);
+        assert_eq!(mixture, unchanged);
+        mixture.reweigh(vec![0.5, 0.5]);
+        let second = draw(&mut mixture, 200);
+        assert_eq!(second, 100, "half of the rows from now on, and no block that makes up for the past");
+        mixture.reweigh(vec![0.25, 0.75]);
+        assert_eq!(draw(&mut mixture, 200), 150);
+        assert_eq!(mixture.shares(), [0.75, 0.25], "250 of 1000 rows");
     }
 
     #[test]

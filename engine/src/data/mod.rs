@@ -1,7 +1,7 @@
 //! From text files to batches.
 //!
 //! In reading order: [`source`] reads files as documents, [`shard`] tokenises them once ([`tokens`] is the
-//! file on disk), [`curriculum`] says which sources a stage draws from, [`mixture`] decides row by row,
+//! file on disk), [`curriculum`] says which sources a stage draws from ([`mix_change`]: other shares from a step on), [`mixture`] decides row by row,
 //! [`pack`] cuts rows and keeps documents apart, [`batch`] joins them into what a model is trained on.
 
 pub mod batch;
@@ -9,6 +9,7 @@ pub mod builtin;
 pub mod curriculum;
 pub mod document;
 mod jsonl;
+pub mod mix_change;
 pub mod mixture;
 pub mod pack;
 pub mod random;
@@ -21,5 +22,6 @@ pub mod vocabulary;
 pub use batch::{Batch, Cursor, Loader};
 pub use curriculum::{Curriculum, Stage};
 pub use document::Document;
+pub use mix_change::MixChange;
 pub use random::Random;
 pub use shard::Shard;

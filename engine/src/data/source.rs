@@ -5,6 +5,8 @@
 //! CRLF included), except that invalid UTF-8 is replaced by U+FFFD and counted. Rows without text are
 //! skipped and counted. Files that are not text at all are refused.
 
+mod preview;
+
 use std::collections::HashSet;
 
 use crate::config::SourceConfig;
@@ -15,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::protocol::Event;
 use crate::store::{Blob, Store};
 use crate::text::Tokenizer;
+
+pub use preview::preview;
 
 /// Separates documents within a text file.
 pub const SEPARATOR: &str = "<|endoftext|>";

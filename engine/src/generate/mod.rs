@@ -20,6 +20,9 @@ use text_stream::TextStream;
 /// Prompt tokens that go through the model at a time: bounds the memory of a long prompt.
 const PREFILL_TOKENS: usize = 512;
 
+/// Most alternatives that are told of a token.
+const MOST_ALTERNATIVES: usize = 20;
+
 /// When a sample ends.
 #[derive(Debug, Clone)]
 pub struct Limits<'a> {
@@ -46,7 +49,8 @@ pub struct Generation {
     pub decode_secs: f64,
 }
 
-/// Continues `prompt`; `on_text` gets whole characters as they come.
+/// Continues `prompt`; `on_token` gets every new token with the logits it was drawn from, `on_text` whole characters as
+/// they come.
 ///
 /// # Errors
 /// [`Error::Context`] where prompt and new tokens do not fit the model's context; an empty prompt of a
@@ -59,6 +63,7 @@ pub async fn generate(
     limits: &Limits<'_>,
     random: &mut Random,
     control: &Control,
+    mut on_token: impl FnMut(u32, &[f32]),
     mut on_text: impl FnMut(&str),
 ) -> Result<Generation> {
     if prompt.is_empty() {
@@ -94,6 +99,7 @@ pub async fn generate(
         if tokens.is_empty() {
             prefill_secs = started.elapsed().as_secs_f64();
         }
+        on_token(id, &logits);
         tokens.push(id);
         all.push(id);
         new = vec![id];
@@ -139,6 +145,9 @@ pub async fn run(request: &GenerateRequest, store: &Store, control: &Control) ->
             return Err(Error::Config(format!("--{flag} {value}: must lie between 1 and 1000000")));
         }
     }
+    if request.alternatives > MOST_ALTERNATIVES {
+        return Err(Error::Config(format!("--alternatives {}: must lie between 0 and {MOST_ALTERNATIVES}", request.alternatives)));
+    }
     let config = hub::read_config(store, &request.model).await?;
     let tokenizer = Tokenizer::load(store, &request.model).await?;
     fits(&tokenizer, &config)?;
@@ -157,12 +166,21 @@ pub async fn run(request: &GenerateRequest, store: &Store, control: &Control) ->
         for sample in 0..request.num_samples {
             let stream = (prompt * request.num_samples + sample) as u64;
             let mut random = Random::stream(request.sampling.seed, stream);
+            let text_of = |id| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();
+            let on_token = |id: u32, logits: &[f32]| {
+                if request.alternatives > 0 {
+                    let (probability, likeliest) = sampler::likeliest(logits, id, request.alternatives);
+                    let alternatives = likeliest.into_iter().map(|(id, probability)| (text_of(id), probability)).collect();
+                    control.emit(Event::Token { prompt, sample, text: text_of(id), probability, alternatives });
+                }
+            };
             let on_text = |text: &str| {
                 if !text.is_empty() {
                     control.emit(Event::Text { prompt, sample, text: text.into() });
                 }
             };
-            let done = generate(&model, &tokenizer, prompt_ids, &request.sampling, &limits, &mut random, control, on_text).await?;
+            let done =
+                generate(&model, &tokenizer, prompt_ids, &request.sampling, &limits, &mut random, control, on_token, on_text).await?;
             let cancelled = done.finish == "cancelled";
             control.emit(Event::Generated {
                 prompt,

@@ -67,6 +67,23 @@ pub fn draw(logits: &[f32], sampling: &Sampling, previous: &[u32], random: &mut 
     Ok(tokens.iter().rev().find(|(_, p)| *p > 0.0).map_or_else(|| argmax(logits), |(token, _)| *token))
 }
 
+/// Probability of a token under the model, and the `count` likeliest tokens with theirs, of equals the lower id first:
+/// softmax of the logits as they are, whatever the sampling then makes of them.
+pub fn likeliest(logits: &[f32], token: u32, count: usize) -> (f64, Vec<(u32, f64)>) {
+    let top = logits[argmax(logits) as usize];
+    let exp = |x: f32| f64::from(x - top).exp();
+    let sum: f64 = logits.iter().map(|x| exp(*x)).sum();
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if count < ids.len() {
+        ids.select_nth_unstable_by(count, order);
+        ids.truncate(count);
+    }
+    ids.sort_unstable_by(order);
+    let share = |id: u32| logits.get(id as usize).map_or(0.0, |x| exp(*x) / sum);
+    (share(token), ids.into_iter().map(|id| (id, share(id))).collect())
+}
+
 /// Index of the largest logit, of equals the lowest.
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
@@ -202,6 +219,22 @@ mod tests {
         assert_eq!(tokens.iter().map(|(token, _)| *token).collect::<Vec<_>>(), expect);
         let sum: f64 = tokens.iter().map(|(_, p)| f64::from(*p)).sum();
         assert!((sum - 1.0).abs() < 1e-6, "probabilities sum to {sum}"); // 1e-6: each is rounded to f32
+    }
+
+    #[test]
+    fn the_likeliest_tokens_have_the_probabilities_of_a_softmax() {
+        // exp of them: 1, 4, 2, 2, 1.
+        let logits = [1f32, 4.0, 2.0, 2.0, 1.0].map(f32::ln);
+        let (probability, likeliest) = likeliest(&logits, 2, 3);
+        assert!((probability - 0.2).abs() < 1e-7, "{probability}");
+        let ids: Vec<u32> = likeliest.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [1, 2, 3]);
+        for ((_, found), expect) in likeliest.iter().zip([0.4, 0.2, 0.2]) {
+            assert!((found - expect).abs() < 1e-7, "{found} {expect}");
+        }
+        let (ruled_out, all) = super::likeliest(&[OUT, 700.0, 699.0], 0, 20);
+        assert_eq!((ruled_out, all.len(), all[2]), (0.0, 3, (0, 0.0)));
+        assert!((all.iter().map(|(_, p)| p).sum::<f64>() - 1.0).abs() < 1e-12);
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub struct StepReport {
     /// Seconds of this session.
     #[serde(deserialize_with = "number_or_nan")]
     pub elapsed_secs: f64,
-    /// Seconds until the end at the present speed.
+    /// Seconds until the end at the present speed, with the evaluations, samples and checkpoints that are to come.
     #[serde(deserialize_with = "number_or_nan")]
     pub eta_secs: f64,
 }

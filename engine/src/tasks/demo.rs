@@ -1,7 +1,7 @@
 //! The main job on built-in data: corpora, tokenizer, five stages, evaluation, export, generation.
 
 use crate::config::{SourceConfig, TrainConfig};
-use crate::control::Control;
+use crate::control::{Control, Flow};
 use crate::data::builtin;
 use crate::error::{Error, Result};
 use crate::generate;
@@ -53,10 +53,13 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
             "{out}: there is a demo already; go on with it by `smolforge train --resume --out {out}/run`, or choose another --out"
         )));
     }
-    for (name, text) in builtin::corpora(seed, CORPUS_BYTES) {
+    for (name, text) in builtin::one_by_one(seed, CORPUS_BYTES) {
         let path = format!("{out}/corpora/{name}.txt");
         store.write(&path, text.as_bytes()).await?;
         control.emit(Event::Wrote { what: format!("corpus `{name}`"), path });
+        if control.breathe().await == Flow::Stop {
+            return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]));
+        }
     }
     let config = config(out, device, seed, steps);
     let (ended, hints) = pretrain::run(&config, false, store, control).await?;

@@ -79,7 +79,7 @@ impl Trainer {
                 self.special.len()
             )));
         }
-        let mut pairs = Pairs::new(self.words, self.special.len() as u32);
+        let Some(mut pairs) = Pairs::count(self.words, self.special.len() as u32, control).await else { return Ok(None) };
         let total = (vocab_size - least) as u64;
         while vocabulary.tokens.len() < vocab_size {
             let Some(pair) = pairs.most_frequent() else { break };
@@ -88,9 +88,9 @@ impl Trainer {
             let done = vocabulary.merges.len() as u64;
             if done.is_multiple_of(64) {
                 control.progress("train tokenizer", done, total, "tokens");
-                if control.breathe().await == Flow::Stop {
-                    return Ok(None);
-                }
+            }
+            if control.breathe_if_due().await == Flow::Stop {
+                return Ok(None);
             }
         }
         control.progress("train tokenizer", total, total, "tokens");
@@ -179,7 +179,8 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn new(words: HashMap<String, u64>, first_byte: u32) -> Self {
+    /// `None` when stopped.
+    async fn count(words: HashMap<String, u64>, first_byte: u32, control: &Control) -> Option<Self> {
         let symbols = |word: &str| word.bytes().map(|byte| first_byte + u32::from(byte)).collect();
         let words: Vec<Word> = words.into_iter().map(|(word, count)| Word { symbols: symbols(&word), count }).collect();
         let mut counts: HashMap<(u32, u32), u64> = HashMap::new();
@@ -189,9 +190,12 @@ impl Pairs {
                 *counts.entry(pair).or_default() += word.count;
                 places.entry(pair).or_default().push(place);
             }
+            if place.is_multiple_of(256) && control.breathe_if_due().await == Flow::Stop {
+                return None;
+            }
         }
         let queue = counts.iter().map(|(pair, count)| (*count, Reverse(*pair))).collect();
-        Self { words, counts, places, queue }
+        Some(Self { words, counts, places, queue })
     }
 
     /// The pair that occurs most often, at least twice; of equals the one of the oldest tokens.

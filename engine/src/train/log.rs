@@ -94,6 +94,11 @@ impl RunLog {
         })
     }
 
+    /// The configuration that the report shows from now on.
+    pub fn set_config(&mut self, config_yaml: String) {
+        self.config_yaml = config_yaml;
+    }
+
     /// Writes an event down. Progress and streamed text are passing and leave no trace.
     ///
     /// # Errors
@@ -135,6 +140,9 @@ impl RunLog {
                 // Four spaces make a block of code, so that Markdown leaves the text alone.
                 let block = format!("{prompt}{text}").replace('\n', "\n    ");
                 self.board.text(time, *step, "samples/text_summary", &format!("{stage}, step {step}\n\n    {block}"))
+            }
+            Event::Reweighted { step, stage, weights } => {
+                self.board.text(time, *step, "mix/text_summary", &format!("stage {}: {}", stage + 1, shares(weights)))
             }
             _ => Ok(()),
         }
@@ -196,6 +204,7 @@ fn is_later(event: &Event, step: u32, due: bool) -> bool {
         Event::Evaluated { step: at, .. } | Event::Sample { step: at, .. } => *at > step || (due && *at == step),
         Event::Saved { step: at, .. } => *at > step,
         Event::Stage { start, .. } => *start >= step,
+        Event::Reweighted { step: at, .. } => *at >= step,
         _ => false,
     }
 }

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod eval;
 pub mod log;
 pub mod optimizer;
+pub mod pace;
 pub mod pretrain;
 pub mod report;
 pub mod resume;
@@ -46,6 +47,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
     }
     while run.state.step < config.steps {
         let (started, waited) = (Instant::now(), run.control.waited_secs());
+        run.reweigh().await?;
         run.enter_stage()?;
 
         // ---- forward and backward, a micro-batch at a time ------------------------------------

@@ -1,5 +1,7 @@
 //! A pre-training run: from a configuration to weights, and what it leaves on disk.
 
+mod reweigh;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -8,6 +10,7 @@ use web_time::Instant;
 use super::checkpoint::{self, State};
 use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
+use super::pace::{Left, Pace};
 use super::schedule::Schedule;
 use super::{Ended, eval, resume, train};
 use crate::config::{Precision, TrainConfig};
@@ -49,7 +52,8 @@ pub struct Run<'a> {
     sources: Vec<String>,
     log: RunLog,
     started: Instant,
-    first_step: u32,
+    pace: Pace,
+    evaluations: (u32, u32),
     stage: Option<usize>,
     saved: Option<u32>,
     _lock: Lock,
@@ -187,8 +191,9 @@ impl<'a> Run<'a> {
         let sources: Vec<String> = sizes.keys().cloned().collect();
         let mut loader =
             Loader::new(shards, config.data_stages.clone(), config.sequence_length, config.seed, config.steps, tokenizer.end_of_text())?;
+        loader.set_changes(&config.mix_changes);
         let fingerprint = resume::fingerprint(&config, &tokenizer, &loader);
-        for source in sources.iter().filter(|source| !config.data_stages.draws_from(source)) {
+        for source in sources.iter().filter(|source| !config.draws_from(source)) {
             control.warn(format!("{source}: no stage draws from it; name it in data_stages, or leave it out"));
         }
 
@@ -235,6 +240,8 @@ impl<'a> Run<'a> {
             }
         }
         let schedule = Schedule::from(&config);
+        let held_out = sizes.values().map(|(_, held_out)| (*held_out).min(config.eval_tokens as u64)).sum();
+        let pace = Pace::new(&config, held_out);
         let first_step = state.step;
         let mut run = Self {
             schedule,
@@ -245,7 +252,8 @@ impl<'a> Run<'a> {
             sources,
             log,
             started: Instant::now(),
-            first_step,
+            pace,
+            evaluations: (0, 0),
             stage: None,
             saved: (first_step > 0).then_some(first_step),
             _lock: lock,
@@ -299,13 +307,16 @@ impl<'a> Run<'a> {
         }
         self.stage = Some(index);
         let (start, end) = self.config.data_stages.range(index, self.config.steps);
-        let stage = &self.config.data_stages.stages[index];
-        let event = Event::Stage { index, name: stage.name.clone(), start, end, weights: stage.weights.clone() };
+        let name = self.config.data_stages.stages[index].name.clone();
+        let event = Event::Stage { index, name, start, end, weights: self.loader.weights_at(index, start).clone() };
         if self.state.step == start {
             self.state.stage_loss = (0.0, 0);
             return self.emit(event);
         }
-        self.control.emit(event); // resumed inside a stage: the log has it already
+        self.control.emit(event); // resumed inside a stage: the log has it already, and what changed since
+        let passed =
+            self.config.mix_changes.iter().filter(|change| change.stage == index && (start + 1..self.state.step).contains(&change.step));
+        passed.for_each(|change| self.control.emit(reweigh::event(change)));
         Ok(())
     }
 
@@ -349,10 +360,17 @@ impl<'a> Run<'a> {
         self.state.total_tokens += report.tokens;
         report.total_tokens = self.state.total_tokens;
         report.tokens_per_sec = report.tokens as f64 / secs.max(1e-9);
-        report.elapsed_secs = self.started.elapsed().as_secs_f64() - self.control.waited_secs();
-        let done = f64::from(self.state.step - self.first_step);
-        report.eta_secs = report.elapsed_secs / done * f64::from(self.config.steps - self.state.step);
+        report.elapsed_secs = self.elapsed_secs();
+        self.pace.step(secs);
+        let (improved, evaluations) = self.evaluations;
+        let improving = f64::from(improved + 1) / f64::from(evaluations + 1);
+        report.eta_secs = self.pace.left_secs(&Left::after(self.state.step, &self.config, improving));
         self.emit(Event::Step(report))
+    }
+
+    /// Seconds of this session in which it did not wait.
+    fn elapsed_secs(&self) -> f64 {
+        self.started.elapsed().as_secs_f64() - self.control.waited_secs()
     }
 
     /// Evaluation, samples, the end of a stage and checkpoints, as they are due after a step.
@@ -394,6 +412,7 @@ impl<'a> Run<'a> {
 
     /// Scores held-out text of every source; returns whether it is the best so far, `None` where it was stopped.
     async fn evaluate(&mut self) -> Result<Option<bool>> {
+        let begun = self.elapsed_secs();
         let model = self.model.plain();
         let mut scores = BTreeMap::new();
         for (source, name) in self.sources.iter().enumerate() {
@@ -413,12 +432,15 @@ impl<'a> Run<'a> {
             parts.sum::<f64>()
         };
         let loss = weighted(|score| score.loss) / weighted(|_| 1.0);
+        self.pace.evaluation.add(self.elapsed_secs() - begun);
+        self.evaluations.1 += 1;
         if !loss.is_finite() {
             return Ok(Some(false)); // also where no held-out text has a share in the last stage
         }
         let best = self.state.best.is_none_or(|(best, at)| loss < best || at == self.state.step);
         if best {
             self.state.best = Some((loss, self.state.step));
+            self.evaluations.0 += 1;
         }
         self.emit(Event::Evaluated { step: self.state.step, loss, sources: scores, best })?;
         Ok(Some(best))
@@ -426,6 +448,7 @@ impl<'a> Run<'a> {
 
     /// Lets the model write; false where it was stopped.
     async fn sample(&mut self, stage: usize) -> Result<bool> {
+        let begun = self.elapsed_secs();
         let model = self.model.plain();
         let prompt = generate::prompt_ids(&self.tokenizer, &model.config, &self.config.sample_prompt);
         let room = model.positions().saturating_sub(prompt.len());
@@ -433,7 +456,9 @@ impl<'a> Run<'a> {
         let limits = Limits { max_new_tokens: self.config.sample_tokens.min(room), stop: &[], end: &end };
         let mut random = Random::stream(self.config.seed, u64::from(self.state.step));
         let sampling = Sampling::default();
-        let done = generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_| {}).await;
+        let done =
+            generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_, _| {}, |_| {}).await;
+        self.pace.sample.add(self.elapsed_secs() - begun);
         let done = match done {
             Ok(done) if done.finish == "cancelled" => return Ok(false),
             Ok(done) => done,
@@ -462,12 +487,14 @@ impl<'a> Run<'a> {
         if self.saved == Some(self.state.step) {
             return Ok(());
         }
+        let begun = self.elapsed_secs();
         self.state.cursor = self.loader.cursor();
         self.state.updates = self.optimizer.updates;
         let out = &self.config.out;
         let path = checkpoint::save(self.store, out, &self.model, &self.optimizer, &self.state, self.tokenizer.json()).await?;
         checkpoint::prune(self.store, out, self.config.save_total_limit, self.state.best.map(|(_, step)| step)).await?;
         self.saved = Some(self.state.step);
+        self.pace.save.add(self.elapsed_secs() - begun);
         self.emit(Event::Saved { step: self.state.step, path })
     }
 }

@@ -37,6 +37,8 @@ struct History<'a> {
     steps: BTreeMap<u32, &'a StepReport>,
     evaluated: BTreeMap<u32, (f64, &'a BTreeMap<String, TextScore>)>,
     samples: Vec<(u32, &'a str, &'a str, &'a str)>,
+    /// Step, stage and shares of every change of the mix.
+    changes: Vec<(u32, usize, &'a BTreeMap<String, f64>)>,
     warnings: Vec<(f64, &'a str)>,
     ending: Option<&'a Event>,
     /// Every source that was announced or trained on; its place decides its colour.
@@ -60,6 +62,7 @@ impl<'a> History<'a> {
                     history.stages.retain(|stage| stage.start != *start); // a resumed run announces its stage again
                     history.stages.push(Stage { name, start: *start, end: *end, weights, done: None });
                 }
+                Event::Reweighted { step, stage, weights } => history.changes.push((*step, *stage, weights)),
                 Event::Step(report) => {
                     session = session.max(report.elapsed_secs);
                     history.steps.insert(report.step, report);

@@ -23,7 +23,12 @@ pub async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
     // A run may move on to another device or folder; how often it talks and saves changes nothing either.
     let TrainConfig { out, device, log_every, save_every, save_total_limit, .. } = asked.clone();
     frozen = TrainConfig { out, device, log_every, save_every, save_total_limit, ..frozen };
-    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(resolve(asked)));
+    let mut asked = resolve(asked);
+    // Weights were moved since the run was begun: whoever asks need not know.
+    if asked.mix_changes.iter().all(|change| frozen.mix_changes.contains(change)) {
+        asked.mix_changes = frozen.mix_changes.clone();
+    }
+    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(&asked));
     let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) = (old, new) else {
         return Err(Error::Internal("a configuration is a map".into()));
     };
@@ -57,9 +62,11 @@ pub fn fingerprint(config: &TrainConfig, tokenizer: &Tokenizer, loader: &Loader)
         log_every: d.log_every,
         save_every: d.save_every,
         save_total_limit: d.save_total_limit,
+        mix_changes: d.mix_changes,
         ..config.clone()
     };
-    let config = blake3::hash(neutral.to_yaml().as_bytes()).to_hex();
+    // Without the key, which runs of before do not have.
+    let config = blake3::hash(neutral.to_yaml().replace("mix_changes: []\n", "").as_bytes()).to_hex();
     format!("{}-{}-{}", &config[..12], tokenizer.hash(), loader.fingerprint())
 }
 

@@ -25,6 +25,9 @@ impl TextLog {
             Event::Stage { index, name, start, end, weights } => {
                 format!("\n=== Stage {}: {name} (steps {start}–{end}) ===\nplanned: {}\n", index + 1, shares(weights))
             }
+            Event::Reweighted { step, stage, weights } => {
+                format!("from step {step} on stage {} has other shares: {}\n", stage + 1, shares(weights))
+            }
             Event::Step(report) => self.step(report),
             Event::Evaluated { step, loss, sources, best } => {
                 let named: Vec<String> = sources

@@ -102,9 +102,21 @@ pub(super) fn stages(history: &History) -> String {
             mix(achieved, percent, history),
         );
     }
+    let changes: String = history
+        .changes
+        .iter()
+        .map(|(step, stage, weights)| {
+            format!(
+                "<p>From step {} on stage {} had other shares: {}</p>",
+                grouped(u64::from(*step)),
+                stage + 1,
+                mix(weights, percent, history)
+            )
+        })
+        .collect();
     format!(
         "<section class=\"card wide\"><h2>Stages</h2><div class=\"scroll\"><table><thead><tr><th class=\"num\">#</th><th>Stage</th><th class=\"num\">Steps</th>\
-         <th class=\"num\">Average loss</th><th>Planned mix</th><th>Achieved mix</th><th>Passes since the start</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
+         <th class=\"num\">Average loss</th><th>Planned mix</th><th>Achieved mix</th><th>Passes since the start</th></tr></thead><tbody>{rows}</tbody></table></div>{changes}</section>"
     )
 }
 
