@@ -79,7 +79,7 @@ pub struct Preview {
     pub size_bytes: u64,
     /// Its files.
     pub files: usize,
-    /// Its documents, as the engine counts them for a preview.
+    /// Documents of which this page shows something.
     pub documents: usize,
     /// Which page, from 0.
     pub page: usize,

@@ -68,9 +68,21 @@ impl Run {
 
     /// Takes a configuration and the stages it asks for.
     pub fn configure(&mut self, config: TrainConfig) {
-        let names: Vec<&str> = config.sources.keys().map(String::as_str).collect();
-        self.curriculum = (!names.is_empty()).then(|| config.data_stages.fitted(&names, config.steps));
         self.config = Some(config);
+        self.recall(0);
+    }
+
+    /// The stages as they were after so many updates.
+    fn recall(&mut self, step: u32) {
+        let Some(config) = self.config.as_ref().filter(|config| !config.sources.is_empty()) else { return };
+        let names: Vec<&str> = config.sources.keys().map(String::as_str).collect();
+        let mut curriculum = config.data_stages.fitted(&names, config.steps);
+        for change in config.mix_changes.iter().filter(|change| change.step < step) {
+            if let Some(stage) = curriculum.stages.get_mut(change.stage) {
+                stage.weights.clone_from(&change.weights);
+            }
+        }
+        self.curriculum = Some(curriculum);
     }
 
     /// Folds one event of the run.
@@ -82,12 +94,12 @@ impl Run {
                 self.steps.truncate(info.step);
                 self.evaluations.retain(|(step, _, _)| *step <= info.step);
                 self.samples.retain(|(step, _, _)| *step <= info.step);
-                self.changes.retain(|step| *step <= info.step);
+                self.changes.retain(|step| *step < info.step);
+                self.recall(info.step);
             }
-            Event::Stage { index, start, end, name, weights } => {
+            Event::Stage { start, end, name, .. } => {
                 self.stages.retain(|(known, _, _)| known != start);
                 self.stages.push((*start, *end, name.clone()));
-                self.reweigh(*index, weights);
             }
             Event::Reweighted { step, stage, weights } => {
                 self.changes.push(*step);

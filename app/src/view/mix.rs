@@ -65,6 +65,15 @@ pub fn show(ui: &mut Ui, session: &Session, config: &mut TrainConfig) {
         curriculum.stages.remove(index);
         curriculum.stages[0].start = 0;
     }
+    if !config.mix_changes.is_empty() {
+        ui.horizontal_wrapped(|ui| {
+            let help = "Weights that were moved in the run these settings are from; they are moved again at the same steps";
+            ui.label(format!("{} recorded changes of the mix are repeated", config.mix_changes.len())).on_hover_text(help);
+            if ui.small_button("forget them").clicked() {
+                config.mix_changes.clear();
+            }
+        });
+    }
     let tokens_per_step = config.tokens_per_step() as f64;
     let planned = drawn(&curriculum, config.steps, 0).into_iter().map(|(name, steps)| (name, steps * tokens_per_step)).collect();
     passes(ui, session, config, &planned);
@@ -79,8 +88,10 @@ pub fn running(ui: &mut Ui, session: &Session, run: &Run, job: JobId, moved: &mu
         ui.weak("The mix is shown when the run has begun.");
         return;
     };
-    if moved.as_ref().is_some_and(|moved| moved.changes != run.changes.len() || moved.stage >= curriculum.stages.len()) {
-        *moved = None; // the run has taken it up
+    let now = curriculum.stage_at(run.step());
+    let answered = |moved: &Reweight| moved.changes != run.changes.len();
+    if moved.as_ref().is_some_and(|moved| answered(moved) || moved.stage < now || moved.stage >= curriculum.stages.len()) {
+        *moved = None; // the run has taken it up, or the stage is over
     }
     let mut shown = curriculum.clone();
     if let Some(moved) = moved {
@@ -88,7 +99,6 @@ pub fn running(ui: &mut Ui, session: &Session, run: &Run, job: JobId, moved: &mu
     }
     let (sources, step, steps) = (run.sources(), run.step(), run.total_steps());
     let names: Vec<&str> = sources.iter().map(String::as_str).collect();
-    let now = shown.stage_at(step);
     timeline(ui, &mut shown, &names, steps, Some(step));
     for (index, stage) in shown.stages.iter_mut().enumerate() {
         ui.add_enabled_ui(index >= now, |ui| {

@@ -81,12 +81,13 @@ fn amount(ui: &mut Ui, session: &Session, source: &SourceConfig, tokens: Option<
         }
         let Some(preview) = session.preview(source) else { return };
         let files = if preview.files == 1 { String::new() } else { format!(" in {} files", count(preview.files as u64)) };
-        let documents = match preview.documents {
-            1 => "1 document".to_string(),
-            many => format!("{} documents", count(many as u64)),
+        let much = match (preview.pages, preview.documents) {
+            (1, 1) => "1 document".to_string(),
+            (1, many) => format!("{} documents", count(many as u64)),
+            (pages, _) => format!("{} pages", count(pages as u64)),
         };
         let tokens = tokens.map_or_else(|| "tokens counted by plan".into(), |tokens| format!("{} tokens to train on", count(tokens)));
-        ui.label(RichText::new(format!("{}{files} · {documents} · {tokens}", bytes(preview.size_bytes))).small().weak());
+        ui.label(RichText::new(format!("{}{files} · {much} · {tokens}", bytes(preview.size_bytes))).small().weak());
         look = ui.small_button("look").on_hover_text("Shows its texts, page by page").clicked();
     });
     look
