@@ -179,6 +179,7 @@ impl App {
     }
 
     fn form_ui(&mut self, ui: &mut Ui, asks: &mut Vec<Ask>) {
+        ui.add_space(theme::EDGE);
         let Self { session, forms, picker, .. } = self;
         match forms.tab {
             Tab::Train => view::train::form(ui, session, forms, picker, asks),

@@ -1,6 +1,6 @@
 //! What there is to compute on, and whether it computes what it should.
 
-use egui::{ComboBox, Grid, RichText, ScrollArea, Ui};
+use egui::{ComboBox, Grid, Response, RichText, ScrollArea, Ui};
 use smolforge_engine::protocol::{Command, DeviceChoice, DeviceInfo};
 
 use super::Ask;
@@ -8,6 +8,9 @@ use crate::forms::Forms;
 use crate::session::{JobState, Session};
 use crate::theme;
 use crate::units::limit;
+
+/// Width from which on cards stand in two columns.
+const TWO_COLUMNS: f32 = 800.0;
 
 /// The adapters, which one `auto` takes and why, and the self-test.
 pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
@@ -18,7 +21,11 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
         }
     });
     ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| {
-        session.devices.iter().for_each(|device| card(ui, device));
+        let columns = if ui.available_width() > TWO_COLUMNS { 2 } else { 1 };
+        ui.columns(columns, |columns| {
+            let number = columns.len();
+            session.devices.iter().enumerate().for_each(|(place, device)| card(&mut columns[place % number], device));
+        });
         ui.add_space(2.0 * theme::GAP);
         self_test(ui, session, &mut forms.test_device, asks);
     });
@@ -46,7 +53,7 @@ fn card(ui: &mut Ui, device: &DeviceInfo) {
             ];
             for (name, value) in rows {
                 ui.weak(name);
-                ui.label(value);
+                ui.add(egui::Label::new(value).wrap());
                 ui.end_row();
             }
         });
@@ -60,11 +67,8 @@ fn self_test(ui: &mut Ui, session: &Session, device: &mut DeviceChoice, asks: &m
     let last = session.jobs.values().rev().find(|job| matches!(job.command, Command::SelfTest { .. }));
     let running = last.is_some_and(|job| matches!(job.state, JobState::Waiting(_) | JobState::Running));
     ui.horizontal_wrapped(|ui| {
-        ComboBox::from_id_salt("test device").selected_text(word(*device)).show_ui(ui, |ui| {
-            for choice in [DeviceChoice::Auto, DeviceChoice::Gpu, DeviceChoice::Cpu] {
-                ui.selectable_value(device, choice, word(choice));
-            }
-        });
+        let label = ui.label("on");
+        choose_device(ui, "test device", device).labelled_by(label.id);
         if ui.add_enabled(!running, egui::Button::new("run the self-test")).clicked() {
             asks.push(Ask::Begin(Command::SelfTest { device: *device }));
         }
@@ -96,6 +100,16 @@ fn self_test(ui: &mut Ui, session: &Session, device: &mut DeviceChoice, asks: &m
             ui.end_row();
         }
     });
+}
+
+/// A menu of the kinds of devices.
+pub fn choose_device(ui: &mut Ui, id: &str, device: &mut DeviceChoice) -> Response {
+    let menu = ComboBox::from_id_salt(id).selected_text(word(*device)).show_ui(ui, |ui| {
+        for choice in [DeviceChoice::Auto, DeviceChoice::Gpu, DeviceChoice::Cpu] {
+            ui.selectable_value(device, choice, word(choice));
+        }
+    });
+    menu.response
 }
 
 fn word(choice: DeviceChoice) -> &'static str {

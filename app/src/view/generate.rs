@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use egui::{ComboBox, DragValue, Grid, RichText, ScrollArea, Slider, TextEdit, Ui};
-use smolforge_engine::protocol::{Command, DeviceChoice, GenerateRequest, Sampling};
+use egui::{DragValue, Grid, Response, RichText, ScrollArea, Slider, TextEdit, Ui};
+use smolforge_engine::protocol::{Command, GenerateRequest, Sampling};
 
+use super::device::choose_device;
 use super::{Ask, START, STOP, pressed, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::Forms;
@@ -139,58 +140,43 @@ fn model(ui: &mut Ui, name: &str, chosen: &mut String, models: &[String]) -> Opt
 }
 
 fn numbers(ui: &mut Ui, request: &mut GenerateRequest) {
-    let row = |ui: &mut Ui, name: &str, help: &str| {
-        ui.label(name).on_hover_text(help);
+    let row = |ui: &mut Ui, name: &str, help: &str, enabled: bool, widget: &mut dyn FnMut(&mut Ui) -> Response| {
+        let label = ui.label(name).on_hover_text(help);
+        ui.add_enabled_ui(enabled, |ui| widget(ui).labelled_by(label.id));
+        ui.end_row();
     };
-    let sampling = &mut request.sampling;
+    let GenerateRequest { sampling, max_new_tokens, num_samples, alternatives, device, .. } = request;
     ui.spacing_mut().slider_width = 150.0;
     Grid::new("sampling").num_columns(2).min_col_width(120.0).show(ui, |ui| {
-        row(ui, "new tokens", "Most tokens that are written");
-        ui.add(Slider::new(&mut request.max_new_tokens, 10..=500));
-        ui.end_row();
-        row(ui, "samples", "Independent texts after the same prompt");
-        ui.add(Slider::new(&mut request.num_samples, 1..=4));
-        ui.end_row();
-        row(ui, "greedy", "Always take the most likely token");
-        ui.checkbox(&mut sampling.greedy, "always the likeliest");
-        ui.end_row();
-        let draws = !sampling.greedy;
-        row(ui, "temperature", "Below 1: safer, above 1: more surprising");
-        ui.add_enabled(draws, Slider::new(&mut sampling.temperature, 0.0..=2.0).step_by(0.05).fixed_decimals(2));
-        ui.end_row();
-        row(ui, "top-k", "Draw from this many most likely tokens; 0: from all");
-        ui.add_enabled(draws, Slider::new(&mut sampling.top_k, 0..=200));
-        ui.end_row();
-        row(ui, "top-p", "Draw from the smallest set of tokens that has this probability; 1: from all");
-        ui.add_enabled(draws, Slider::new(&mut sampling.top_p, 0.01..=1.0).step_by(0.01).fixed_decimals(2));
-        ui.end_row();
-        row(ui, "min-p", "Leave out tokens less likely than this share of the most likely one; 0: none");
-        ui.add_enabled(draws, Slider::new(&mut sampling.min_p, 0.0..=0.5).step_by(0.01).fixed_decimals(2));
-        ui.end_row();
-        row(ui, "repetition penalty", "Above 1: tokens that were seen become less likely");
-        ui.add(Slider::new(&mut sampling.repetition_penalty, 1.0..=2.0).step_by(0.05).fixed_decimals(2));
-        ui.end_row();
-        row(ui, "seed", "The same seed gives the same text");
-        ui.add_enabled(draws, DragValue::new(&mut sampling.seed));
-        ui.end_row();
-        row(ui, "probabilities", "Shades every token by how likely it was; its alternatives show when the pointer is on it");
-        let mut shown = request.alternatives > 0;
-        if ui.checkbox(&mut shown, "show").changed() {
-            request.alternatives = if shown { ALTERNATIVES } else { 0 };
-        }
-        ui.end_row();
-        row(ui, "device", "Where to compute");
-        let word = |choice: DeviceChoice| match choice {
-            DeviceChoice::Auto => "auto",
-            DeviceChoice::Gpu => "gpu",
-            DeviceChoice::Cpu => "cpu",
-        };
-        ComboBox::from_id_salt("device").selected_text(word(request.device)).show_ui(ui, |ui| {
-            for choice in [DeviceChoice::Auto, DeviceChoice::Gpu, DeviceChoice::Cpu] {
-                ui.selectable_value(&mut request.device, choice, word(choice));
-            }
+        row(ui, "new tokens", "Most tokens that are written", true, &mut |ui| ui.add(Slider::new(max_new_tokens, 10..=500)));
+        row(ui, "samples", "Independent texts after the same prompt", true, &mut |ui| ui.add(Slider::new(num_samples, 1..=4)));
+        let greedy = &mut sampling.greedy;
+        row(ui, "greedy", "Always take the most likely token", true, &mut |ui| ui.checkbox(greedy, "always the likeliest"));
+        let draws = !*greedy;
+        row(ui, "temperature", "Below 1: safer, above 1: more surprising", draws, &mut |ui| {
+            ui.add(Slider::new(&mut sampling.temperature, 0.0..=2.0).step_by(0.05).fixed_decimals(2))
         });
-        ui.end_row();
+        row(ui, "top-k", "Draw from this many most likely tokens; 0: from all", draws, &mut |ui| {
+            ui.add(Slider::new(&mut sampling.top_k, 0..=200))
+        });
+        row(ui, "top-p", "Draw from the smallest set of tokens that has this probability; 1: from all", draws, &mut |ui| {
+            ui.add(Slider::new(&mut sampling.top_p, 0.01..=1.0).step_by(0.01).fixed_decimals(2))
+        });
+        row(ui, "min-p", "Leave out tokens less likely than this share of the most likely one; 0: none", draws, &mut |ui| {
+            ui.add(Slider::new(&mut sampling.min_p, 0.0..=0.5).step_by(0.01).fixed_decimals(2))
+        });
+        row(ui, "repetition penalty", "Above 1: tokens that were seen become less likely", true, &mut |ui| {
+            ui.add(Slider::new(&mut sampling.repetition_penalty, 1.0..=2.0).step_by(0.05).fixed_decimals(2))
+        });
+        row(ui, "seed", "The same seed draws the same text", draws, &mut |ui| ui.add(DragValue::new(&mut sampling.seed)));
+        let help = "Shades every token by how likely it was; its alternatives show when the pointer is on it";
+        row(ui, "probabilities", help, true, &mut |ui| {
+            let mut shown = *alternatives > 0;
+            let check = ui.checkbox(&mut shown, "show");
+            *alternatives = if shown { ALTERNATIVES } else { 0 };
+            check
+        });
+        row(ui, "device", "Where to compute", true, &mut |ui| choose_device(ui, "device", device));
     });
 }
 

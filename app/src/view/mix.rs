@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use egui::{Align, Align2, CursorIcon, FontId, Layout, Pos2, Rect, Response, RichText, Sense, Ui, pos2, vec2};
+use egui::{Align, Align2, CursorIcon, FontId, Layout, Pos2, Rect, Response, RichText, Sense, SliderClamping, Ui, pos2, vec2};
 use smolforge_engine::config::TrainConfig;
 use smolforge_engine::data::curriculum::{Curriculum, Stage};
 use smolforge_engine::protocol::{Command, JobId};
 
-use super::Ask;
+use super::{Ask, named};
 use crate::forms::Reweight;
 use crate::session::{Run, Session};
 use crate::theme;
@@ -53,7 +53,8 @@ pub fn show(ui: &mut Ui, session: &Session, config: &mut TrainConfig) {
         ui.horizontal_wrapped(|ui| {
             ui.allocate_ui_with_layout(CELL, Layout::left_to_right(Align::Center), |ui| {
                 ui.set_min_width(CELL.x);
-                ui.add(egui::TextEdit::singleline(&mut stage.name).desired_width(CELL.x - 60.0));
+                let edit = ui.add(egui::TextEdit::singleline(&mut stage.name).desired_width(CELL.x - 60.0));
+                named(&edit, "name of the stage", &stage.name);
                 if many && ui.small_button("×").on_hover_text("Leave this stage out").clicked() {
                     removed = Some(index);
                 }
@@ -109,10 +110,10 @@ pub fn running(ui: &mut Ui, session: &Session, run: &Run, job: JobId, moved: &mu
                     ui.add(egui::Label::new(if index == now { name.strong() } else { name }).truncate());
                 });
                 let (changed, settled) = shares(ui, stage, &names);
-                if changed {
+                if changed && index >= now {
                     *moved = Some(Reweight { stage: index, weights: stage.weights.clone(), changes: run.changes.len() });
                 }
-                if let (true, Some(moved)) = (settled, &moved) {
+                if let (true, Some(moved)) = (settled && index >= now, &moved) {
                     asks.push(Ask::Tell(job, Command::Reweight { stage: moved.stage, weights: moved.weights.clone() }));
                 }
             });
@@ -150,7 +151,7 @@ fn passes(ui: &mut Ui, session: &Session, config: &TrainConfig, planned: &BTreeM
             let text = format!("{name}: {} tokens", count(tokens.round() as u64));
             let text = epochs.map_or_else(|| text.clone(), |epochs| format!("{text}, {epochs:.2} passes"));
             if epochs.is_some_and(|epochs| epochs > MANY_EPOCHS) {
-                let text = RichText::new(format!("⚠ {text}")).color(theme::warning(ui.visuals().dark_mode));
+                let text = RichText::new(format!("{text}: many")).color(theme::warning(ui.visuals().dark_mode));
                 ui.label(text)
                     .on_hover_text("Beyond about four passes a model learns a text by heart: give it a smaller share, or more text");
             } else {
@@ -187,7 +188,9 @@ fn share(ui: &mut Ui, place: usize, source: &str, weight: &mut f64) -> Response 
         ui.add(egui::Label::new(source).truncate())
     });
     name.response.on_hover_text(source);
-    let slider = ui.add(egui::Slider::new(weight, 0.0..=1.0).step_by(0.01).custom_formatter(|value, _| percent(value)));
+    // `Edits`: a share between two steps of the slider stays what it is until it is moved.
+    let slider = egui::Slider::new(weight, 0.0..=1.0).step_by(0.01).clamping(SliderClamping::Edits);
+    let slider = ui.add(slider.custom_formatter(|value, _| percent(value)));
     slider.labelled_by(name.inner.id)
 }
 

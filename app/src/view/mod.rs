@@ -15,7 +15,7 @@ mod tests;
 pub mod texts;
 pub mod train;
 
-use egui::{Key, KeyboardShortcut, Modifiers, Ui};
+use egui::{Key, KeyboardShortcut, Modifiers, Response, Ui, WidgetInfo};
 use smolforge_engine::protocol::{Command, JobId};
 
 /// Begins what the tab is for.
@@ -41,4 +41,9 @@ pub fn pressed(ui: &Ui, shortcut: &KeyboardShortcut) -> bool {
 /// A tooltip that ends in the keys that do the same.
 pub fn with_keys(ui: &Ui, text: &str, shortcut: &KeyboardShortcut) -> String {
     format!("{text} · {}", ui.ctx().format_shortcut(shortcut))
+}
+
+/// Names a field that has no label beside it, for those who do not see it.
+pub fn named(edit: &Response, name: &str, text: &str) {
+    edit.widget_info(|| WidgetInfo { label: Some(name.into()), ..WidgetInfo::text_edit(true, text, text, "") });
 }

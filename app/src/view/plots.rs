@@ -63,11 +63,11 @@ fn charts(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
         if runs.len() == 1 {
             ui.checkbox(&mut settings.by_source, "by source").on_hover_text("Loss of every source, too");
         }
-        ui.weak("drag: pan · Ctrl + wheel: zoom · double-click: all");
+        ui.label(RichText::new("drag: pan · Ctrl+wheel: zoom · double-click: all").small().weak());
     });
     let mut losses = Vec::new();
     for (index, (name, run)) in runs.iter().enumerate() {
-        losses.extend(loss_curves(name, index, run, runs.len() == 1, settings));
+        losses.extend(loss_curves(name, index, run, runs.len() == 1, settings, ui.visuals().text_color()));
     }
     let alone = runs.first().filter(|_| runs.len() == 1).map(|(_, run)| *run);
     let large = Chart { title: "loss", height: 260.0, curves: losses, run: alone, log: settings.log, legend: Key::Inside };
@@ -100,12 +100,13 @@ fn charts(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
     });
 }
 
-fn loss_curves(name: &str, index: usize, run: &Run, alone: bool, settings: &Plots) -> Vec<Curve> {
+fn loss_curves(name: &str, index: usize, run: &Run, alone: bool, settings: &Plots, ink: Color32) -> Vec<Curve> {
     let color = theme::series(index);
     let points = smoothed(run.steps.moments.iter().map(|step| [f64::from(step.step), step.loss]), settings.smoothing);
     let mut curves = vec![Curve { name: if alone { "all".into() } else { name.into() }, color, points, dots: false }];
     let held_out = run.evaluations.iter().map(|(step, loss, _)| [f64::from(*step), *loss]).collect();
     let held_out_name = if alone { "held out".to_string() } else { format!("{name}, held out") };
+    let color = if alone { ink } else { color };
     curves.push(Curve { name: held_out_name, color, points: held_out, dots: true });
     if alone && settings.by_source {
         let sources = run.sources();

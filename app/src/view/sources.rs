@@ -4,7 +4,7 @@ use egui::{Key, Label, RichText, ScrollArea, TextEdit, Ui};
 use smolforge_engine::config::SourceConfig;
 use smolforge_engine::protocol::Command;
 
-use super::Ask;
+use super::{Ask, named};
 use crate::files::{Pick, Picker};
 use crate::forms::Forms;
 use crate::session::{JobState, Session};
@@ -29,12 +29,16 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             ui.colored_label(theme::series(place + 1), "■");
             let mut typed = name.clone();
             let edit = TextEdit::singleline(&mut typed).desired_width(80.0).id_salt(("source", place));
-            if ui.add(edit).changed() && !typed.trim().is_empty() {
+            let edit = ui.add(edit);
+            named(&edit, "name of the source", &typed);
+            if edit.changed() && !typed.trim().is_empty() {
                 renamed = Some((name.clone(), typed));
             }
             let width = (ui.available_width() - 36.0).max(80.0);
             let typing = if let SourceConfig::Path(path) | SourceConfig::Keyed { path, .. } = source {
-                ui.add(TextEdit::singleline(path).desired_width(width).hint_text("file, folder or glob")).has_focus()
+                let edit = ui.add(TextEdit::singleline(path).desired_width(width).hint_text("file, folder or glob"));
+                named(&edit, "file, folder or glob", path);
+                edit.has_focus()
             } else {
                 ui.add_sized([width, 0.0], Label::new(source.paths().join(", ")).truncate());
                 false

@@ -161,7 +161,7 @@ fn tokens(ui: &mut Ui, tokens: &[Token]) {
     ui.horizontal_wrapped(|ui| {
         ui.spacing_mut().item_spacing = vec2(0.0, 2.0);
         for token in tokens {
-            let shown = token.text.replace('\n', "⏎");
+            let shown = token.text.replace('\n', "↵");
             let fill = theme::doubt(ui.visuals(), token.probability);
             let label = ui.add(Label::new(RichText::new(shown).background_color(fill)).sense(egui::Sense::hover()));
             label.on_hover_ui(|ui| alternatives(ui, token));

@@ -1,6 +1,7 @@
 //! Texts, their mix, the configuration of a run, and the run in progress.
 
 use egui::{ComboBox, RichText, ScrollArea, TextEdit, Ui};
+use serde_json::Value;
 use smolforge_engine::config::{FIELDS, Field, TrainConfig};
 use smolforge_engine::protocol::{Command, DeviceChoice, JobId};
 
@@ -48,6 +49,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             plan::show(ui, session, forms, asks);
             ui.add_space(theme::GAP);
             let defaults = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
+            let values = serde_json::to_value(&forms.train).unwrap_or_default();
             let mut groups: Vec<&str> = FIELDS.iter().map(|field| field.group).collect();
             groups.dedup();
             for group in groups {
@@ -57,7 +59,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
                         let shown =
                             |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages" | "mix_changes");
                         for field in FIELDS.iter().filter(shown) {
-                            row(ui, field, &defaults[field.name], forms, picker);
+                            row(ui, field, &values[field.name], &defaults[field.name], forms, picker);
                             ui.end_row();
                         }
                     });
@@ -92,7 +94,7 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
             let config = Box::new(forms.train.clone());
             let start = ui.add_enabled(ready, egui::Button::new(RichText::new("▶ train").strong()));
             let start = start.on_hover_text(with_keys(ui, "Starts the run", &START));
-            if start.on_disabled_hover_text(why_not).clicked() || (pressed(ui, &START) && ready) {
+            if start.on_disabled_hover_text(why_not).clicked() || (ready && pressed(ui, &START)) {
                 asks.push(Ask::Begin(Command::Train { config: config.clone(), resume: false }));
             }
             let planning = session.active(|command| matches!(command, Command::Plan { .. })).is_some();
@@ -127,28 +129,29 @@ fn demo(session: &Session) -> Ask {
 }
 
 /// A key: its name, its value, and a way back to the default.
-fn row(ui: &mut Ui, field: &Field, default: &serde_json::Value, forms: &mut Forms, picker: &Picker) {
-    let value = serde_json::to_value(&forms.train).unwrap_or_default()[field.name].clone();
-    let text = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Null => String::new(),
+fn row(ui: &mut Ui, field: &Field, value: &Value, default: &Value, forms: &mut Forms, picker: &Picker) {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
         other => other.to_string(),
     };
-    let changed = value != *default;
+    let changed = value != default;
     let name = field.name.replace('_', " ");
     let label = if changed { RichText::new(name).strong() } else { RichText::new(name) };
-    ui.label(label).on_hover_text(field.help);
+    let label = ui.label(label).on_hover_text(field.help);
     ui.horizontal(|ui| {
-        let mut typed = forms.drafts.get(field.name).map_or_else(|| text(&value), |(draft, _)| draft.clone());
+        let mut typed = forms.drafts.get(field.name).map_or_else(|| text(value), |(draft, _)| draft.clone());
         let before = typed.clone();
         let choices = words(field.name);
         if choices.is_empty() {
             let width = if value.is_number() { 80.0 } else { 150.0 };
-            ui.add(TextEdit::singleline(&mut typed).desired_width(width).hint_text(if default.is_null() { "–" } else { "" }));
+            let hint = if default.is_null() { "–" } else { "" };
+            ui.add(TextEdit::singleline(&mut typed).desired_width(width).hint_text(hint)).labelled_by(label.id);
         } else {
-            ComboBox::from_id_salt(field.name).selected_text(&typed).show_ui(ui, |ui| {
+            let menu = ComboBox::from_id_salt(field.name).selected_text(&typed).show_ui(ui, |ui| {
                 choices.iter().for_each(|word| drop(ui.selectable_value(&mut typed, word.to_string(), *word)));
             });
+            menu.response.labelled_by(label.id);
         }
         let pick = match field.name {
             "tokenizer" => Some(Pick::Tokenizer),
@@ -210,12 +213,15 @@ fn welcome(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
         ui.heading("smolforge");
         ui.label("Train small language models on this machine, and watch them learn.");
         ui.add_space(2.0 * theme::GAP);
-        if ui.button(RichText::new("▶  Run the demo").size(18.0)).clicked() {
+        let idle = session.training().is_none();
+        let button = ui.add_enabled(idle, egui::Button::new(RichText::new("▶  Run the demo").size(18.0)));
+        // Where the form has no texts the keys that start a run are free.
+        if button.on_hover_text(with_keys(ui, "Starts the demo", &START)).clicked() || (idle && pressed(ui, &START)) {
             asks.push(demo(session));
         }
         ui.weak("It writes three small texts, trains a model of about a million parameters on them in five stages, and lets it write.");
         ui.weak("No files, no network, a minute or two.");
         ui.add_space(2.0 * theme::GAP);
-        ui.label("Or add texts of your own on the left, and press train.");
+        ui.label("Or add texts of your own, and press train.");
     });
 }
