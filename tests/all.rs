@@ -4,6 +4,7 @@
 mod architecture_tests;
 mod golden_tests;
 mod ops_tests;
+mod pack_tests;
 mod reweight_tests;
 mod run_tests;
 mod shader_tests;

@@ -158,6 +158,8 @@ fn a_bad_configuration_gets_one_line() {
         ("--data-stages [{weights:…{input:…0.5}}]", ["sum to 1", "0.5"]),
         ("--data-stages [{weights:…{inptu:…1}}]", ["inptu", "did you mean"]),
         ("--data-stages [{weights:…{input:…1}},{start_training_step:…0,weights:…{input:…1}}]", ["stage", "start"]),
+        ("--mix-changes [{step:…1,stage:…0,weights:…{inptu:…1}}]", ["mix_changes: step 1", "did you mean"]),
+        ("--mix-changes [{step:…9999,stage:…0,weights:…{input:…1}}]", ["mix_changes: step 9999", "ends at step"]),
         ("--data-stages nowhere.yaml", ["--data-stages", "stages"]),
     ] {
         folder.refused(&format!("{train} {flags}"), &words);
@@ -185,6 +187,12 @@ fn missing_files_get_one_line_from_every_verb() {
         ("train-tokenizer blank.txt --out t.json", ["white space", ""]),
         ("train-tokenizer story.txt --vocab-size 3 --out t.json", ["3", ""]),
         ("export --run absent --out hf", ["absent", ""]),
+        ("generate --device cpu --model hollow --prompt a --alternatives 21", ["--alternatives 21", "20"]),
+        ("runs delete hollow --yes", ["hollow", "is no run"]),
+        ("pack hollow --out x.zip", ["hollow", "neither a run nor a model"]),
+        ("unpack absent.zip --out x", ["absent.zip", "no such file"]),
+        ("unpack story.txt --out x", ["story.txt", "no whole .zip"]),
+        ("unpack story.txt --out hollow", ["hollow", "exists already"]),
         ("train --resume --out absent", ["absent", "no run to resume"]),
         ("plan absent.yaml", ["absent.yaml", "no such file"]),
         ("bench --device cpu --preset nanno", ["nanno", "nano"]),
@@ -243,6 +251,8 @@ fn a_small_run_goes_from_text_to_generated_text() {
     let events = folder.events(&format!("{generate} --max-new-tokens 5 --num-samples 2 --prompt The"));
     let samples = events.iter().filter(|event| matches!(event, Event::Generated { .. })).count();
     assert_eq!(samples, 4, "two prompts, two samples each");
+    let table = text(&format!("{generate} --max-new-tokens 3 --greedy --alternatives 2"));
+    assert!(table.contains("probability") && table.lines().filter(|line| line.contains(" %")).count() == 3, "{table}");
     folder.refused(&format!("{generate} --max-new-tokens 100000"), &["context", "100000"]);
     for flags in ["--temperature nan", "--temperature -1", "--top-p 2", "--min-p -0.5", "--repetition-penalty 0", "--num-samples 0"] {
         let flag = flags.split_whitespace().next().expect("a flag");
@@ -254,6 +264,52 @@ fn a_small_run_goes_from_text_to_generated_text() {
     assert!(table.contains("bits/byte") && table.contains("story.txt"), "{table}");
     let counts = folder.run("tokenize --tokenizer hf story.txt");
     assert!(String::from_utf8_lossy(&counts.stdout).contains("bytes/token"), "{counts:?}");
+}
+
+#[test]
+fn a_run_is_listed_packed_moved_resumed_and_removed() {
+    let (folder, other) = (Folder::new("pack"), Folder::new("unpack"));
+    story(&folder);
+    folder.events(&format!("train {TINY} --steps 4 --out runs/a --source input=story.txt"));
+    folder.events("pack runs/a --out a.zip");
+    fs::rename(folder.0.join("a.zip"), other.0.join("a.zip")).expect("moved");
+    other.events("unpack a.zip --out b");
+    other.events("train --resume --out b"); // there is nothing left to do, and no text to do it with
+    let listed = other.run("runs");
+    let table = String::from_utf8_lossy(&listed.stdout);
+    assert!(table.contains("finished") && table.lines().count() == 2, "{table}");
+
+    let asked = folder.run("runs delete runs/a");
+    assert_eq!(asked.status.code(), Some(2), "nobody is there to ask: {asked:?}");
+    folder.events("runs delete runs/a --yes");
+    assert!(!folder.0.join("runs/a").exists() && folder.0.join("story.txt").exists());
+}
+
+#[test]
+fn plans_tell_what_makes_them_fit() {
+    let folder = Folder::new("budget");
+    story(&folder);
+    let plan = format!("plan {TINY} --batch-size 16 --accumulation 2 --sequence-length 64 --steps 4 --source input=story.txt");
+    let of = |line: &str| {
+        folder.events(line).into_iter().find_map(|event| if let Event::Plan(plan) = event { Some(plan) } else { None }).expect("a plan")
+    };
+    let whole = of(&plan);
+    assert_eq!(whole.suggestion, None);
+    let budget = whole.peak_bytes - 1;
+    let fitting = of(&format!("{plan} --budget {budget}"));
+    let keys = fitting.suggestion.expect("a smaller batch helps");
+    let flags: Vec<String> = keys.iter().map(|(key, value)| format!("--{} {value}", key.replace('_', "-"))).collect();
+    let smaller = of(&format!("{plan} --budget {budget} {}", flags.join(" ")));
+    assert!(smaller.peak_bytes <= budget && smaller.suggestion.is_none() && smaller.tokens == whole.tokens, "{smaller:?}");
+    let shown = folder.run(&format!("{plan} --budget {budget}"));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(&format!("to make it fit: {}", flags.join(" "))));
+}
+
+#[test]
+fn the_cpu_passes_its_self_test() {
+    let output = Folder::new("self-test").run("self-test --device cpu");
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && table.contains("rms_norm_dw") && !table.contains("FAILED"), "{output:?}");
 }
 
 /// Reads events until one is wanted; the child must not end before.

@@ -24,7 +24,7 @@ use crate::plan;
 use crate::platform;
 use crate::protocol::{Command, DeviceChoice, Event, GenerateRequest, JobId, TextScore};
 use crate::store::Store;
-use crate::tasks::{demo, export};
+use crate::tasks::{demo, export, pack, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::runs::{self, ReadLogs};
 use crate::train::{Ended, checkpoint, eval, pretrain};
@@ -250,7 +250,11 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
     let name = serde_json::to_value(&command).ok().and_then(|value| Some(value.get("command")?.as_str()?.to_string()));
     control.emit(Event::Started { job: name.unwrap_or_default(), version: env!("CARGO_PKG_VERSION").into() });
     let named = match &command {
-        Command::Export { out, .. } | Command::TrainTokenizer { out, .. } | Command::Demo { out, .. } => Some(("--out", out)),
+        Command::Export { out, .. }
+        | Command::TrainTokenizer { out, .. }
+        | Command::Demo { out, .. }
+        | Command::Pack { out, .. }
+        | Command::Unpack { out, .. } => Some(("--out", out)),
         Command::Generate(GenerateRequest { model, .. }) | Command::Eval { model, .. } => Some(("--model", model)),
         _ => None,
     };
@@ -280,9 +284,9 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
             control.notice(format!("removed {path}"));
         }
         Command::Preview { source, page } => source::preview(&source, page, store, control).await?,
-        Command::Pack { .. } | Command::Unpack { .. } | Command::SelfTest { .. } => {
-            return Err(Error::Config("this build cannot do that yet".into()));
-        }
+        Command::Pack { folder, out } => pack::run(&folder, &out, store, control).await?,
+        Command::Unpack { file, out } => unpack::run(&file, &out, store, control).await?,
+        Command::SelfTest { device } => self_test::run(device, control).await?,
         // About a job, and no job.
         Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } | Command::Reweight { .. } => {}
     }

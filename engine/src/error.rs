@@ -131,9 +131,14 @@ impl Error {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Format { .. } | Self::Shape { .. } | Self::Tokenizer(_) => true,
-            Self::File { reason, .. } => reason.starts_with("no such file") || reason.starts_with("holds neither"),
+            Self::File { reason, .. } => self.is_missing() || reason.starts_with("holds neither"),
             _ => false,
         }
+    }
+
+    /// Whether a file or folder does not exist.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::File { reason, .. } if reason.starts_with("no such file"))
     }
 
     /// A file that breaks a rule of its format.

@@ -32,7 +32,7 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
     let (compute, why) = Compute::open(config.device).await?;
     control.notice(why);
     let Some(shape) = pretrain::Shape::resolve(&config, false, store, control).await? else { return Ok(()) };
-    let Some(shards) = pretrain::shards(&config, &shape.tokenizer, store, control).await? else { return Ok(()) };
+    let Some(shards) = pretrain::shards(&config, false, &shape.tokenizer, store, control).await? else { return Ok(()) };
     let tokens_per_step = config.tokens_per_step() as f64;
     let updates = mix_change::updates_per_source(&config.data_stages, &config.mix_changes, config.steps);
     let mut warnings = Vec::new();

@@ -12,9 +12,11 @@ mod export;
 mod flags;
 mod generate;
 mod interrupt;
+mod pack;
 mod plan;
 mod progress;
 mod runs;
+mod self_test;
 mod table;
 mod tokenize;
 mod train;
@@ -66,6 +68,9 @@ enum Verb {
     Plan(Box<plan::Args>),
     Bench(bench::Args),
     Runs(runs::Args),
+    Pack(pack::PackArgs),
+    Unpack(pack::UnpackArgs),
+    SelfTest(self_test::Args),
 }
 
 /// A command line that cannot be meant: exit code 2.
@@ -134,6 +139,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Plan(args) => args.run(json),
         Verb::Bench(args) => args.run(json),
         Verb::Runs(args) => args.run(json),
+        Verb::Pack(args) => args.run(json),
+        Verb::Unpack(args) => args.run(json),
+        Verb::SelfTest(args) => args.run(json),
     }
 }
 

@@ -3,6 +3,8 @@
 //! The name of a shard is the hash of the text, the tokenizer and the held-out share, so a changed file or
 //! tokenizer makes a new one, and an unchanged one is never tokenised twice.
 
+mod brought;
+
 use crate::config::SourceConfig;
 use crate::control::{Control, Flow};
 use crate::data::random::Random;
@@ -11,6 +13,8 @@ use crate::data::tokens::{Counts, TokenWriter, Tokens};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::text::Tokenizer;
+
+pub use brought::{brought, file_names};
 
 /// Changes when the same text would give other tokens or another split than before.
 const VERSION: &str = "smolforge shard 1";
@@ -80,7 +84,7 @@ pub async fn build(
     }
     let key = *hasher.finalize().as_bytes();
     let hash = hasher.finalize().to_hex()[..32].to_string();
-    let files = ["training", "held_out"].map(|part| format!("{}/{hash}.{part}.tokens", cache_folder.trim_end_matches('/')));
+    let files = file_names(cache_folder, &hash);
 
     let open = async || -> Result<Shard> {
         let training = Tokens::open(store, &files[0], &key).await?;

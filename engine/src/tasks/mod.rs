@@ -2,3 +2,6 @@
 
 pub mod demo;
 pub mod export;
+pub mod pack;
+pub mod self_test;
+pub mod unpack;

@@ -11,6 +11,7 @@ pub mod resume;
 pub mod runs;
 pub mod schedule;
 pub mod tensorboard;
+pub mod tokens;
 
 use burn::tensor::{Gradients, Tensor, Transaction};
 use web_time::Instant;

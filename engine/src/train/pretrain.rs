@@ -12,7 +12,7 @@ use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
 use super::pace::{Left, Pace};
 use super::schedule::Schedule;
-use super::{Ended, eval, resume, train};
+use super::{Ended, eval, resume, tokens, train};
 use crate::config::{Precision, TrainConfig};
 use crate::control::{Control, Flow};
 use crate::data::batch::{Batch, Loader};
@@ -141,18 +141,33 @@ impl Shape {
     }
 }
 
-/// Tokenises every source once. `None` where it was stopped.
+/// Tokenises every source once. `None` where it was stopped. A run that is resumed without its texts goes on with the
+/// tokens that it brought along.
 ///
 /// # Errors
 /// What is wrong with a source, by name.
-pub async fn shards(config: &TrainConfig, tokenizer: &Tokenizer, store: &Store, control: &Control) -> Result<Option<Vec<(String, Shard)>>> {
-    let parent = config.out.rsplit_once('/').map_or("", |(parent, _)| parent);
-    let cache = if parent.is_empty() { ".tokens".to_string() } else { format!("{parent}/.tokens") };
+pub async fn shards(
+    config: &TrainConfig,
+    resume: bool,
+    tokenizer: &Tokenizer,
+    store: &Store,
+    control: &Control,
+) -> Result<Option<Vec<(String, Shard)>>> {
+    let cache = tokens::cache(&config.out);
     let mut shards = Vec::new();
     for (name, source) in &config.sources {
-        match shard::build(store, &cache, name, source, tokenizer, config.held_out, control).await? {
-            Some(shard) => shards.push((name.clone(), shard)),
-            None => return Ok(None),
+        match shard::build(store, &cache, name, source, tokenizer, config.held_out, control).await {
+            Ok(Some(shard)) => shards.push((name.clone(), shard)),
+            Ok(None) => return Ok(None),
+            Err(error) if resume && error.is_missing() => {
+                let Some(shard) = tokens::brought(store, &config.out, name).await? else {
+                    let advice = "put the text there again: the run has not brought its tokens along";
+                    return Err(Error::Resume(format!("source {name}: {error}; {advice}")));
+                };
+                control.notice(format!("{name}: its text is not here; the run goes on with the tokens that it brought along"));
+                shards.push((name.clone(), shard));
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(Some(shards))
@@ -182,13 +197,14 @@ impl<'a> Run<'a> {
         control.notice(why);
         let mut mixed = mixed(&config, &compute)?;
         let Some(Shape { tokenizer, model: shape }) = Shape::resolve(&config, resume, store, control).await? else { return Ok(None) };
-        let Some(shards) = shards(&config, &tokenizer, store, control).await? else { return Ok(None) };
+        let Some(shards) = shards(&config, resume, &tokenizer, store, control).await? else { return Ok(None) };
         if let Some(detail) = plan::shortage(&shape, &config, &compute) {
             return Err(Error::OutOfMemory { device: compute.info.name, detail });
         }
         let sizes: BTreeMap<String, (u64, u64)> =
             shards.iter().map(|(name, shard)| (name.clone(), (shard.train_tokens(), shard.held_out_tokens()))).collect();
         let sources: Vec<String> = sizes.keys().cloned().collect();
+        let hashes = shards.iter().map(|(name, shard)| (name.clone(), shard.hash().to_string())).collect();
         let mut loader =
             Loader::new(shards, config.data_stages.clone(), config.sequence_length, config.seed, config.steps, tokenizer.end_of_text())?;
         loader.set_changes(&config.mix_changes);
@@ -239,6 +255,7 @@ impl<'a> Run<'a> {
                 };
             }
         }
+        tokens::record(store, &out, &hashes).await?;
         let schedule = Schedule::from(&config);
         let held_out = sizes.values().map(|(_, held_out)| (*held_out).min(config.eval_tokens as u64)).sum();
         let pace = Pace::new(&config, held_out);

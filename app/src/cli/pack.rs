@@ -1,0 +1,43 @@
+//! `smolforge pack` and `smolforge unpack`: a run or a model as one file, and back.
+
+use smolforge_engine::protocol::Command;
+
+use super::drive;
+
+/// Write a run or a model's folder as one .zip
+#[derive(Debug, clap::Args)]
+#[command(after_help = "The .zip of a run holds its checkpoints, its log and the tokens of its texts: it can be resumed anywhere.")]
+pub struct PackArgs {
+    /// Folder of the run or model
+    folder: String,
+
+    /// File to write
+    #[arg(long, value_name = "ZIP")]
+    out: String,
+}
+
+/// Make a folder of what `smolforge pack` wrote
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Go on with an unpacked run: smolforge train --resume --out DIR")]
+pub struct UnpackArgs {
+    /// The .zip
+    file: String,
+
+    /// Folder to make
+    #[arg(long, value_name = "DIR")]
+    out: String,
+}
+
+impl PackArgs {
+    /// Packs; the engine names what it wrote.
+    pub fn run(self, json: bool) -> anyhow::Result<()> {
+        drive(Command::Pack { folder: self.folder, out: self.out }, json, |_, _| Ok(()))
+    }
+}
+
+impl UnpackArgs {
+    /// Unpacks; the engine names what it wrote.
+    pub fn run(self, json: bool) -> anyhow::Result<()> {
+        drive(Command::Unpack { file: self.file, out: self.out }, json, |_, _| Ok(()))
+    }
+}

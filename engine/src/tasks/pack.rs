@@ -1,0 +1,137 @@
+//! A run or a model as one `.zip`.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::rc::Rc;
+
+use zip::result::ZipError;
+use zip::write::{SimpleFileOptions, StreamWriter, ZipWriter};
+use zip::{CompressionMethod, DateTime};
+
+use crate::control::{Control, Flow};
+use crate::data::shard;
+use crate::error::{Error, Result};
+use crate::protocol::Event;
+use crate::store::{Entry, Store, Writer};
+use crate::train::{runs, tokens};
+
+/// Bytes that are read and written at once.
+pub(super) const PIECE_BYTES: usize = 1 << 20;
+
+/// Writes a folder as a `.zip`: of a run everything that it needs to be resumed, the tokens of its texts included; hidden
+/// files (locks, temporaries, caches) are left out.
+///
+/// # Errors
+/// [`Error::Config`] for what is no run or model, and for a file that exists; [`Error::File`] while the run is in
+/// progress; [`Error::DiskFull`]. Nothing is left behind then.
+pub async fn run(folder: &str, out: &str, store: &Store, control: &Control) -> Result<()> {
+    let folder = folder.trim_end_matches('/');
+    let is_run = holds_run(store, folder).await;
+    if !is_run && !store.exists(&format!("{folder}/config.json")).await {
+        return Err(Error::Config(format!(
+            "{folder}: neither a run nor a model's folder; there is no config.yaml and no config.json in it"
+        )));
+    }
+    if store.exists(out).await {
+        return Err(Error::Config(format!("--out {out}: exists already; choose another file")));
+    }
+    let _lock = if is_run { Some(runs::hold(store, folder).await?) } else { None };
+    let mut entries = files(store, folder).await?;
+    if is_run {
+        add_tokens(store, folder, &mut entries, control).await?;
+    }
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    if zip(store, &entries, out, control).await? == Flow::Continue {
+        control.emit(Event::Wrote { what: if is_run { "run" } else { "model" }.into(), path: out.into() });
+    }
+    Ok(())
+}
+
+/// Whether a folder is one of a run.
+pub(super) async fn holds_run(store: &Store, folder: &str) -> bool {
+    store.exists(&format!("{folder}/config.yaml")).await && store.exists(&format!("{folder}/events.jsonl")).await
+}
+
+/// What goes into the `.zip`: the name there and the file.
+async fn files(store: &Store, folder: &str) -> Result<Vec<(String, Entry)>> {
+    let inside = format!("{folder}/");
+    let named = runs::files(store, folder).await?.into_iter().filter_map(|entry| {
+        let name = entry.name.strip_prefix(&inside)?.to_string();
+        let hidden = name.split('/').any(|part| part.starts_with('.'));
+        (!hidden).then_some((name, entry))
+    });
+    Ok(named.collect())
+}
+
+/// The tokens of a run's sources that do not lie in its folder already.
+async fn add_tokens(store: &Store, run: &str, entries: &mut Vec<(String, Entry)>, control: &Control) -> Result<()> {
+    let hashes = tokens::hashes(store, run).await?;
+    let cached = store.list(&tokens::cache(run)).await?;
+    let mut missing = hashes.is_empty();
+    for hash in hashes.values() {
+        for (name, file) in shard::file_names(tokens::OWN, hash).into_iter().zip(shard::file_names(&tokens::cache(run), hash)) {
+            if entries.iter().any(|(known, _)| *known == name) {
+                continue;
+            }
+            match cached.iter().find(|entry| entry.name == file) {
+                Some(entry) => entries.push((name, entry.clone())),
+                None => missing = true,
+            }
+        }
+    }
+    if missing {
+        control.warn("the tokens of the run's texts are not here: to resume it elsewhere, put the texts there, too");
+    }
+    Ok(())
+}
+
+async fn zip(store: &Store, entries: &[(String, Entry)], out: &str, control: &Control) -> Result<Flow> {
+    let total = entries.iter().map(|(_, entry)| entry.size_bytes).sum();
+    let failed = Rc::new(RefCell::new(None));
+    let output = Output { writer: store.create(out).await?, failed: failed.clone() };
+    let mut zip = ZipWriter::new_stream(output);
+    let wrong = |error: ZipError| failed.take().unwrap_or_else(|| Error::Internal(format!("writing a zip: {error}")));
+    let mut done = 0;
+    for (name, entry) in entries {
+        let blob = store.open(&entry.name).await?;
+        zip.start_file(name.as_str(), options(name, blob.len() as u64)).map_err(wrong)?;
+        for piece in blob.chunks(PIECE_BYTES) {
+            zip.write_all(piece).map_err(|e| wrong(e.into()))?;
+            done += piece.len() as u64;
+            control.progress("pack", done, total, "bytes");
+            if control.breathe().await == Flow::Stop {
+                return Ok(Flow::Stop);
+            }
+        }
+    }
+    let output: StreamWriter<Output> = zip.finish().map_err(wrong)?;
+    output.into_inner().writer.finish().await?;
+    Ok(Flow::Continue)
+}
+
+/// Text is compressed; numbers would gain little for their time.
+fn options(name: &str, size_bytes: u64) -> SimpleFileOptions {
+    let is_text = [".jsonl", ".json", ".log", ".html", ".yaml"].iter().any(|end| name.ends_with(end));
+    let method = if is_text { CompressionMethod::Deflated } else { CompressionMethod::Stored };
+    let options = SimpleFileOptions::default().compression_method(method).last_modified_time(DateTime::default());
+    options.large_file(size_bytes >= u64::from(u32::MAX) / 2)
+}
+
+/// A blob as the zip crate writes to it. The first error is kept; what is written afterwards is gone with the blob.
+struct Output {
+    writer: Writer,
+    failed: Rc<RefCell<Option<Error>>>,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes).map(|()| bytes.len()).map_err(|error| {
+            *self.failed.borrow_mut() = Some(error);
+            io::ErrorKind::Other.into()
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

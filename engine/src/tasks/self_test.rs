@@ -1,0 +1,332 @@
+//! Every kernel and op on a device, at awkward sizes, against what it means: kernels against their twins, ops and their
+//! gradients against the definition in burn ops, computed on the CPU device.
+
+use std::panic::AssertUnwindSafe;
+
+use burn::tensor::{DType, Device, Tensor, TensorData, activation};
+use futures_lite::FutureExt;
+use smolforge_shaders::cpu as twins;
+
+use crate::control::{Control, Flow};
+use crate::data::random::Random;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::generate::read_f32;
+use crate::model::llama::ids;
+use crate::ops::adamw::{AdamW, Moments, adamw};
+use crate::ops::attention::{self, Mask};
+use crate::ops::{cross_entropy, embedding, kernels_enabled, linear, rms_norm, rope, swiglu};
+use crate::protocol::{DeviceChoice, Event};
+
+/// Largest difference, in units of the largest number: sums in another order, fused products, other roots.
+const TOLERANCE: f64 = 1e-4;
+
+/// What was computed and what it should be.
+type Pairs = Vec<(Tensor<2>, Tensor<2>)>;
+
+/// A kernel or op with what it computes on a device.
+struct Check {
+    name: &'static str,
+    pairs: fn(&Device) -> Pairs,
+}
+
+/// The kernels of `smolforge_shaders`, by their names.
+const KERNEL_CHECKS: &[Check] = &[
+    Check { name: "rms_norm", pairs: |device| rms_norm_kernels(device, 0) },
+    Check { name: "rms_norm_dx", pairs: |device| rms_norm_kernels(device, 1) },
+    Check { name: "rms_norm_dw", pairs: |device| rms_norm_kernels(device, 2) },
+    Check { name: "adamw", pairs: adamw_kernel },
+];
+
+const OP_CHECKS: &[Check] = &[
+    Check { name: "op linear", pairs: linear_op },
+    Check { name: "op rms_norm", pairs: rms_norm_op },
+    Check { name: "op rope", pairs: rope_op },
+    Check { name: "op attention", pairs: attention_op },
+    Check { name: "op swiglu", pairs: swiglu_op },
+    Check { name: "op embedding", pairs: embedding_op },
+    Check { name: "op cross_entropy", pairs: cross_entropy_op },
+    Check { name: "op adamw", pairs: adamw_op },
+];
+
+/// Rows and columns.
+const SIZES: [(usize, usize); 6] = [(1, 1), (2, 63), (3, 64), (65, 65), (17, 1000), (1000, 96)];
+
+/// Runs every check and tells how it ended; one that does not run at all has an error that is no number.
+///
+/// # Errors
+/// [`Error::Device`] where the device cannot be opened, or a check is off.
+pub async fn run(choice: DeviceChoice, control: &Control) -> Result<()> {
+    let (compute, why) = Compute::open(choice).await?;
+    control.notice(why);
+    if !kernels_enabled() {
+        control.warn("SMOLFORGE_KERNELS=off: definitions are compared with themselves");
+    }
+    let mut off = Vec::new();
+    for Check { name, pairs } in KERNEL_CHECKS.iter().chain(OP_CHECKS) {
+        if control.breathe().await == Flow::Stop {
+            return Ok(());
+        }
+        let computed = async { largest_error(pairs(&compute.device), control).await };
+        let max_error = AssertUnwindSafe(computed).catch_unwind().await.ok().and_then(Result::ok).unwrap_or(f64::NAN);
+        let passed = max_error <= TOLERANCE; // what is no number is not
+        off.extend((!passed).then_some(*name));
+        control.emit(Event::Kernel { name: (*name).into(), passed, max_error, tolerance: TOLERANCE });
+    }
+    if !off.is_empty() {
+        let advice = "update its driver, set SMOLFORGE_KERNELS=off, or use --device cpu";
+        return Err(Error::Device(format!("{}: {} compute something else than they should; {advice}", compute.info.name, off.join(", "))));
+    }
+    Ok(())
+}
+
+/// The largest difference of any pair, relative to the largest number that is expected (at least 1).
+async fn largest_error(pairs: Pairs, control: &Control) -> Result<f64> {
+    let mut worst = 0.0f64;
+    for (found, expected) in pairs {
+        let same_shape = found.dims() == expected.dims();
+        let (found, expected) = (read_f32(found).await?, read_f32(expected).await?);
+        let largest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+        let difference = found.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs()));
+        let difference = difference.fold(0.0, |max, x| if x.is_nan() { f64::INFINITY } else { x.max(max) });
+        worst = worst.max(if same_shape { difference / f64::from(largest) } else { f64::INFINITY });
+        control.breathe_if_due().await;
+    }
+    Ok(worst)
+}
+
+/// Numbers about 0 from a seed: sums of four uniform ones.
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut random = Random::new(seed);
+    (0..count).map(|_| (0..4).map(|_| random.f64() as f32 - 0.5).sum()).collect()
+}
+
+fn tensor(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values, [rows, columns]), (device, DType::F32))
+}
+
+fn matrix(seed: u64, rows: usize, columns: usize, device: &Device) -> Tensor<2> {
+    tensor(numbers(seed, rows * columns), rows, columns, device)
+}
+
+fn cpu() -> Device {
+    Compute::cpu().device
+}
+
+/// `op(inputs)` and the gradients of `Σ op(inputs)·w` by every input, for seeded `w`.
+fn value_and_gradients(op: impl Fn(&[Tensor<2>]) -> Tensor<2>, inputs: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
+    let leaves: Vec<Tensor<2>> = inputs.into_iter().map(|x| Tensor::from_inner(x).require_grad()).collect();
+    let y = op(&leaves);
+    let [rows, columns] = y.dims();
+    let weights = matrix(99, rows, columns, &y.device());
+    let mut grads = (y.clone() * weights).sum().backward();
+    let gradients = leaves.iter().map(|x| x.grad_remove(&mut grads).unwrap_or_else(|| x.clone().inner().zeros_like()));
+    std::iter::once(y.inner()).chain(gradients.collect::<Vec<_>>()).collect()
+}
+
+/// Value and gradients of an op on the device, and of its definition on the CPU.
+fn compared(
+    device: &Device,
+    op: impl Fn(&[Tensor<2>]) -> Tensor<2>,
+    definition: impl Fn(&[Tensor<2>]) -> Tensor<2>,
+    inputs: impl Fn(&Device) -> Vec<Tensor<2>>,
+) -> Pairs {
+    let found = value_and_gradients(op, inputs(device));
+    found.into_iter().zip(value_and_gradients(definition, inputs(&cpu()))).collect()
+}
+
+/// `which`: 0 the value, 1 the gradient by the input, 2 by the weight.
+fn rms_norm_kernels(device: &Device, which: usize) -> Pairs {
+    let pair = |(n, d): (usize, usize)| {
+        let inputs = vec![matrix(1, n, d, device), matrix(2, 1, d, device)];
+        let found = value_and_gradients(|x| rms_norm::rms_norm(x[0].clone(), x[1].clone(), 1e-5), inputs).swap_remove(which);
+        let (x, w, dy) = (numbers(1, n * d), numbers(2, d), numbers(99, n * d));
+        let (y, scales) = twins::rms_norm(&x, &w, 1e-5);
+        let (expected, rows) = match which {
+            0 => (y, n),
+            1 => (twins::rms_norm_dx(&dy, &x, &w, &scales), n),
+            _ => (twins::rms_norm_dw(&dy, &x, &scales, d), 1),
+        };
+        (found, tensor(expected, rows, d, &cpu()))
+    };
+    SIZES.into_iter().map(pair).collect()
+}
+
+const UPDATE: AdamW =
+    AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.19, correction2: 0.0975, grad_scale: 0.5 };
+
+/// Weights and moments before an update.
+fn moments(n: usize, d: usize, device: &Device) -> Moments {
+    Moments { param: matrix(1, n, d, device), m: matrix(2, n, d, device), v: matrix(3, n, d, device).square() }
+}
+
+fn adamw_kernel(device: &Device) -> Pairs {
+    let params = twins::adamw::Params {
+        decay: 1.0 - UPDATE.lr * UPDATE.weight_decay,
+        beta1: UPDATE.beta1,
+        beta2: UPDATE.beta2,
+        eps: UPDATE.eps,
+        step_size: UPDATE.lr / UPDATE.correction1,
+        inverse_root: 1.0 / UPDATE.correction2.sqrt(),
+        grad_scale: UPDATE.grad_scale,
+    };
+    let pairs = |(n, d): (usize, usize)| {
+        let found = adamw(moments(n, d, device), matrix(4, n, d, device), &UPDATE);
+        let (mut param, mut m) = (numbers(1, n * d), numbers(2, n * d));
+        let mut v: Vec<f32> = numbers(3, n * d).into_iter().map(|x| x * x).collect();
+        twins::adamw(&mut param, &mut m, &mut v, &numbers(4, n * d), &params);
+        [(found.param, param), (found.m, m), (found.v, v)].map(|(found, expected)| (found, tensor(expected, n, d, &cpu())))
+    };
+    SIZES.into_iter().flat_map(pairs).collect()
+}
+
+fn adamw_op(device: &Device) -> Pairs {
+    let pairs = |(n, d): (usize, usize)| {
+        let found = adamw(moments(n, d, device), matrix(4, n, d, device), &UPDATE);
+        let expected = crate::ops::adamw::reference(moments(n, d, &cpu()), matrix(4, n, d, &cpu()), &UPDATE);
+        [(found.param, expected.param), (found.m, expected.m), (found.v, expected.v)]
+    };
+    SIZES.into_iter().flat_map(pairs).collect()
+}
+
+fn rms_norm_op(device: &Device) -> Pairs {
+    let pairs = |(n, d): (usize, usize)| {
+        compared(
+            device,
+            |x| rms_norm::rms_norm(x[0].clone(), x[1].clone(), 1e-5),
+            |x| rms_norm::reference(x[0].clone(), x[1].clone(), 1e-5),
+            |device| vec![matrix(1, n, d, device), matrix(2, 1, d, device)],
+        )
+    };
+    SIZES.into_iter().flat_map(pairs).collect()
+}
+
+fn linear_op(device: &Device) -> Pairs {
+    let pairs = |(n, k, m): (usize, usize, usize)| {
+        compared(
+            device,
+            |x| linear::linear(x[0].clone(), x[1].clone(), false),
+            |x| linear::reference(x[0].clone(), x[1].clone(), false),
+            |device| vec![matrix(1, n, k, device), matrix(2, m, k, device)],
+        )
+    };
+    [(1, 1, 1), (2, 63, 65), (5, 65, 7), (64, 63, 64), (130, 96, 257)].into_iter().flat_map(pairs).collect()
+}
+
+fn swiglu_op(device: &Device) -> Pairs {
+    let pairs = |(n, f): (usize, usize)| {
+        compared(
+            device,
+            |x| swiglu::swiglu(x[0].clone(), x[1].clone()),
+            |x| swiglu::reference(x[0].clone(), x[1].clone()),
+            |device| vec![matrix(1, n, f, device) * 4.0, matrix(2, n, f, device)],
+        )
+    };
+    SIZES.into_iter().flat_map(pairs).collect()
+}
+
+fn rope_op(device: &Device) -> Pairs {
+    let pairs = |(b, t, h, e): (usize, usize, usize, usize)| {
+        let angles = numbers(5, t * e / 2);
+        let table = |like: &Tensor<2>, of: fn(f32) -> f32| {
+            let values = angles.iter().map(|angle| of(angle * 9.0)).collect();
+            tensor(values, t, e / 2, &like.device())
+        };
+        compared(
+            device,
+            |x| rope::rope(x[0].clone(), table(&x[0], f32::cos), table(&x[0], f32::sin)),
+            |x| rope::reference(x[0].clone(), table(&x[0], f32::cos), table(&x[0], f32::sin)),
+            |device| vec![matrix(1, b * t, h * e, device)],
+        )
+    };
+    [(1, 1, 1, 2), (2, 5, 3, 8), (3, 65, 2, 64)].into_iter().flat_map(pairs).collect()
+}
+
+fn attention_op(device: &Device) -> Pairs {
+    let pairs = |(b, t, h, g, e): (usize, usize, usize, usize, usize)| {
+        // Two documents in every sequence: the second begins at a third of it.
+        let starts: Vec<i32> = (0..b * t).map(|i| if i % t >= t / 3 { (t / 3) as i32 } else { 0 }).collect();
+        let sees = |row: usize, key: usize| key >= starts[row] as usize && key <= row % t;
+        let seen: Vec<f32> = (0..b * t * t).map(|i| if sees(i / t, i % t) { 0.0 } else { -1e30 }).collect();
+        let shape = attention::Shape { b, t, h, g, e, capacity: t, offset: 0 };
+        let mask = Mask::new(b, t, 0, &starts, device);
+        compared(
+            device,
+            |x| attention::attention(x[0].clone(), x[1].clone(), x[2].clone(), &mask, h, g),
+            |x| {
+                let additive = Tensor::from_data(TensorData::new(seen.clone(), [b, 1, t, t]), (&x[0].device(), DType::F32));
+                attention::reference(x[0].clone(), x[1].clone(), x[2].clone(), additive, shape)
+            },
+            |device| vec![matrix(1, b * t, h * e, device), matrix(2, b * t, g * e, device), matrix(3, b * t, g * e, device)],
+        )
+    };
+    [(1, 1, 1, 1, 4), (2, 5, 4, 2, 8), (1, 63, 3, 1, 64), (2, 64, 2, 2, 16), (1, 65, 4, 2, 64)].into_iter().flat_map(pairs).collect()
+}
+
+fn embedding_op(device: &Device) -> Pairs {
+    let pairs = |(rows, d): (usize, usize)| {
+        let tokens: Vec<i32> = (0..70).map(|i| (i * i % rows) as i32).collect();
+        compared(
+            device,
+            |x| embedding::embedding(x, ids(tokens.clone(), &x[0].device())),
+            |x| embedding::reference(x, ids(tokens.clone(), &x[0].device())),
+            |device| vec![matrix(1, rows, d, device)],
+        )
+    };
+    SIZES.into_iter().flat_map(pairs).collect()
+}
+
+/// Against the log of a plain softmax over all logits.
+fn cross_entropy_op(device: &Device) -> Pairs {
+    let pairs = |(n, v, d): (usize, usize, usize)| {
+        let targets: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 4 { -100 } else { i * 37 % v as i32 }).collect();
+        let mut onehot = vec![0.0f32; n * v];
+        targets.iter().enumerate().filter(|(_, target)| **target >= 0).for_each(|(row, target)| onehot[row * v + *target as usize] = 1.0);
+        compared(
+            device,
+            |x| cross_entropy::linear_cross_entropy(x[0].clone(), &x[1..], &targets, 0.25).scaled.reshape([1, 1]),
+            |x| {
+                let logits = activation::log_softmax(x[0].clone().matmul(x[1].clone().transpose()), 1);
+                let picked = logits * tensor(onehot.clone(), n, v, &x[0].device());
+                (picked.sum() * -0.25).reshape([1, 1])
+            },
+            |device| vec![matrix(1, n, d, device), matrix(2, v, d, device)],
+        )
+    };
+    [(1, 2, 3), (5, 65, 16), (70, 1000, 64)].into_iter().flat_map(pairs).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    #[test]
+    fn every_kernel_has_a_check() {
+        let checked: Vec<&str> = KERNEL_CHECKS.iter().map(|check| check.name).collect();
+        let kernels: Vec<&str> = smolforge_shaders::KERNELS.iter().map(|kernel| kernel.name).collect();
+        assert_eq!(checked, kernels, "add a Check for the new kernel");
+    }
+
+    #[test]
+    fn differences_are_found() {
+        let quiet = Control::connect().0;
+        let error = |pairs: Pairs| block_on(largest_error(pairs, &quiet)).unwrap();
+        let of = |values: &[f32]| tensor(values.to_vec(), 1, values.len(), &cpu());
+        assert_eq!(error(vec![(of(&[1.0, 8.0]), of(&[1.0, 8.0]))]), 0.0);
+        assert_eq!(error(vec![(of(&[1.0]), of(&[1.0])), (of(&[1.0, 6.0]), of(&[1.0, 8.0]))]), 0.25);
+        assert!(error(vec![(of(&[f32::NAN]), of(&[1.0]))]).is_infinite());
+        assert!(error(vec![(of(&[1.0, 2.0]), of(&[1.0]))]).is_infinite());
+    }
+
+    #[test]
+    fn the_cpu_device_passes() {
+        crate::platform::prepare_threads();
+        let (control, _, events) = Control::connect();
+        block_on(run(DeviceChoice::Cpu, &control)).unwrap();
+        let told: Vec<Event> = std::iter::from_fn(|| Some(events.try_recv().ok()?.1)).collect();
+        let passed = told.iter().filter(|event| matches!(event, Event::Kernel { passed: true, .. })).count();
+        assert_eq!(passed, KERNEL_CHECKS.len() + OP_CHECKS.len(), "{told:?}");
+    }
+}
