@@ -360,3 +360,29 @@ fn a_phone_has_room_for_generating() {
         }
     }
 }
+
+/// Points of all lines that are drawn.
+fn points(shape: &egui::Shape) -> usize {
+    match shape {
+        egui::Shape::Vec(parts) => parts.iter().map(points).sum(),
+        egui::Shape::Path(path) => path.points.len(),
+        _ => 1,
+    }
+}
+
+#[test]
+fn a_long_run_is_drawn_from_few_points() {
+    let mut session = on_disk();
+    let steps = (1..=100_000u32).map(|step| {
+        let source = |name: &str, number: f64| (name.to_string(), number + f64::from(step % 10));
+        let source_loss = ["code", "input", "math"].map(|name| source(name, 1.0)).into();
+        let source_tokens = ["code", "input", "math"].map(|name| (name.to_string(), 300)).into();
+        let loss = f64::from(step % 10);
+        (0.0, Event::Step(StepReport { step, loss, source_loss, source_tokens, tokens: 900, ..StepReport::default() }))
+    });
+    session.apply(1, Event::Opened { path: "d/run".into(), config: Box::new(config()), events: steps.collect() });
+    let forms = Forms { selected: vec!["d/run".into()], ..Forms::default() };
+    let harness = sized(egui::vec2(1024.0, 1600.0), session, forms, run_detail);
+    let drawn: usize = harness.output().shapes.iter().map(|clipped| points(&clipped.shape)).sum();
+    assert!(drawn > 1000 && drawn < 40_000, "{drawn} points");
+}
