@@ -1,5 +1,7 @@
 //! The window, a shell of the engine: clicks become [`Command`]s, [`Event`]s are folded into a [`Session`].
 
+use std::time::Duration;
+
 use egui::{Align, CentralPanel, Context, Key, KeyboardShortcut, Layout, Modifiers, Panel, ThemePreference, Ui, ViewportCommand};
 use smolforge_engine::protocol::{Command, Event};
 
@@ -21,6 +23,8 @@ const TABS: [(Tab, &str, Key); 4] = [
 
 /// Lost devices that are replaced without asking: more of them are no accident.
 const MOST_REVIVALS: u32 = 5;
+/// Width below which form and main side take turns.
+const NARROW: f32 = 700.0;
 
 /// What the window holds.
 #[derive(Debug)]
@@ -42,9 +46,11 @@ impl App {
         let (link, picker) = (Link::start(&creation.egui_ctx), Picker::new(&creation.egui_ctx));
         // As JSON, because the format of eframe's file cannot tell the variants of an untagged enum apart.
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
-        let forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let mut forms: Forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let waited = std::mem::take(&mut forms.queue).into_iter().map(Command::Generate);
+        let begin = [Command::Devices, runs()].into_iter().chain(waited).map(Ask::Begin).collect();
         let mut app = Self { link, session: Session::default(), forms, picker, closing: false, revived: 0 };
-        app.perform(vec![Ask::Begin(Command::Devices), Ask::Begin(runs())]);
+        app.perform(begin);
         app
     }
 
@@ -65,11 +71,14 @@ impl App {
 
     /// Folds what the engine said since the last frame.
     fn drain(&mut self) {
-        let mut changed = false;
+        let (mut changed, mut begin) = (false, Vec::new());
         while let Some((id, event)) = self.link.next() {
             let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
             let command = self.session.jobs.get(&id).map(|job| &job.command);
-            let writes = matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Export { .. }));
+            let writes = command.is_some_and(changes_runs);
+            if matches!(event, Event::Done { stopped: false, .. }) {
+                begin.extend(command.and_then(|command| self.picker.hand_over(command)).map(Ask::Begin));
+            }
             changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
             if writes && ended {
                 self.session.forget();
@@ -80,9 +89,8 @@ impl App {
                 self.forms.generate.model = model;
             }
         }
-        if changed {
-            self.perform(vec![Ask::Begin(runs())]);
-        }
+        begin.extend(changed.then(|| Ask::Begin(runs())));
+        self.perform(begin);
     }
 
     /// Puts what was chosen in a dialog or dropped on the window where it belongs.
@@ -109,7 +117,11 @@ impl App {
                 (Pick::Tokenizer, Some(path)) => self.forms.train.tokenizer = Some(path),
                 (Pick::Init, Some(path)) => self.forms.train.init = Some(path),
                 (Pick::Model, Some(path)) => self.forms.generate.model = path,
-                (Pick::Zip, _) | (_, None) => {}
+                (Pick::Zip, Some(file)) => {
+                    let out = view::runs::unpacked(&self.session, &file);
+                    self.perform(vec![Ask::Begin(Command::Unpack { file, out })]);
+                }
+                (_, None) => {}
             }
         }
     }
@@ -136,8 +148,9 @@ impl App {
 
     fn revive(&mut self, why: &str) {
         self.link.restart();
+        let waited = self.session.unfinished().into_iter().map(Command::Generate);
         let again = self.session.lost(&format!("the engine ended and was started again: {why}"));
-        self.perform(again.into_iter().chain([Command::Devices, runs()]).map(Ask::Begin).collect());
+        self.perform([Command::Devices, runs()].into_iter().chain(again).chain(waited).map(Ask::Begin).collect());
     }
 
     /// Lets a run be saved before the window closes.
@@ -156,34 +169,52 @@ impl App {
         }
     }
 
-    fn top_ui(&mut self, ui: &mut Ui) {
+    fn top_ui(&mut self, ui: &mut Ui, narrow: bool) {
         ui.horizontal(|ui| {
             for (tab, name, key) in TABS {
                 let shortcut = KeyboardShortcut::new(Modifiers::COMMAND, key);
                 let label = ui.selectable_label(self.forms.tab == tab, name).on_hover_text(ui.ctx().format_shortcut(&shortcut));
-                if label.clicked() || ui.input_mut(|input| input.consume_shortcut(&shortcut)) {
+                if label.clicked() || view::pressed(ui, &shortcut) {
                     self.forms.tab = tab;
                 }
             }
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                theme_ui(ui);
-                if let Some((_, job)) = self.session.training().filter(|_| self.forms.tab != Tab::Train) {
-                    let live = self.session.live.as_ref();
-                    let step = live
-                        .and_then(|run| Some(format!("step {} of {}", count(run.last()?.step.into()), count(run.total_steps().into()))));
-                    let what = if job.paused { "paused" } else { "training" };
-                    ui.weak(format!("{what} · {}", step.unwrap_or_else(|| "preparing".into())));
+                if narrow {
+                    ui.menu_button("theme", theme_ui);
+                } else {
+                    theme_ui(ui);
+                    self.training_ui(ui);
                 }
             });
         });
+        if !narrow {
+            return;
+        }
+        ui.horizontal(|ui| {
+            if let Some((form, main)) = sides(self.forms.tab) {
+                ui.selectable_value(&mut self.forms.front, false, form);
+                ui.selectable_value(&mut self.forms.front, true, main);
+            }
+            ui.with_layout(Layout::right_to_left(Align::Center), |ui| self.training_ui(ui));
+        });
+    }
+
+    /// How far the run in progress is, where its plots are not in sight.
+    fn training_ui(&self, ui: &mut Ui) {
+        let Some((_, job)) = self.session.training().filter(|_| self.forms.tab != Tab::Train) else { return };
+        let live = self.session.live.as_ref();
+        let step = live.and_then(|run| Some(format!("step {} of {}", count(run.last()?.step.into()), count(run.total_steps().into()))));
+        let what = if job.paused { "paused" } else { "training" };
+        ui.weak(format!("{what} · {}", step.unwrap_or_else(|| "preparing".into())));
     }
 
     fn form_ui(&mut self, ui: &mut Ui, asks: &mut Vec<Ask>) {
+        ui.add_space(theme::EDGE);
         let Self { session, forms, picker, .. } = self;
         match forms.tab {
             Tab::Train => view::train::form(ui, session, forms, picker, asks),
             Tab::Generate => view::generate::form(ui, session, forms, picker, asks),
-            Tab::Runs => view::runs::list(ui, session, forms, asks),
+            Tab::Runs => view::runs::list(ui, session, forms, picker, asks),
             Tab::Device => {}
         }
     }
@@ -192,9 +223,9 @@ impl App {
         let Self { session, forms, .. } = self;
         match forms.tab {
             Tab::Train => view::train::progress(ui, session, forms, asks),
-            Tab::Generate => view::generate::texts(ui, session, forms, asks),
+            Tab::Generate => view::texts::show(ui, session, forms, asks),
             Tab::Runs => view::runs::detail(ui, session, forms, asks),
-            Tab::Device => view::device::show(ui, session, asks),
+            Tab::Device => view::device::show(ui, session, forms, asks),
         }
     }
 }
@@ -208,14 +239,21 @@ impl eframe::App for App {
 
     fn ui(&mut self, ui: &mut Ui, _frame: &mut eframe::Frame) {
         let mut asks = Vec::new();
-        Panel::top("tabs").show(ui, |ui| self.top_ui(ui));
+        let narrow = ui.available_width() < NARROW;
+        Panel::top("tabs").show(ui, |ui| self.top_ui(ui, narrow));
         Panel::bottom("notices").show(ui, |ui| view::notices::show(ui, &self.session, &mut self.forms.notices_open));
-        if self.forms.tab != Tab::Device {
+        let form = sides(self.forms.tab).is_some();
+        if form && !narrow {
             let id = format!("form of {:?}", self.forms.tab);
             let (size, most) = (if self.forms.tab == Tab::Runs { 320.0 } else { 440.0 }, ui.available_width() * 0.6);
             Panel::left(id).default_size(size).size_range(240.0..=most).show(ui, |ui| self.form_ui(ui, &mut asks));
         }
-        CentralPanel::default().show(ui, |ui| self.main_ui(ui, &mut asks));
+        CentralPanel::default().show(ui, |ui| match form && narrow && !self.forms.front {
+            true => self.form_ui(ui, &mut asks),
+            false => self.main_ui(ui, &mut asks),
+        });
+        let begins = |ask: &Ask| matches!(ask, Ask::Begin(Command::Train { .. } | Command::Demo { .. } | Command::Generate(_)));
+        self.forms.front |= asks.iter().any(begins);
         if self.closing {
             egui::Modal::new(egui::Id::unique("closing")).show(ui.ctx(), |ui| {
                 ui.horizontal(|ui| {
@@ -232,9 +270,14 @@ impl eframe::App for App {
     }
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        self.forms.queue = self.session.unfinished();
         if let Ok(text) = serde_json::to_string(&self.forms) {
             eframe::set_value(storage, eframe::APP_KEY, &text);
         }
+    }
+
+    fn auto_save_interval(&self) -> Duration {
+        Duration::from_secs(5) // what waits in the queue outlives a crash
     }
 }
 
@@ -245,6 +288,24 @@ fn theme_ui(ui: &mut Ui) {
         ui.selectable_value(&mut preference, choice, choice.name());
     }
     ui.ctx().set_theme(preference);
+}
+
+/// What the two sides of a tab are called; `None` for one that has no form.
+fn sides(tab: Tab) -> Option<(&'static str, &'static str)> {
+    match tab {
+        Tab::Train => Some(("settings", "run")),
+        Tab::Generate => Some(("prompt", "texts")),
+        Tab::Runs => Some(("list", "plots")),
+        Tab::Device => None,
+    }
+}
+
+/// Whether the list of runs is another one after this.
+fn changes_runs(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Train { .. } | Command::Demo { .. } | Command::Export { .. } | Command::Delete { .. } | Command::Unpack { .. }
+    )
 }
 
 /// The runs below the current folder.

@@ -117,8 +117,10 @@ impl Picker {
         }
     }
 
-    /// Hands a finished file to the person. Here it lies where it was written.
-    pub fn deliver(&self, _path: &str) {}
+    /// What else must be done, or is done here, so that people have what a job wrote. It lies where they said.
+    pub fn hand_over(&self, _done: &Command) -> Option<Command> {
+        None
+    }
 }
 
 /// A path as people would type it here: relative where it lies below the current folder.
@@ -138,7 +140,7 @@ fn reason(text: &str) -> String {
 pub fn open() -> ExitCode {
     panic::set_hook(Box::new(cli::note_panic));
     let viewport = ViewportBuilder::default().with_title("smolforge").with_app_id("smolforge");
-    let viewport = viewport.with_inner_size(vec2(1280.0, 800.0)).with_min_inner_size(vec2(640.0, 480.0));
+    let viewport = viewport.with_inner_size(vec2(1280.0, 800.0)).with_min_inner_size(vec2(360.0, 480.0));
     let options = eframe::NativeOptions { viewport, ..eframe::NativeOptions::default() };
     let opened = AtomicBool::new(false);
     let create: eframe::AppCreator<'_> = Box::new(|creation| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use smolforge_engine::config::{SourceConfig, TrainConfig};
-use smolforge_engine::protocol::GenerateRequest;
+use smolforge_engine::protocol::{DeviceChoice, GenerateRequest};
 
 /// The views.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -37,13 +37,44 @@ pub struct Forms {
     pub prompt: String,
     /// Stop strings, one a line.
     pub stop: String,
+    /// Whether a second model writes beside the first.
+    pub compare: bool,
+    /// The second model.
+    pub second: String,
+    /// Requests that were not answered when the window closed: they are sent again.
+    pub queue: Vec<GenerateRequest>,
     /// How plots are drawn.
     pub plots: Plots,
     /// Runs that are looked at.
     pub selected: Vec<String>,
+    /// What a self-test runs on.
+    pub test_device: DeviceChoice,
+    /// Shares of a run in progress that are being moved, or that the engine has not taken up yet.
+    #[serde(skip)]
+    pub reweight: Option<Reweight>,
+    /// The source whose texts are looked at, and the page.
+    #[serde(skip)]
+    pub preview: Option<(String, usize)>,
+    /// The run that is deleted when people say yes.
+    #[serde(skip)]
+    pub deleting: Option<String>,
+    /// Whether a narrow window shows the main side instead of the form.
+    #[serde(skip)]
+    pub front: bool,
     /// Whether all notices are shown.
     #[serde(skip)]
     pub notices_open: bool,
+}
+
+/// Other shares for a stage of a run in progress.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reweight {
+    /// The stage, from 0.
+    pub stage: usize,
+    /// Share per source.
+    pub weights: BTreeMap<String, f64>,
+    /// Changes that the run had before this one.
+    pub changes: usize,
 }
 
 /// How plots are drawn.
@@ -56,11 +87,14 @@ pub struct Plots {
     pub log: bool,
     /// Whether losses are shown by source.
     pub by_source: bool,
+    /// The step that is looked at; `None`: the last one.
+    #[serde(skip)]
+    pub at: Option<u32>,
 }
 
 impl Default for Plots {
     fn default() -> Self {
-        Self { smoothing: 0.6, log: false, by_source: true }
+        Self { smoothing: 0.6, log: false, by_source: true, at: None }
     }
 }
 
@@ -82,8 +116,16 @@ impl Default for Forms {
             generate: GenerateRequest::default(),
             prompt: "Once upon a time".into(),
             stop: String::new(),
+            compare: false,
+            second: String::new(),
+            queue: Vec::new(),
             plots: Plots::default(),
             selected: Vec::new(),
+            test_device: DeviceChoice::Auto,
+            reweight: None,
+            preview: None,
+            deleting: None,
+            front: false,
             notices_open: false,
         }
     }

@@ -1,10 +1,18 @@
 //! What the engine has told us: events folded into what a window shows. No widgets, no tensors.
 
+mod run;
+mod texts;
+
 use std::collections::BTreeMap;
 
-use smolforge_engine::protocol::{
-    Command, DeviceInfo, Event, GenerateRequest, JobId, PlanReport, RunInfo, RunSummary, StepReport, TextScore, TrainConfig,
-};
+use smolforge_engine::config::SourceConfig;
+use smolforge_engine::protocol::{Command, DeviceInfo, Event, JobId, PlanReport, RunSummary, TrainConfig};
+use smolforge_engine::tasks::demo;
+
+use crate::units::shares;
+
+pub use run::{Moment, Run};
+pub use texts::{Text, Token};
 
 /// Notices that are kept.
 const MOST_NOTICES: usize = 200;
@@ -24,6 +32,10 @@ pub struct Session {
     pub devices: Vec<DeviceInfo>,
     /// The last plan, with the configuration it is for.
     pub plan: Option<(TrainConfig, PlanReport)>,
+    /// Pages of sources, the last one of each that was asked for.
+    pub previews: Vec<(SourceConfig, Preview)>,
+    /// What the last self-test found.
+    pub kernels: Vec<Kernel>,
     /// Texts that were asked for, in order.
     pub texts: Vec<Text>,
     /// What people should know, oldest first.
@@ -60,36 +72,34 @@ pub enum JobState {
     Failed(String),
 }
 
-/// A run in numbers.
-#[derive(Debug, Clone, Default)]
-pub struct Run {
-    /// Its frozen configuration, where it is known.
-    pub config: Option<TrainConfig>,
-    /// Device, model and sources, once it has begun.
-    pub info: Option<RunInfo>,
-    /// First step, step after the last one, and name of every stage that was entered.
-    pub stages: Vec<(u32, u32, String)>,
-    /// Every update.
-    pub steps: Vec<StepReport>,
-    /// Step, loss and scores per source of every evaluation.
-    pub evaluations: Vec<(u32, f64, BTreeMap<String, TextScore>)>,
-    /// Step, prompt and text of every sample.
-    pub samples: Vec<(u32, String, String)>,
-    /// Step and folder of the last checkpoint.
-    pub saved: Option<(u32, String)>,
+/// A page of the texts of a source.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Preview {
+    /// Bytes of all its files.
+    pub size_bytes: u64,
+    /// Its files.
+    pub files: usize,
+    /// Documents of which this page shows something.
+    pub documents: usize,
+    /// Which page, from 0.
+    pub page: usize,
+    /// Pages in all.
+    pub pages: usize,
+    /// The texts of the page.
+    pub texts: Vec<String>,
 }
 
-/// A text that was asked for.
-#[derive(Debug, Clone)]
-pub struct Text {
-    /// The job that writes it.
-    pub job: JobId,
-    /// What was asked for.
-    pub request: GenerateRequest,
-    /// What was written so far, per sample.
-    pub samples: Vec<String>,
-    /// New tokens, seconds and why it ended, per finished sample.
-    pub finished: Vec<(usize, f64, String)>,
+/// What a self-test found of a kernel or op.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kernel {
+    /// Its name.
+    pub name: String,
+    /// Whether it does what its definition says.
+    pub passed: bool,
+    /// Largest difference, relative to the size of the numbers.
+    pub max_error: f64,
+    /// Largest difference that is no fault.
+    pub tolerance: f64,
 }
 
 /// One sentence.
@@ -116,8 +126,7 @@ impl Session {
     /// Notes that a job was asked for.
     pub fn sent(&mut self, job: JobId, command: Command) {
         if let Command::Generate(request) = &command {
-            let samples = vec![String::new(); request.num_samples];
-            self.texts.push(Text { job, request: request.clone(), samples, finished: Vec::new() });
+            self.texts.push(Text::new(job, request.clone()));
         }
         let state = JobState::Waiting(0);
         self.jobs.insert(job, Job { command, state, progress: None, hints: Vec::new(), paused: false, stopping: false });
@@ -141,11 +150,18 @@ impl Session {
         if trains && matches!(event, Event::Started { .. }) {
             self.live = Some(match &job.command {
                 Command::Train { config, resume } => {
-                    let before = self.opened.get(&config.out).filter(|_| *resume).cloned();
-                    Run { config: Some(*config.clone()), ..before.unwrap_or_default() }
+                    let mut run = self.opened.get(&config.out).filter(|_| *resume).cloned().unwrap_or_default();
+                    if run.config.is_none() || !config.sources.is_empty() {
+                        run.configure(*config.clone());
+                    }
+                    run
                 }
+                Command::Demo { out, device, seed, steps } => Run::of(demo::config(out, *device, *seed, *steps)),
                 _ => Run::default(),
             });
+        }
+        if let (Command::SelfTest { .. }, Event::Started { .. }) = (&job.command, &event) {
+            self.kernels.clear();
         }
         if trains && let Some(run) = &mut self.live {
             run.apply(&event);
@@ -154,8 +170,18 @@ impl Session {
             Event::Waiting { position } => job.state = JobState::Waiting(position),
             Event::Started { .. } => job.state = JobState::Running,
             Event::Progress { task, done, total, unit } => job.progress = (done < total).then_some((task, done, total, unit)),
-            Event::Notice { warning, text } => {
-                self.note(if warning { NoticeKind::Warning } else { NoticeKind::Note }, text);
+            Event::Notice { warning: true, text } => self.note(NoticeKind::Warning, text),
+            Event::Notice { warning: false, text } => {
+                // Every text says what it is computed on: of interest when that has changed.
+                let subject = |text: &str| text.split(' ').next().unwrap_or_default().to_string();
+                let said = self.notices.iter().rev().find(|notice| subject(&notice.text) == subject(&text));
+                if said.is_none_or(|notice| notice.text != text) {
+                    self.note(NoticeKind::Note, text);
+                }
+            }
+            Event::Reweighted { step, stage, weights } => {
+                let shares = shares(&weights);
+                self.note(NoticeKind::Note, format!("stage {} has other shares from step {} on: {shares}", stage + 1, step + 1));
             }
             Event::Wrote { what, path } => self.note(NoticeKind::Note, format!("wrote {what}: {path}")),
             Event::Step(step) => {
@@ -170,7 +196,7 @@ impl Session {
             }
             Event::Runs { runs } => self.runs = Some(runs),
             Event::Opened { path, config, events } => {
-                let mut run = Run { config: Some(*config), ..Run::default() };
+                let mut run = Run::of(*config);
                 events.iter().for_each(|(_, event)| run.apply(event));
                 self.opened.insert(path, run);
             }
@@ -179,10 +205,24 @@ impl Session {
                     self.plan = Some((*config.clone(), report));
                 }
             }
-            Event::Text { sample, text, .. } => {
-                if let Some(known) = self.texts.iter_mut().find(|text| text.job == id).and_then(|text| text.samples.get_mut(sample)) {
-                    known.push_str(&text);
+            Event::Preview { size_bytes, files, documents, page, pages, texts } => {
+                if let Command::Preview { source, .. } = &job.command {
+                    self.previews.retain(|(known, _)| known != source);
+                    self.previews.push((source.clone(), Preview { size_bytes, files, documents, page, pages, texts }));
                 }
+            }
+            Event::Kernel { name, passed, max_error, tolerance } => self.kernels.push(Kernel { name, passed, max_error, tolerance }),
+            Event::Text { sample, text, .. } => {
+                if let Some(known) = self.texts.iter_mut().find(|text| text.job == id) {
+                    known.pieces += 1;
+                    known.samples.get_mut(sample).into_iter().for_each(|written| written.push_str(&text));
+                }
+            }
+            Event::Token { sample, text, probability, alternatives, .. } => {
+                let known = self.texts.iter_mut().find(|text| text.job == id).and_then(|text| text.tokens.get_mut(sample));
+                known
+                    .into_iter()
+                    .for_each(|tokens| tokens.push(Token { text: text.clone(), probability, alternatives: alternatives.clone() }));
             }
             Event::Generated { sample, text, tokens, finish, decode_secs, .. } => {
                 if let Some(known) = self.texts.iter_mut().find(|text| text.job == id) {
@@ -201,6 +241,23 @@ impl Session {
             }
             _ => {}
         }
+    }
+
+    /// The page of a source that was read last.
+    pub fn preview(&self, source: &SourceConfig) -> Option<&Preview> {
+        self.previews.iter().find(|(known, _)| known == source).map(|(_, preview)| preview)
+    }
+
+    /// Training tokens of a source, where a plan or a run has counted them with the same tokenizer.
+    pub fn tokens_of(&self, name: &str, config: &TrainConfig) -> Option<u64> {
+        let alike = |other: &TrainConfig| {
+            other.sources.get(name) == config.sources.get(name)
+                && (&other.tokenizer, other.tokenizer_vocab_size) == (&config.tokenizer, config.tokenizer_vocab_size)
+        };
+        let planned = self.plan.iter().filter(|(other, _)| alike(other)).filter_map(|(_, plan)| Some(plan.sources.get(name)?.tokens));
+        let runs = self.live.iter().chain(self.opened.values()).filter(|run| run.config.as_ref().is_some_and(alike));
+        let trained = runs.filter_map(|run| Some(run.info.as_ref()?.sources.get(name)?.0));
+        planned.chain(trained).next()
     }
 
     /// Adds a notice, unless it says the same as the last one.
@@ -249,57 +306,24 @@ impl Session {
     }
 }
 
-impl Run {
-    /// Folds one event of the run.
-    pub fn apply(&mut self, event: &Event) {
-        match event {
-            Event::Run(info) => {
-                self.info = Some(info.clone());
-                // A run that goes on makes the updates after its last checkpoint once more.
-                self.steps.retain(|step| step.step <= info.step);
-                self.evaluations.retain(|(step, _, _)| *step <= info.step);
-                self.samples.retain(|(step, _, _)| *step <= info.step);
-            }
-            Event::Stage { start, end, name, .. } => {
-                self.stages.retain(|(known, _, _)| known != start);
-                self.stages.push((*start, *end, name.clone()));
-            }
-            Event::Step(step) => self.steps.push(step.clone()),
-            Event::Evaluated { step, loss, sources, .. } => self.evaluations.push((*step, *loss, sources.clone())),
-            Event::Sample { step, prompt, text, .. } => self.samples.push((*step, prompt.clone(), text.clone())),
-            Event::Saved { step, path } => self.saved = Some((*step, path.clone())),
-            _ => {}
-        }
-    }
-
-    /// The last update.
-    pub fn last(&self) -> Option<&StepReport> {
-        self.steps.last()
-    }
-
-    /// Updates in all.
-    pub fn total_steps(&self) -> u32 {
-        let planned = self.config.as_ref().map(|config| config.steps);
-        self.info.as_ref().map(|info| info.steps).or(planned).unwrap_or(0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use smolforge_engine::protocol::{GenerateRequest, RunInfo, StepReport};
+
     use super::*;
 
     fn step(step: u32, loss: f64) -> Event {
         Event::Step(StepReport { step, loss, ..StepReport::default() })
     }
 
-    fn demo() -> Command {
+    fn demo_job() -> Command {
         Command::Demo { out: "d".into(), device: Default::default(), seed: 1, steps: 9 }
     }
 
     #[test]
     fn a_training_job_becomes_the_live_run() {
         let mut session = Session::default();
-        session.sent(1, demo());
+        session.sent(1, demo_job());
         assert!(session.training().is_some_and(|(id, job)| id == 1 && job.state == JobState::Waiting(0)));
         session.apply(1, Event::Started { job: "demo".into(), version: String::new() });
         session.apply(1, Event::Progress { task: "read".into(), done: 1, total: 2, unit: "bytes".into() });
@@ -341,7 +365,7 @@ mod tests {
     #[test]
     fn errors_and_skipped_updates_stay_readable() {
         let mut session = Session::default();
-        session.sent(1, demo());
+        session.sent(1, demo_job());
         let report = StepReport { step: 3, skipped: Some("non-finite loss".into()), ..StepReport::default() };
         session.apply(1, Event::Step(report));
         session.apply(1, Event::Failed { error: "no space".into(), defect: false });
@@ -352,9 +376,46 @@ mod tests {
     }
 
     #[test]
+    fn what_is_computed_on_is_told_when_it_changes() {
+        let mut session = Session::default();
+        session.sent(1, demo_job());
+        for text in ["computing on a", "computing on a", "other", "computing on a", "computing on b", "computing on a"] {
+            session.apply(1, Event::Notice { warning: false, text: text.into() });
+        }
+        let texts: Vec<&str> = session.notices.iter().map(|notice| notice.text.as_str()).collect();
+        assert_eq!(texts, ["computing on a", "other", "computing on b", "computing on a"]);
+    }
+
+    #[test]
+    fn tokens_are_known_from_a_plan_of_the_same_texts() {
+        let mut session = Session::default();
+        let config = demo::config("d", Default::default(), 1, 10);
+        assert_eq!(session.tokens_of("code", &config), None);
+        let sources = [("code".to_string(), smolforge_engine::protocol::SourcePlan { tokens: 99, planned: 1.0, epochs: 0.1 })].into();
+        session.plan = Some((
+            config.clone(),
+            PlanReport {
+                parameters: 1,
+                device: String::new(),
+                memory_bytes: BTreeMap::new(),
+                peak_bytes: 1,
+                tokens: 1,
+                sources,
+                flops: 1.0,
+                expected_secs: 1.0,
+                warnings: Vec::new(),
+                suggestion: None,
+            },
+        ));
+        assert_eq!(session.tokens_of("code", &config), Some(99));
+        let other = TrainConfig { tokenizer_vocab_size: 300, ..config };
+        assert_eq!(session.tokens_of("code", &other), None, "another tokenizer counts differently");
+    }
+
+    #[test]
     fn an_opened_run_is_what_a_live_one_was() {
         let mut session = Session::default();
-        session.sent(1, demo());
+        session.sent(1, demo_job());
         session.apply(1, Event::Started { job: "demo".into(), version: String::new() });
         session.sent(2, Command::OpenRun { path: "r".into() });
         let story = vec![step(1, 3.0), Event::Saved { step: 1, path: "r/step_000001".into() }, step(2, 2.5)];
@@ -368,9 +429,11 @@ mod tests {
     #[test]
     fn a_run_that_goes_on_keeps_its_past_up_to_its_checkpoint() {
         let mut session = Session::default();
-        let past = Run { steps: (1..=9).map(|step| StepReport { step, ..StepReport::default() }).collect(), ..Run::default() };
+        let mut past = Run::default();
+        (1..=9).for_each(|number| past.apply(&step(number, 1.0)));
         session.opened.insert("r".into(), past);
-        let config = Box::new(TrainConfig { out: "r".into(), ..TrainConfig::default() });
+        let sources = [("a".to_string(), SourceConfig::Path("a.txt".into()))].into();
+        let config = Box::new(TrainConfig { out: "r".into(), sources, ..TrainConfig::default() });
         session.sent(1, Command::Train { config: config.clone(), resume: true });
         let info = RunInfo {
             path: "r".into(),
@@ -387,11 +450,11 @@ mod tests {
         session.apply(1, started());
         session.apply(1, Event::Run(info));
         session.apply(1, step(6, 1.0));
-        let steps: Vec<u32> = session.live.iter().flat_map(|run| &run.steps).map(|step| step.step).collect();
+        let steps: Vec<u32> = session.live.iter().flat_map(|run| &run.steps.moments).map(|step| step.step).collect();
         assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
         session.sent(2, Command::Train { config, resume: false });
         session.apply(2, started());
-        assert!(session.live.is_some_and(|run| run.steps.is_empty()), "a new run has no past");
+        assert!(session.live.is_some_and(|run| run.steps.moments.is_empty()), "a new run has no past");
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Colours and distances: the only place that knows them.
 
-use egui::{Color32, Style, TextStyle, Theme, Visuals};
+use egui::{Color32, FontDefinitions, FontFamily, Style, TextStyle, Theme, Visuals};
 
 /// Space between groups of things.
 pub const GAP: f32 = 10.0;
+
+/// Space between a line and what begins below it.
+pub const EDGE: f32 = 4.0;
 
 /// Colours that differ in hue and in lightness (Okabe & Ito 2008), so that everybody tells them apart.
 const SERIES: [[u8; 3]; 7] = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [213, 94, 0], [86, 180, 233], [240, 228, 66]];
@@ -24,6 +27,18 @@ pub fn error(dark: bool) -> Color32 {
     if dark { Color32::from_rgb(255, 120, 110) } else { Color32::from_rgb(175, 25, 25) }
 }
 
+/// For what works.
+pub fn good(dark: bool) -> Color32 {
+    if dark { Color32::from_rgb(110, 210, 130) } else { Color32::from_rgb(20, 110, 50) }
+}
+
+/// Behind a token: none for what was certain, the stronger the less likely it was.
+pub fn doubt(visuals: &Visuals, probability: f64) -> Color32 {
+    let surprise = (-probability.clamp(1e-6, 1.0).ln() / 6.0).clamp(0.0, 1.0) as f32;
+    let [r, g, b] = SERIES[4];
+    Color32::from_rgb(r, g, b).gamma_multiply(surprise * if visuals.dark_mode { 0.75 } else { 0.6 })
+}
+
 /// Behind a row of a list.
 pub fn row(visuals: &Visuals, selected: bool, hovered: bool) -> Color32 {
     match (selected, hovered) {
@@ -40,6 +55,10 @@ pub fn grid(visuals: &Visuals) -> Color32 {
 
 /// Text of readable size and some air around things, in both themes.
 pub fn apply(ctx: &egui::Context) {
+    let mut fonts = FontDefinitions::default();
+    // Arrows and triangles of labels; other scripts come from the platform.
+    fonts.families.entry(FontFamily::Proportional).or_default().push("Hack".into());
+    ctx.set_fonts(fonts);
     let change = |style: &mut Style| {
         for (name, size) in [(TextStyle::Body, 14.0), (TextStyle::Button, 14.0), (TextStyle::Monospace, 13.0), (TextStyle::Small, 11.5)] {
             if let Some(font) = style.text_styles.get_mut(&name) {

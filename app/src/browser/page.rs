@@ -270,8 +270,19 @@ impl Picker {
         });
     }
 
-    /// Hands a finished file to the person: a download.
-    pub fn deliver(&self, path: &str) {
+    /// What else must be done, or is done here, so that people have what a job wrote: a folder is packed, a .zip downloaded.
+    pub fn hand_over(&self, done: &Command) -> Option<Command> {
+        match done {
+            Command::Export { out, .. } => Some(Command::Pack { folder: out.clone(), out: format!("{out}.zip") }),
+            Command::Pack { out, .. } => {
+                self.deliver(out);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn deliver(&self, path: &str) {
         let (picker, path) = (self.clone(), path.to_string());
         spawn_local(async move {
             if let Err(error) = download(&path).await {

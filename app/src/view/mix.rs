@@ -1,11 +1,17 @@
 //! The curriculum: stages on a step axis, and a slider for every source of a stage.
 
-use egui::{Align, Align2, CursorIcon, FontId, Layout, Pos2, Rect, Sense, Ui, pos2, vec2};
+use std::collections::BTreeMap;
+
+use egui::{Align, Align2, CursorIcon, FontId, Layout, Pos2, Rect, Response, RichText, Sense, SliderClamping, Ui, pos2, vec2};
 use smolforge_engine::config::TrainConfig;
 use smolforge_engine::data::curriculum::{Curriculum, Stage};
+use smolforge_engine::protocol::{Command, JobId};
 
+use super::{Ask, named};
+use crate::forms::Reweight;
+use crate::session::{Run, Session};
 use crate::theme;
-use crate::units::percent;
+use crate::units::{count, percent};
 
 /// Height of the timeline.
 const HEIGHT: f32 = 64.0;
@@ -13,8 +19,11 @@ const HEIGHT: f32 = 64.0;
 /// Room for the name of a stage, or for a source with its share.
 const CELL: egui::Vec2 = vec2(200.0, 24.0);
 
+/// Passes over a source from which on it is learnt by heart (Muennighoff et al. 2023).
+const MANY_EPOCHS: f64 = 4.0;
+
 /// Changes the stages of a configuration. Weights always sum to 1.
-pub fn show(ui: &mut Ui, config: &mut TrainConfig) {
+pub fn show(ui: &mut Ui, session: &Session, config: &mut TrainConfig) {
     let sources: Vec<String> = config.sources.keys().cloned().collect();
     if sources.is_empty() {
         ui.weak("Add texts first: the mix decides which of them the model sees, and when.");
@@ -37,48 +46,152 @@ pub fn show(ui: &mut Ui, config: &mut TrainConfig) {
             split_longest(&mut curriculum, config.steps);
         }
     });
-    timeline(ui, &mut curriculum, &names, config.steps);
+    timeline(ui, &mut curriculum, &names, config.steps, None);
     let mut removed = None;
     let many = curriculum.stages.len() > 1;
     for (index, stage) in curriculum.stages.iter_mut().enumerate() {
         ui.horizontal_wrapped(|ui| {
             ui.allocate_ui_with_layout(CELL, Layout::left_to_right(Align::Center), |ui| {
                 ui.set_min_width(CELL.x);
-                ui.add(egui::TextEdit::singleline(&mut stage.name).desired_width(CELL.x - 60.0));
+                let edit = ui.add(egui::TextEdit::singleline(&mut stage.name).desired_width(CELL.x - 60.0));
+                named(&edit, "name of the stage", &stage.name);
                 if many && ui.small_button("×").on_hover_text("Leave this stage out").clicked() {
                     removed = Some(index);
                 }
             });
-            for (place, source) in sources.iter().enumerate() {
-                let mut weight = stage.weights.get(source).copied().unwrap_or(0.0);
-                let changed =
-                    ui.allocate_ui_with_layout(CELL, Layout::left_to_right(Align::Center), |ui| share(ui, place, source, &mut weight));
-                if changed.inner {
-                    set_weight(stage, source, weight, &names);
-                }
-            }
+            shares(ui, stage, &names);
         });
     }
     if let Some(index) = removed {
         curriculum.stages.remove(index);
         curriculum.stages[0].start = 0;
     }
+    if !config.mix_changes.is_empty() {
+        ui.horizontal_wrapped(|ui| {
+            let help = "Weights that were moved in the run these settings are from; they are moved again at the same steps";
+            ui.label(format!("{} recorded changes of the mix are repeated", config.mix_changes.len())).on_hover_text(help);
+            if ui.small_button("forget them").clicked() {
+                config.mix_changes.clear();
+            }
+        });
+    }
+    let tokens_per_step = config.tokens_per_step() as f64;
+    let planned = drawn(&curriculum, config.steps, 0).into_iter().map(|(name, steps)| (name, steps * tokens_per_step)).collect();
+    passes(ui, session, config, &planned);
     if curriculum != before {
         config.data_stages = curriculum;
     }
 }
 
-/// The share of a source; whether it was changed.
-fn share(ui: &mut Ui, place: usize, source: &str, weight: &mut f64) -> bool {
+/// Moves weights of a run in progress: of the stage it is in, and of those to come.
+pub fn running(ui: &mut Ui, session: &Session, run: &Run, job: JobId, moved: &mut Option<Reweight>, asks: &mut Vec<Ask>) {
+    let (Some(curriculum), Some(config)) = (&run.curriculum, &run.config) else {
+        ui.weak("The mix is shown when the run has begun.");
+        return;
+    };
+    let now = curriculum.stage_at(run.step());
+    let answered = |moved: &Reweight| moved.changes != run.changes.len();
+    if moved.as_ref().is_some_and(|moved| answered(moved) || moved.stage < now || moved.stage >= curriculum.stages.len()) {
+        *moved = None; // the run has taken it up, or the stage is over
+    }
+    let mut shown = curriculum.clone();
+    if let Some(moved) = moved {
+        shown.stages[moved.stage].weights.clone_from(&moved.weights);
+    }
+    let (sources, step, steps) = (run.sources(), run.step(), run.total_steps());
+    let names: Vec<&str> = sources.iter().map(String::as_str).collect();
+    timeline(ui, &mut shown, &names, steps, Some(step));
+    for (index, stage) in shown.stages.iter_mut().enumerate() {
+        ui.add_enabled_ui(index >= now, |ui| {
+            ui.horizontal_wrapped(|ui| {
+                ui.allocate_ui_with_layout(CELL, Layout::left_to_right(Align::Center), |ui| {
+                    ui.set_min_width(CELL.x);
+                    let name = RichText::new(&stage.name);
+                    ui.add(egui::Label::new(if index == now { name.strong() } else { name }).truncate());
+                });
+                let (changed, settled) = shares(ui, stage, &names);
+                if changed && index >= now {
+                    *moved = Some(Reweight { stage: index, weights: stage.weights.clone(), changes: run.changes.len() });
+                }
+                if let (true, Some(moved)) = (settled && index >= now, &moved) {
+                    asks.push(Ask::Tell(job, Command::Reweight { stage: moved.stage, weights: moved.weights.clone() }));
+                }
+            });
+        });
+    }
+    ui.weak("Moved weights count from the next step on.");
+    let tokens_per_step = run.info.as_ref().map_or(config.tokens_per_step(), |info| info.tokens_per_step) as f64;
+    let to_come = drawn(&shown, steps, step);
+    let planned = sources
+        .iter()
+        .map(|name| (name.clone(), run.steps.tokens_of(name) as f64 + to_come.get(name).copied().unwrap_or(0.0) * tokens_per_step));
+    passes(ui, session, config, &planned.collect());
+}
+
+/// Steps' worth of tokens that every source gives from a step on.
+fn drawn(curriculum: &Curriculum, steps: u32, from: u32) -> BTreeMap<String, f64> {
+    let mut drawn = BTreeMap::new();
+    for (index, stage) in curriculum.stages.iter().enumerate() {
+        let (start, end) = curriculum.range(index, steps);
+        for (name, weight) in &stage.weights {
+            *drawn.entry(name.clone()).or_default() += weight * f64::from(end.saturating_sub(start.max(from)));
+        }
+    }
+    drawn
+}
+
+/// Planned tokens and, where the tokens of the texts are known, passes over every source.
+fn passes(ui: &mut Ui, session: &Session, config: &TrainConfig, planned: &BTreeMap<String, f64>) {
+    ui.horizontal_wrapped(|ui| {
+        for (place, name) in config.sources.keys().enumerate() {
+            let tokens = planned.get(name).copied().unwrap_or(0.0);
+            let epochs = session.tokens_of(name, config).map(|known| tokens / known.max(1) as f64);
+            ui.spacing_mut().item_spacing.x = 4.0;
+            ui.colored_label(theme::series(place + 1), "■");
+            let text = format!("{name}: {} tokens", count(tokens.round() as u64));
+            let text = epochs.map_or_else(|| text.clone(), |epochs| format!("{text}, {epochs:.2} passes"));
+            if epochs.is_some_and(|epochs| epochs > MANY_EPOCHS) {
+                let text = RichText::new(format!("{text}: many")).color(theme::warning(ui.visuals().dark_mode));
+                ui.label(text)
+                    .on_hover_text("Beyond about four passes a model learns a text by heart: give it a smaller share, or more text");
+            } else {
+                ui.label(text);
+            }
+            ui.add_space(8.0);
+        }
+    });
+}
+
+/// A slider for every source; whether one was moved, and whether it was let go.
+fn shares(ui: &mut Ui, stage: &mut Stage, names: &[&str]) -> (bool, bool) {
+    let (mut changed, mut settled) = (false, false);
+    for (place, source) in names.iter().enumerate() {
+        let mut weight = stage.weights.get(*source).copied().unwrap_or(0.0);
+        let cell = ui.allocate_ui_with_layout(CELL, Layout::left_to_right(Align::Center), |ui| share(ui, place, source, &mut weight));
+        let slider = cell.inner;
+        if slider.changed() {
+            set_weight(stage, source, weight, names);
+        }
+        changed |= slider.changed();
+        settled |= slider.drag_stopped() || (slider.changed() && !slider.dragged());
+    }
+    (changed, settled)
+}
+
+/// The share of a source.
+fn share(ui: &mut Ui, place: usize, source: &str, weight: &mut f64) -> Response {
     ui.set_min_width(CELL.x);
     ui.spacing_mut().slider_width = CELL.x * 0.3;
     ui.colored_label(theme::series(place + 1), "■");
     let name = ui.allocate_ui_with_layout(vec2(CELL.x * 0.2, CELL.y), Layout::left_to_right(Align::Center), |ui| {
         ui.set_min_width(CELL.x * 0.2);
-        ui.add(egui::Label::new(source).truncate());
+        ui.add(egui::Label::new(source).truncate())
     });
     name.response.on_hover_text(source);
-    ui.add(egui::Slider::new(weight, 0.0..=1.0).step_by(0.01).custom_formatter(|value, _| percent(value))).changed()
+    // `Edits`: a share between two steps of the slider stays what it is until it is moved.
+    let slider = egui::Slider::new(weight, 0.0..=1.0).step_by(0.01).clamping(SliderClamping::Edits);
+    let slider = ui.add(slider.custom_formatter(|value, _| percent(value)));
+    slider.labelled_by(name.inner.id)
 }
 
 /// The stages as the run would have them: for these sources and this many steps.
@@ -127,8 +240,8 @@ fn split_longest(curriculum: &mut Curriculum, steps: u32) {
     curriculum.stages.insert(longest + 1, stage);
 }
 
-/// Stages as columns of stacked shares; borders between them are dragged.
-fn timeline(ui: &mut Ui, curriculum: &mut Curriculum, names: &[&str], steps: u32) {
+/// Stages as columns of stacked shares; borders between them are dragged, unless the run is at a step already.
+fn timeline(ui: &mut Ui, curriculum: &mut Curriculum, names: &[&str], steps: u32, at: Option<u32>) {
     let (response, painter) = ui.allocate_painter(vec2(ui.available_width(), HEIGHT + 16.0), Sense::hover());
     let area = Rect::from_min_size(response.rect.min, vec2(response.rect.width(), HEIGHT));
     let x_of = |step: u32| area.left() + area.width() * step as f32 / steps.max(1) as f32;
@@ -147,6 +260,12 @@ fn timeline(ui: &mut Ui, curriculum: &mut Curriculum, names: &[&str], steps: u32
         let (x, digits) = (x_of(start), start.to_string());
         let align = if x + 24.0 > area.right() { Align2::RIGHT_TOP } else { Align2::LEFT_TOP };
         painter.text(pos2(x.max(area.left()), area.bottom() + 2.0), align, digits, FontId::proportional(11.0), weak);
+    }
+    if let Some(step) = at {
+        let done = Rect::from_min_max(area.min, pos2(x_of(step), area.bottom()));
+        painter.rect_filled(done, 0.0, ui.visuals().panel_fill.gamma_multiply(0.6));
+        painter.vline(x_of(step), area.y_range(), egui::Stroke::new(2.0, ink));
+        return;
     }
     for index in 1..curriculum.stages.len() {
         let x = x_of(curriculum.stages[index].start);
@@ -169,6 +288,16 @@ mod tests {
     use smolforge_engine::config::SourceConfig;
 
     use super::*;
+
+    #[test]
+    fn planned_tokens_follow_the_stages_from_a_step_on() {
+        let stage = |start, a, b| Stage { name: String::new(), start, weights: [("a".to_string(), a), ("b".to_string(), b)].into() };
+        let curriculum = Curriculum::written(vec![stage(0, 1.0, 0.0), stage(10, 0.25, 0.75)]);
+        for (from, a, b) in [(0, 12.5, 7.5), (10, 2.5, 7.5), (16, 1.0, 3.0), (20, 0.0, 0.0)] {
+            let drawn = drawn(&curriculum, 20, from);
+            assert_eq!((drawn["a"], drawn["b"]), (a, b), "from {from}");
+        }
+    }
 
     fn sum(stage: &Stage) -> f64 {
         stage.weights.values().sum()

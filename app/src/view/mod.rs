@@ -1,15 +1,28 @@
 //! What people see: functions of a session and the forms that say what was asked for.
 
+pub mod compare;
 pub mod device;
 pub mod generate;
 pub mod mix;
 pub mod notices;
+pub mod plan;
 pub mod plots;
 pub mod run;
 pub mod runs;
+pub mod sources;
+#[cfg(test)]
+mod tests;
+pub mod texts;
 pub mod train;
 
+use egui::{Key, KeyboardShortcut, Modifiers, Response, Ui, WidgetInfo};
 use smolforge_engine::protocol::{Command, JobId};
+
+/// Begins what the tab is for.
+pub const START: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Enter);
+
+/// Stops what the tab shows.
+pub const STOP: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Period);
 
 /// What a click asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,4 +31,19 @@ pub enum Ask {
     Begin(Command),
     /// Something about a job.
     Tell(JobId, Command),
+}
+
+/// Whether a shortcut was pressed; once for each press.
+pub fn pressed(ui: &Ui, shortcut: &KeyboardShortcut) -> bool {
+    ui.input_mut(|input| input.consume_shortcut(shortcut))
+}
+
+/// A tooltip that ends in the keys that do the same.
+pub fn with_keys(ui: &Ui, text: &str, shortcut: &KeyboardShortcut) -> String {
+    format!("{text} · {}", ui.ctx().format_shortcut(shortcut))
+}
+
+/// Names a field that has no label beside it, for those who do not see it.
+pub fn named(edit: &Response, name: &str, text: &str) {
+    edit.widget_info(|| WidgetInfo { label: Some(name.into()), ..WidgetInfo::text_edit(true, text, text, "") });
 }

@@ -1,18 +1,18 @@
 //! A run as curves.
 
-use std::collections::BTreeMap;
-
-use egui::{Color32, Ui};
-use egui_plot::{Corner, HoverPosition, Legend, Line, Plot, PlotPoints, Points, VLine, uniform_grid_spacer};
-use smolforge_engine::protocol::StepReport;
+use egui::{Color32, RichText, Ui, Vec2b};
+use egui_plot::{Corner, HoverPosition, Legend, Line, LineStyle, Plot, PlotPoints, Points, VLine, uniform_grid_spacer};
 
 use crate::forms::Plots;
-use crate::session::Run;
+use crate::session::{Moment, Run};
 use crate::theme;
 use crate::units::rate;
 
 /// Room for the half of the last label that sticks out.
 const EDGE: f32 = 14.0;
+
+/// Points on either side of what is shown: enough for axes that reach from end to end.
+const UNSEEN: usize = 64;
 
 /// A curve: name, colour, points of step and value.
 struct Curve {
@@ -27,15 +27,26 @@ struct Chart<'a> {
     title: &'a str,
     height: f32,
     curves: Vec<Curve>,
-    stages: &'a [(u32, u32, String)],
+    /// Of the run, where there is only one: its stages and its changes are marked.
+    run: Option<&'a Run>,
     log: bool,
-    legend: bool,
+    legend: Key,
+}
+
+/// Where the names of the curves stand.
+#[derive(PartialEq)]
+enum Key {
+    None,
+    /// In a corner of the plot; a click hides a curve.
+    Inside,
+    /// Beside the title: nothing is covered.
+    Above,
 }
 
 /// A number of an update.
-type Number = fn(&StepReport) -> f64;
+type Number = fn(&Moment) -> f64;
 
-/// Losses, large, and the other numbers, small, of one or several runs.
+/// Losses, large, and the other numbers, small, of one or several runs. A click asks for a step.
 pub fn show(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
     ui.scope(|ui| {
         ui.set_max_width(ui.available_width() - EDGE);
@@ -45,21 +56,22 @@ pub fn show(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) 
 
 fn charts(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
     ui.horizontal_wrapped(|ui| {
-        ui.label("smoothing");
-        ui.add(egui::Slider::new(&mut settings.smoothing, 0.0..=0.99)).on_hover_text("Share of the past in every point of a curve");
+        let label = ui.label("smoothing");
+        let slider = ui.add(egui::Slider::new(&mut settings.smoothing, 0.0..=0.99)).labelled_by(label.id);
+        slider.on_hover_text("Share of the past in every point of a curve");
         ui.checkbox(&mut settings.log, "log axis");
         if runs.len() == 1 {
             ui.checkbox(&mut settings.by_source, "by source").on_hover_text("Loss of every source, too");
         }
-        ui.weak("drag: pan · Ctrl + wheel: zoom · double-click: all");
+        ui.label(RichText::new("drag: pan · Ctrl+wheel: zoom · double-click: all").small().weak());
     });
     let mut losses = Vec::new();
     for (index, (name, run)) in runs.iter().enumerate() {
-        losses.extend(loss_curves(name, index, run, runs.len() == 1, settings));
+        losses.extend(loss_curves(name, index, run, runs.len() == 1, settings, ui.visuals().text_color()));
     }
-    let stages = runs.first().filter(|_| runs.len() == 1).map(|(_, run)| run.stages.as_slice()).unwrap_or_default();
-    let large = Chart { title: "loss", height: 260.0, curves: losses, stages, log: settings.log, legend: true };
-    chart(ui, id, large);
+    let alone = runs.first().filter(|_| runs.len() == 1).map(|(_, run)| *run);
+    let large = Chart { title: "loss", height: 260.0, curves: losses, run: alone, log: settings.log, legend: Key::Inside };
+    chart(ui, id, large, &mut settings.at);
     let small: [(&str, Number, f64); 3] = [
         ("learning rate", |step| step.lr, 0.0),
         ("gradient norm", |step| step.grad_norm, settings.smoothing),
@@ -72,40 +84,36 @@ fn charts(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
             let curves = runs.iter().enumerate().map(|(index, (run_name, run))| Curve {
                 name: run_name.to_string(),
                 color: theme::series(index),
-                points: smoothed(run.steps.iter().map(|step| [f64::from(step.step), value(step)]), *smoothing),
+                points: smoothed(run.steps.moments.iter().map(|step| [f64::from(step.step), value(step)]), *smoothing),
                 dots: false,
             });
             let count = columns.len();
-            let small = Chart { title: name, height: 130.0, curves: curves.collect(), stages: &[], log: false, legend: false };
-            chart(&mut columns[place % count], id, small);
+            let small = Chart { title: name, height: 130.0, curves: curves.collect(), run: None, log: false, legend: Key::None };
+            chart(&mut columns[place % count], id, small, &mut settings.at);
         }
         if let [(_, run)] = runs {
             let title = "share of tokens by source";
-            let mix = Chart { title, height: 130.0, curves: mix_curves(run), stages: &[], log: false, legend: true };
+            let mix = Chart { title, height: 130.0, curves: mix_curves(run), run: alone, log: false, legend: Key::Above };
             let count = columns.len();
-            chart(&mut columns[3 % count], id, mix);
+            chart(&mut columns[3 % count], id, mix, &mut settings.at);
         }
     });
 }
 
-fn loss_curves(name: &str, index: usize, run: &Run, alone: bool, settings: &Plots) -> Vec<Curve> {
+fn loss_curves(name: &str, index: usize, run: &Run, alone: bool, settings: &Plots, ink: Color32) -> Vec<Curve> {
     let color = theme::series(index);
-    let points = smoothed(run.steps.iter().map(|step| [f64::from(step.step), step.loss]), settings.smoothing);
+    let points = smoothed(run.steps.moments.iter().map(|step| [f64::from(step.step), step.loss]), settings.smoothing);
     let mut curves = vec![Curve { name: if alone { "all".into() } else { name.into() }, color, points, dots: false }];
     let held_out = run.evaluations.iter().map(|(step, loss, _)| [f64::from(*step), *loss]).collect();
     let held_out_name = if alone { "held out".to_string() } else { format!("{name}, held out") };
+    let color = if alone { ink } else { color };
     curves.push(Curve { name: held_out_name, color, points: held_out, dots: true });
     if alone && settings.by_source {
-        let mut by_source: BTreeMap<&str, Vec<[f64; 2]>> = BTreeMap::new();
-        for step in &run.steps {
-            for (source, loss) in &step.source_loss {
-                by_source.entry(source).or_default().push([f64::from(step.step), *loss]);
-            }
-        }
-        for (source, points) in by_source {
-            let place = run.info.iter().flat_map(|info| info.sources.keys()).position(|known| known == source).unwrap_or(0);
-            let points = smoothed(points.into_iter(), settings.smoothing);
-            curves.push(Curve { name: source.into(), color: theme::series(place + 1), points, dots: false });
+        let sources = run.sources();
+        for (source, points) in &run.steps.source_loss {
+            let place = sources.iter().position(|known| known == source).unwrap_or(0);
+            let points = smoothed(points.iter().copied(), settings.smoothing);
+            curves.push(Curve { name: source.clone(), color: theme::series(place + 1), points, dots: false });
         }
     }
     curves
@@ -114,22 +122,20 @@ fn loss_curves(name: &str, index: usize, run: &Run, alone: bool, settings: &Plot
 /// Shares over the last tokens, because one update may draw from one source only.
 fn mix_curves(run: &Run) -> Vec<Curve> {
     const WINDOW: usize = 20;
-    let sources: Vec<&String> = run.info.iter().flat_map(|info| info.sources.keys()).collect();
-    let every = run.steps.len().div_ceil(400).max(1);
-    let mut curves: Vec<Curve> = sources
-        .iter()
-        .enumerate()
-        .map(|(place, name)| Curve { name: name.to_string(), color: theme::series(place + 1), points: Vec::new(), dots: false })
-        .collect();
-    for end in (1..=run.steps.len()).step_by(every) {
-        let window = &run.steps[end.saturating_sub(WINDOW)..end];
-        let total: u64 = window.iter().map(|step| step.tokens).sum();
-        for (source, curve) in sources.iter().zip(&mut curves) {
-            let tokens: u64 = window.iter().filter_map(|step| step.source_tokens.get(*source)).sum();
-            curve.points.push([f64::from(window[window.len() - 1].step), tokens as f64 / total.max(1) as f64]);
-        }
-    }
-    curves
+    let moments = &run.steps.moments;
+    let every = moments.len().div_ceil(400).max(1);
+    let windows = (0..moments.len()).step_by(every).map(|last| (last.checked_sub(WINDOW), last));
+    let tokens = |column: &[u64], (first, last): (Option<usize>, usize)| column[last] - first.map_or(0, |first| column[first]);
+    let total = |window| run.steps.source_tokens.values().map(|column| tokens(column, window)).sum::<u64>().max(1);
+    let sources = run.sources().into_iter().enumerate();
+    let known = sources.filter_map(|(place, name)| Some((place, run.steps.source_tokens.get(&name)?, name)));
+    known
+        .map(|(place, column, name)| {
+            let share = |window: (Option<usize>, usize)| tokens(column, window) as f64 / total(window) as f64;
+            let points = windows.clone().map(|window| [f64::from(moments[window.1].step), share(window)]).collect();
+            Curve { name, color: theme::series(place + 1), points, dots: false }
+        })
+        .collect()
 }
 
 /// An exponential mean, corrected for its beginning; what is not finite is left out.
@@ -145,10 +151,45 @@ fn smoothed(points: impl Iterator<Item = [f64; 2]>, share: f64) -> Vec<[f64; 2]>
         .collect()
 }
 
-fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>) {
-    let Chart { title, height, curves, stages, log, legend } = chart;
-    ui.label(egui::RichText::new(title).strong());
-    let grid = ui.visuals().weak_text_color();
+/// What can be seen of a curve on so many pixels: the lowest and the highest point of every one. What lies outside of
+/// the axis is coarser.
+fn thinned(points: Vec<[f64; 2]>, (from, to): (f64, f64), pixels: usize) -> Vec<[f64; 2]> {
+    if points.len() <= 2 * pixels {
+        return points;
+    }
+    let (first, last) = (points.partition_point(|[x, _]| *x < from), points.partition_point(|[x, _]| *x <= to));
+    let parts = [(&points[..first], UNSEEN), (&points[first..last], pixels), (&points[last..], UNSEEN)];
+    parts.into_iter().flat_map(|(part, most)| extremes(part, most)).collect()
+}
+
+/// First, lowest, highest and last point of each of so many parts of a curve.
+fn extremes(points: &[[f64; 2]], parts: usize) -> Vec<[f64; 2]> {
+    if points.len() <= 4 * parts {
+        return points.to_vec();
+    }
+    let mut kept = Vec::with_capacity(4 * parts);
+    for part in points.chunks(points.len().div_ceil(parts)) {
+        let by_value = |a: &&[f64; 2], b: &&[f64; 2]| a[1].total_cmp(&b[1]);
+        let (low, high) = (part.iter().min_by(by_value), part.iter().max_by(by_value));
+        let mut four: Vec<[f64; 2]> = [part.first(), low, high, part.last()].into_iter().flatten().copied().collect();
+        four.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        four.dedup();
+        kept.extend(four);
+    }
+    kept
+}
+
+fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>, at: &mut Option<u32>) {
+    let Chart { title, height, curves, run, log, legend } = chart;
+    ui.horizontal_wrapped(|ui| {
+        ui.label(RichText::new(title).strong());
+        for curve in curves.iter().filter(|_| legend == Key::Above) {
+            ui.spacing_mut().item_spacing.x = 4.0;
+            ui.label(RichText::new("■").small().color(curve.color));
+            ui.label(RichText::new(&curve.name).small());
+        }
+    });
+    let (grid, ink, pixels) = (ui.visuals().weak_text_color(), ui.visuals().text_color(), ui.available_width().max(100.0) as usize);
     let value_of = move |y: f64| if log { 10f64.powf(y) } else { y };
     let mut plot = Plot::new((id, title))
         .height(height)
@@ -159,16 +200,25 @@ fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>) {
         .y_axis_min_width(44.0)
         .y_axis_formatter(move |mark, _| short(value_of(mark.value)))
         .label_formatter(move |position| hover(position, value_of));
-    if legend {
+    if legend == Key::Inside {
         plot = plot.legend(Legend::default().position(Corner::RightTop).background_alpha(0.6));
     }
-    plot.show(ui, |plot| {
-        for (start, _, _) in stages.iter().filter(|(start, _, _)| *start > 0) {
-            plot.vline(VLine::new("", f64::from(*start)).color(grid).width(1.0).allow_hover(false));
+    let looked_at = *at;
+    let shown = plot.show(ui, |plot| {
+        let line = |step: u32| VLine::new("", f64::from(step)).width(1.0).allow_hover(false);
+        for (start, _, _) in run.iter().flat_map(|run| &run.stages).filter(|(start, _, _)| *start > 0) {
+            plot.vline(line(*start).color(grid));
         }
+        for step in run.iter().flat_map(|run| &run.changes) {
+            plot.vline(line(*step).color(ink).style(LineStyle::dashed_dense()));
+        }
+        looked_at.into_iter().for_each(|step| plot.vline(line(step).color(ink)));
+        let everything = plot.auto_bounds() == Vec2b::TRUE;
+        let bounds = plot.plot_bounds();
+        let seen = if everything { (f64::NEG_INFINITY, f64::INFINITY) } else { (bounds.min()[0], bounds.max()[0]) };
         for curve in curves.into_iter().filter(|curve| !curve.points.is_empty()) {
             let scale = |[x, y]: [f64; 2]| [x, if log { y.max(1e-12).log10() } else { y }];
-            let points: PlotPoints<'_> = curve.points.into_iter().map(scale).collect();
+            let points: PlotPoints<'_> = thinned(curve.points, seen, pixels).into_iter().map(scale).collect();
             if curve.dots {
                 plot.points(Points::new(curve.name, points).color(curve.color).radius(4.0));
             } else {
@@ -176,6 +226,11 @@ fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>) {
             }
         }
     });
+    if shown.response.double_clicked() {
+        *at = None; // it shows everything again
+    } else if let Some(pointer) = shown.response.interact_pointer_pos().filter(|_| shown.response.clicked()) {
+        *at = Some(shown.transform.value_from_position(pointer).x.round().max(1.0) as u32);
+    }
 }
 
 /// The next number of 1, 2, 5, 10 and so on: what people count in.
@@ -227,6 +282,23 @@ mod tests {
             assert!((value - 2.0).abs() < 1e-12);
         }
         assert_eq!(smoothed([[1.0, 5.0], [2.0, 1.0]].into_iter(), 0.0), [[1.0, 5.0], [2.0, 1.0]]);
+    }
+
+    #[test]
+    fn a_thinned_curve_keeps_its_ends_and_its_peaks() {
+        let mut points: Vec<[f64; 2]> = (0..100_000).map(|step| [f64::from(step), f64::from(step % 7)]).collect();
+        (points[50_123][1], points[77_777][1]) = (1000.0, -1000.0);
+        let all = thinned(points.clone(), (f64::NEG_INFINITY, f64::INFINITY), 500);
+        assert!(all.len() <= 4 * 500, "{}", all.len());
+        let seen = thinned(points.clone(), (50_000.0, 50_400.0), 500);
+        assert!(seen.len() <= 401 + 8 * UNSEEN, "{}", seen.len());
+        for thin in [&all, &seen] {
+            assert!(thin.windows(2).all(|pair| pair[0][0] < pair[1][0]), "in the order of the steps");
+            assert!(thin.contains(&[50_123.0, 1000.0]) && thin.contains(&[77_777.0, -1000.0]));
+            assert_eq!((thin.first(), thin.last()), (points.first(), points.last()));
+        }
+        assert!((50_000..50_400).all(|step| seen.contains(&points[step])), "what is zoomed into is whole");
+        assert_eq!(thinned(points[..9].to_vec(), (0.0, 1.0), 100), points[..9]);
     }
 
     #[test]

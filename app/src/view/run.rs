@@ -1,6 +1,6 @@
-//! A run: where it is, its plots, what it wrote.
+//! A run: where it is, its plots, what it wrote; at its last step or at one that people look at.
 
-use egui::{RichText, Ui};
+use egui::{RichText, Slider, Ui};
 
 use super::plots;
 use crate::forms::Plots;
@@ -13,7 +13,9 @@ pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
     numbers(ui, run);
     ui.add_space(theme::GAP);
     plots::show(ui, name, &[(name, run)], settings);
-    if let Some((step, _, scores)) = run.evaluations.last() {
+    scrub(ui, run, settings);
+    let until = settings.at.unwrap_or(u32::MAX);
+    if let Some((step, _, scores)) = run.evaluations.iter().rev().find(|(step, _, _)| *step <= until) {
         ui.add_space(theme::GAP);
         ui.strong(format!("Held-out text at step {}", count(u64::from(*step))));
         egui::Grid::new("scores").num_columns(5).striped(true).show(ui, |ui| {
@@ -31,10 +33,11 @@ pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
             }
         });
     }
-    if !run.samples.is_empty() {
+    let mut samples = run.samples.iter().rev().filter(|(step, _, _)| *step <= until).peekable();
+    if samples.peek().is_some() {
         ui.add_space(theme::GAP);
         ui.strong("Samples");
-        for (step, prompt, text) in run.samples.iter().rev() {
+        for (step, prompt, text) in samples {
             ui.weak(format!("step {}", count(u64::from(*step))));
             ui.horizontal_wrapped(|ui| {
                 ui.spacing_mut().item_spacing.x = 0.0;
@@ -45,10 +48,49 @@ pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
     }
 }
 
+/// A slider along the run, and the numbers of the step it stands at.
+fn scrub(ui: &mut Ui, run: &Run, settings: &mut Plots) {
+    let Some(last) = run.last().map(|last| last.step).filter(|last| *last > 1) else { return };
+    let first = run.steps.moments.first().map_or(1, |first| first.step);
+    settings.at = settings.at.map(|at| at.clamp(first, last));
+    ui.add_space(theme::GAP);
+    ui.horizontal(|ui| {
+        let label = ui.label("look at step");
+        let mut at = settings.at.unwrap_or(last);
+        ui.spacing_mut().slider_width = (ui.available_width() - 180.0).max(80.0);
+        let slider = ui.add(Slider::new(&mut at, first..=last)).labelled_by(label.id);
+        if slider.on_hover_text("Or click into a plot").changed() {
+            settings.at = Some(at);
+        }
+        if ui.add_enabled(settings.at.is_some(), egui::Button::new("last")).on_hover_text("Back to the last step").clicked() {
+            settings.at = None;
+        }
+    });
+    let Some(moment) = settings.at.and_then(|at| run.steps.at(at)) else { return };
+    ui.horizontal_wrapped(|ui| {
+        ui.strong(format!("step {}", count(moment.step.into())));
+        let numbers = [
+            format!("loss {:.4}", moment.loss),
+            format!("learning rate {:.2e}", moment.lr),
+            format!("gradient norm {:.3}", moment.grad_norm),
+            format!("{} tokens/s", rate(moment.tokens_per_sec)),
+            format!("{} tokens seen", count(moment.total_tokens)),
+        ];
+        numbers.into_iter().for_each(|text| drop(ui.label(text)));
+        let sources = run.sources();
+        for (name, loss) in run.steps.source_losses_at(moment.step) {
+            let place = sources.iter().position(|known| known == name).unwrap_or(0);
+            ui.colored_label(theme::series(place + 1), "■");
+            ui.label(format!("{name} {loss:.4}"));
+        }
+    });
+}
+
 fn numbers(ui: &mut Ui, run: &Run) {
     if let Some(info) = &run.info {
         let parameters = format!("{} parameters, {}", count(info.parameters), info.precision);
-        ui.weak(format!("{} · {parameters} · {} tokens per update · {}", info.path, count(info.tokens_per_step), info.device));
+        let text = format!("{} · {parameters} · {} tokens per update · {}", info.path, count(info.tokens_per_step), info.device);
+        ui.add(egui::Label::new(RichText::new(text).weak()).wrap());
     }
     let Some(step) = run.last() else { return };
     let total = run.total_steps();

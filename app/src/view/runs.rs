@@ -1,27 +1,32 @@
-//! The runs on disk: a list, one of them in full, several of them compared.
+//! The runs on disk: a list, and one of them in full.
 
-use egui::{Frame, Grid, RichText, ScrollArea, Sense, Ui, UiBuilder, vec2};
-use serde_json::Value;
-use smolforge_engine::config::FIELDS;
+use egui::{Frame, Modal, RichText, ScrollArea, Sense, Ui, UiBuilder, vec2};
 use smolforge_engine::protocol::{Command, ExportDtype, RunState, RunSummary};
 use web_time::{SystemTime, UNIX_EPOCH};
 
 use super::generate::checkpoint;
-use super::{Ask, plots, run};
+use super::{Ask, compare, plots, run};
+use crate::files::{Pick, Picker};
 use crate::forms::{Forms, Tab};
 use crate::session::{JobState, Run, Session};
 use crate::theme;
-use crate::units::{bytes, count, shares};
+use crate::units::{bytes, count};
 
 /// Width and height of a loss curve in the list.
 const CURVE: egui::Vec2 = vec2(76.0, 30.0);
 
+/// Height of a row of the list.
+const ROW: f32 = 70.0;
+
 /// The left side: all runs.
-pub fn list(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
+pub fn list(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, asks: &mut Vec<Ask>) {
     let reading = session.active(|command| matches!(command, Command::Runs { .. })).is_some();
-    ui.horizontal(|ui| {
+    ui.horizontal_wrapped(|ui| {
         if ui.add_enabled(!reading, egui::Button::new("look again")).clicked() {
             asks.push(Ask::Begin(Command::Runs { folder: ".".into() }));
+        }
+        if ui.button("unpack …").on_hover_text("Makes a run out of a .zip that was packed here or elsewhere").clicked() {
+            picker.open(Pick::Zip, ui.ctx());
         }
         if forms.selected.len() > 1 {
             ui.weak(format!("{} selected", forms.selected.len()));
@@ -42,15 +47,18 @@ pub fn list(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
         ui.weak("No runs below this folder yet: train something, or start smolforge in another folder.");
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-    ScrollArea::vertical().id_salt("runs").auto_shrink([false, false]).show(ui, |ui| {
-        ui.spacing_mut().item_spacing.y = 2.0;
-        for run in runs {
+    ui.spacing_mut().item_spacing.y = 2.0;
+    ScrollArea::vertical().id_salt("runs").auto_shrink([false, false]).show_rows(ui, ROW, runs.len(), |ui, shown| {
+        for run in &runs[shown] {
             let selected = forms.selected.contains(&run.path);
             if !row(ui, run, selected, live(session, &run.path).is_some(), now) {
                 continue;
             }
             match (ui.input(|input| input.modifiers.command), selected) {
-                (false, _) => forms.selected = vec![run.path.clone()],
+                (false, _) => {
+                    forms.selected = vec![run.path.clone()];
+                    forms.front = true;
+                }
                 (true, false) => forms.selected.push(run.path.clone()),
                 (true, true) => forms.selected.retain(|path| *path != run.path),
             }
@@ -65,6 +73,7 @@ fn row(ui: &mut Ui, run: &RunSummary, selected: bool, live: bool, now: f64) -> b
         ui.style_mut().interaction.selectable_labels = false;
         Frame::new().fill(fill).inner_margin(6).corner_radius(4).show(ui, |ui| {
             ui.set_width(ui.available_width());
+            ui.set_height(ROW - 12.0);
             ui.horizontal(|ui| {
                 plots::sparkline(ui, &run.losses, run.steps, CURVE);
                 ui.vertical(|ui| {
@@ -111,7 +120,7 @@ fn live<'a>(session: &'a Session, path: &str) -> Option<&'a Run> {
 }
 
 /// A run as it is told now, or as it was read from disk.
-fn known<'a>(session: &'a Session, path: &str) -> Option<&'a Run> {
+pub fn known<'a>(session: &'a Session, path: &str) -> Option<&'a Run> {
     live(session, path).or_else(|| session.opened.get(path))
 }
 
@@ -133,7 +142,7 @@ pub fn detail(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<
             });
         }
         [run] => one(ui, session, forms, run, asks),
-        several => compare(ui, session, forms, several),
+        several => compare::show(ui, session, forms, several),
     }
 }
 
@@ -196,10 +205,21 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
             forms.generate.model = checkpoint(path, *step);
             forms.tab = Tab::Generate;
         }
-        if exporting {
+        let busy = live(session, path).is_some();
+        let packing = session.active(|command| matches!(command, Command::Pack { folder, .. } if folder == path)).is_some();
+        let button = ui.add_enabled(!packing && !busy, egui::Button::new("pack"));
+        if button.on_hover_text(format!("Writes the whole run as {path}.zip")).on_disabled_hover_text("It is in progress").clicked() {
+            asks.push(Ask::Begin(Command::Pack { folder: path.clone(), out: format!("{path}.zip") }));
+        }
+        let button = ui.add_enabled(!busy, egui::Button::new("delete …"));
+        if button.on_hover_text("Removes it from disk, after a question").on_disabled_hover_text("It is in progress").clicked() {
+            forms.deleting = Some(path.clone());
+        }
+        if exporting || packing {
             ui.spinner();
         }
     });
+    confirm(ui, forms, summary, asks);
     ui.separator();
     match (story, why_not(session, path)) {
         (Some(story), _) => drop(ScrollArea::vertical().id_salt("run").auto_shrink([false, false]).show(ui, |ui| {
@@ -208,6 +228,40 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
         (None, Some(why)) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {why}"))),
         (None, None) => drop(ui.spinner()),
     }
+}
+
+/// Asks whether a run is really to be deleted.
+fn confirm(ui: &Ui, forms: &mut Forms, run: &RunSummary, asks: &mut Vec<Ask>) {
+    if forms.deleting.as_ref() != Some(&run.path) {
+        return;
+    }
+    let modal = Modal::new(egui::Id::unique("delete")).show(ui.ctx(), |ui| {
+        ui.set_max_width(420.0);
+        ui.heading(format!("Delete {}?", run.path));
+        let checkpoints = run.checkpoints.len();
+        ui.label(format!("Its log, plots and {checkpoints} checkpoints ({}) are removed for good.", bytes(run.size_bytes)));
+        ui.add_space(theme::GAP);
+        ui.horizontal(|ui| {
+            if ui.button(RichText::new("delete the run").color(theme::error(ui.visuals().dark_mode))).clicked() {
+                asks.push(Ask::Begin(Command::Delete { path: run.path.clone() }));
+                ui.close();
+            }
+            if ui.button("keep it").clicked() {
+                ui.close();
+            }
+        });
+    });
+    if modal.should_close() {
+        forms.deleting = None;
+    }
+}
+
+/// A folder for what is unpacked: named after its file, below `runs`, and of no run that is known.
+pub fn unpacked(session: &Session, file: &str) -> String {
+    let name = file.rsplit(['/', '\\']).next().unwrap_or(file);
+    let path = format!("runs/{}", name.strip_suffix(".zip").unwrap_or(name));
+    let taken = session.runs.iter().flatten().any(|run| run.path == path);
+    if taken { fresh(session, &path) } else { path }
 }
 
 /// Writes a run's last checkpoint as a Hugging Face folder of half-precision numbers.
@@ -224,72 +278,8 @@ fn fresh(session: &Session, path: &str) -> String {
     names.find(|name| !taken(name)).unwrap_or_else(|| format!("{path}-new"))
 }
 
-fn compare(ui: &mut Ui, session: &Session, forms: &mut Forms, selected: &[RunSummary]) {
-    let known: Vec<(&str, &Run)> = selected.iter().filter_map(|run| Some((run.path.as_str(), known(session, &run.path)?))).collect();
-    ui.horizontal_wrapped(|ui| {
-        ui.heading(format!("{} runs", selected.len()));
-        if known.len() < selected.len() {
-            ui.spinner();
-        }
-    });
-    ScrollArea::both().id_salt("compare").auto_shrink([false, false]).show(ui, |ui| {
-        plots::show(ui, "compared", &known, &mut forms.plots);
-        ui.add_space(theme::GAP);
-        ui.strong("Different settings");
-        let differing = differences(&known);
-        if differing.is_empty() {
-            ui.weak("None: only the folders differ.");
-            return;
-        }
-        Grid::new("differences").num_columns(known.len() + 1).striped(true).show(ui, |ui| {
-            ui.weak("key");
-            for (index, (name, _)) in known.iter().enumerate() {
-                ui.horizontal(|ui| {
-                    ui.colored_label(theme::series(index), "■");
-                    ui.strong(*name);
-                });
-            }
-            ui.end_row();
-            for (key, values) in differing {
-                ui.label(key.replace('_', " "));
-                values.into_iter().for_each(|value| drop(ui.label(value)));
-                ui.end_row();
-            }
-        });
-    });
-}
-
-/// The keys in which configurations differ, with the values of every run. That runs lie in different folders is no news.
-fn differences(runs: &[(&str, &Run)]) -> Vec<(&'static str, Vec<String>)> {
-    let configs: Vec<Value> = runs.iter().map(|(_, run)| serde_json::to_value(&run.config).unwrap_or_default()).collect();
-    let keys = FIELDS.iter().map(|field| field.name).filter(|name| *name != "out");
-    let differs = keys.filter(|key| configs.windows(2).any(|pair| pair[0].get(key) != pair[1].get(key)));
-    differs
-        .map(|key| match key {
-            "data_stages" => (key, runs.iter().map(|(_, run)| stages(run)).collect()),
-            _ => (key, configs.iter().map(|config| short(config.get(key).unwrap_or(&Value::Null))).collect()),
-        })
-        .collect()
-}
-
-/// The stages of a run, a line each.
-fn stages(run: &Run) -> String {
-    let stages = run.config.iter().flat_map(|config| &config.data_stages.stages);
-    stages.map(|stage| format!("from {}: {}", count(stage.start.into()), shares(&stage.weights))).collect::<Vec<_>>().join("\n")
-}
-
-fn short(value: &Value) -> String {
-    match value {
-        Value::Null => "–".into(),
-        Value::String(text) => text.clone(),
-        Value::Object(map) => map.keys().cloned().collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use smolforge_engine::config::TrainConfig;
     use smolforge_engine::protocol::Event;
 
     use super::*;
@@ -319,11 +309,10 @@ mod tests {
     }
 
     #[test]
-    fn only_keys_that_differ_are_compared() {
-        let run = |lr, out: &str| Run { config: Some(TrainConfig { lr, out: out.into(), ..TrainConfig::default() }), ..Run::default() };
-        let (a, b) = (run(0.001, "a"), run(0.002, "b"));
-        assert_eq!(differences(&[("a", &a), ("b", &b)]), [("lr", vec!["0.001".to_string(), "0.002".to_string()])]);
-        assert_eq!(differences(&[("a", &a), ("a", &a)]), []);
+    fn what_is_unpacked_replaces_nothing() {
+        let session = Session { runs: Some(vec![summary("runs/a")]), ..Session::default() };
+        assert_eq!(unpacked(&session, "/tmp/a.zip"), "runs/a-2");
+        assert_eq!(unpacked(&session, "C:\\x\\b.zip"), "runs/b");
     }
 
     #[test]

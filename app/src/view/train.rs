@@ -1,15 +1,16 @@
 //! Texts, their mix, the configuration of a run, and the run in progress.
 
 use egui::{ComboBox, RichText, ScrollArea, TextEdit, Ui};
-use smolforge_engine::config::{FIELDS, Field, SourceConfig, TrainConfig};
-use smolforge_engine::protocol::{Command, DeviceChoice, JobId, PlanReport};
+use serde_json::Value;
+use smolforge_engine::config::{FIELDS, Field, TrainConfig};
+use smolforge_engine::protocol::{Command, DeviceChoice, JobId};
 
-use super::{Ask, mix, run};
+use super::{Ask, START, STOP, mix, plan, pressed, run, sources, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::Forms;
 use crate::session::{Job, JobState, Session};
 use crate::theme;
-use crate::units::{bytes, count, duration, percent};
+use crate::units::{bytes, count};
 
 /// Updates of the demo run: a minute or two on two CPU cores.
 const DEMO_STEPS: u32 = 600;
@@ -29,19 +30,26 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
     let busy = session.training();
     controls(ui, session, forms, busy, asks);
     ui.separator();
+    sources::preview(ui, session, forms, asks);
     ScrollArea::vertical().id_salt("form").auto_shrink([false, false]).show(ui, |ui| {
+        if let (Some((job, _)), Some(live)) = (busy, &session.live) {
+            ui.strong("Mix of this run");
+            mix::running(ui, session, live, job, &mut forms.reweight, asks);
+            ui.separator();
+            ui.weak("The next run");
+        } else {
+            forms.reweight = None;
+        }
         ui.add_enabled_ui(busy.is_none(), |ui| {
             ui.strong("Texts");
-            sources(ui, forms, picker);
+            sources::show(ui, session, forms, picker, asks);
             ui.add_space(theme::GAP);
             ui.strong("Mix");
-            mix::show(ui, &mut forms.train);
-            if let Some((_, plan)) = session.plan.as_ref().filter(|(config, _)| *config == forms.train) {
-                ui.add_space(theme::GAP);
-                planned(ui, plan);
-            }
+            mix::show(ui, session, &mut forms.train);
+            plan::show(ui, session, forms, asks);
             ui.add_space(theme::GAP);
             let defaults = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
+            let values = serde_json::to_value(&forms.train).unwrap_or_default();
             let mut groups: Vec<&str> = FIELDS.iter().map(|field| field.group).collect();
             groups.dedup();
             for group in groups {
@@ -51,7 +59,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
                         let shown =
                             |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages" | "mix_changes");
                         for field in FIELDS.iter().filter(shown) {
-                            row(ui, field, &defaults[field.name], forms, picker);
+                            row(ui, field, &values[field.name], &defaults[field.name], forms, picker);
                             ui.end_row();
                         }
                     });
@@ -69,7 +77,8 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
                 asks.push(Ask::Tell(id, command));
             }
             let stop = ui.add_enabled(!job.stopping, egui::Button::new("stop and save"));
-            if stop.on_hover_text("Finishes the micro-batch and saves; the run can go on later").clicked() {
+            let help = with_keys(ui, "Finishes the micro-batch and saves; the run can go on later", &STOP);
+            if stop.on_hover_text(help).clicked() || (!job.stopping && pressed(ui, &STOP)) {
                 asks.push(Ask::Tell(id, Command::Stop));
             }
             match (&job.state, job.stopping) {
@@ -83,9 +92,9 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
             let ready = !forms.train.sources.is_empty() && !wrong;
             let why_not = if wrong { "A value below is not one yet" } else { "Add texts first" };
             let config = Box::new(forms.train.clone());
-            let start = ui.add_enabled(ready, egui::Button::new(RichText::new("▶ train").strong())).on_hover_text("Ctrl+Enter");
-            let keys = ui.input(|input| input.modifiers.command && input.key_pressed(egui::Key::Enter));
-            if start.on_disabled_hover_text(why_not).clicked() || (keys && ready) {
+            let start = ui.add_enabled(ready, egui::Button::new(RichText::new("▶ train").strong()));
+            let start = start.on_hover_text(with_keys(ui, "Starts the run", &START));
+            if start.on_disabled_hover_text(why_not).clicked() || (ready && pressed(ui, &START)) {
                 asks.push(Ask::Begin(Command::Train { config: config.clone(), resume: false }));
             }
             let planning = session.active(|command| matches!(command, Command::Plan { .. })).is_some();
@@ -119,81 +128,30 @@ fn demo(session: &Session) -> Ask {
     Ask::Begin(Command::Demo { out, device: DeviceChoice::Auto, seed: 1337, steps: DEMO_STEPS })
 }
 
-fn sources(ui: &mut Ui, forms: &mut Forms, picker: &Picker) {
-    ui.horizontal(|ui| {
-        if ui.button("add files …").clicked() {
-            picker.open(Pick::Texts, ui.ctx());
-        }
-        if ui.button("add a folder …").clicked() {
-            picker.open(Pick::TextFolder, ui.ctx());
-        }
-        ui.weak("or drop them here");
-    });
-    if forms.train.sources.is_empty() {
-        return;
-    }
-    let mut removed = None;
-    let mut renamed = None;
-    for (place, (name, source)) in forms.train.sources.iter_mut().enumerate() {
-        ui.horizontal(|ui| {
-            ui.colored_label(theme::series(place + 1), "■");
-            let mut typed = name.clone();
-            let edit = TextEdit::singleline(&mut typed).desired_width(80.0).id_salt(("source", place));
-            if ui.add(edit).changed() && !typed.trim().is_empty() {
-                renamed = Some((name.clone(), typed));
-            }
-            let width = (ui.available_width() - 36.0).max(80.0);
-            if let SourceConfig::Path(path) | SourceConfig::Keyed { path, .. } = source {
-                ui.add(TextEdit::singleline(path).desired_width(width).hint_text("file, folder or glob"));
-            } else {
-                ui.add_sized([width, 0.0], egui::Label::new(source.paths().join(", ")).truncate());
-            }
-            if ui.small_button("×").on_hover_text("Leave it out").clicked() {
-                removed = Some(name.clone());
-            }
-        });
-    }
-    if let Some(name) = removed {
-        forms.train.sources.remove(&name);
-        for stage in &mut forms.train.data_stages.stages {
-            stage.weights.remove(&name);
-        }
-    }
-    if let Some((old, new)) = renamed.filter(|(_, new)| !forms.train.sources.contains_key(new)) {
-        if let Some(source) = forms.train.sources.remove(&old) {
-            forms.train.sources.insert(new.clone(), source);
-        }
-        for stage in &mut forms.train.data_stages.stages {
-            if let Some(weight) = stage.weights.remove(&old) {
-                stage.weights.insert(new.clone(), weight);
-            }
-        }
-    }
-}
-
 /// A key: its name, its value, and a way back to the default.
-fn row(ui: &mut Ui, field: &Field, default: &serde_json::Value, forms: &mut Forms, picker: &Picker) {
-    let value = serde_json::to_value(&forms.train).unwrap_or_default()[field.name].clone();
-    let text = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Null => String::new(),
+fn row(ui: &mut Ui, field: &Field, value: &Value, default: &Value, forms: &mut Forms, picker: &Picker) {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
         other => other.to_string(),
     };
-    let changed = value != *default;
+    let changed = value != default;
     let name = field.name.replace('_', " ");
     let label = if changed { RichText::new(name).strong() } else { RichText::new(name) };
-    ui.label(label).on_hover_text(field.help);
+    let label = ui.label(label).on_hover_text(field.help);
     ui.horizontal(|ui| {
-        let mut typed = forms.drafts.get(field.name).map_or_else(|| text(&value), |(draft, _)| draft.clone());
+        let mut typed = forms.drafts.get(field.name).map_or_else(|| text(value), |(draft, _)| draft.clone());
         let before = typed.clone();
         let choices = words(field.name);
         if choices.is_empty() {
             let width = if value.is_number() { 80.0 } else { 150.0 };
-            ui.add(TextEdit::singleline(&mut typed).desired_width(width).hint_text(if default.is_null() { "–" } else { "" }));
+            let hint = if default.is_null() { "–" } else { "" };
+            ui.add(TextEdit::singleline(&mut typed).desired_width(width).hint_text(hint)).labelled_by(label.id);
         } else {
-            ComboBox::from_id_salt(field.name).selected_text(&typed).show_ui(ui, |ui| {
+            let menu = ComboBox::from_id_salt(field.name).selected_text(&typed).show_ui(ui, |ui| {
                 choices.iter().for_each(|word| drop(ui.selectable_value(&mut typed, word.to_string(), *word)));
             });
+            menu.response.labelled_by(label.id);
         }
         let pick = match field.name {
             "tokenizer" => Some(Pick::Tokenizer),
@@ -228,36 +186,19 @@ fn row(ui: &mut Ui, field: &Field, default: &serde_json::Value, forms: &mut Form
     }
 }
 
-fn planned(ui: &mut Ui, plan: &PlanReport) {
-    ui.group(|ui| {
-        ui.set_width(ui.available_width());
-        ui.strong("Plan");
-        let time = if plan.expected_secs > 0.0 { format!("about {}", duration(plan.expected_secs)) } else { "does not fit".into() };
-        ui.label(format!("{} parameters on {}", count(plan.parameters), plan.device));
-        ui.label(format!("{} tokens, {time}", count(plan.tokens)));
-        ui.label(format!("{} of memory at the peak", bytes(plan.peak_bytes))).on_hover_ui(|ui| {
-            plan.memory_bytes.iter().for_each(|(name, size)| drop(ui.label(format!("{name}: {}", bytes(*size)))));
-        });
-        for (name, source) in &plan.sources {
-            let share = source.planned / plan.tokens.max(1) as f64;
-            ui.label(format!("{name}: {} of the run, {:.2} passes over {} tokens", percent(share), source.epochs, count(source.tokens)));
-        }
-        for warning in &plan.warnings {
-            ui.colored_label(theme::warning(ui.visuals().dark_mode), format!("warning: {warning}"));
-        }
-    });
-}
-
 /// The right side: the run in progress, or how to begin.
 pub fn progress(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
     match session.live.as_ref().filter(|run| run.info.is_some() || session.training().is_some()) {
         Some(live) => {
             ScrollArea::vertical().id_salt("live").auto_shrink([false, false]).show(ui, |ui| {
-                if live.steps.is_empty() && session.training().is_some() {
+                if live.steps.moments.is_empty() && session.training().is_some() {
                     ui.horizontal(|ui| {
                         ui.spinner();
                         ui.label("reading texts and preparing the model …");
                     });
+                }
+                if let Some((_, job)) = session.training().filter(|(_, job)| job.paused) {
+                    ui.weak(if job.stopping { "stopping" } else { "paused" });
                 }
                 run::show(ui, "this run", live, &mut forms.plots);
             });
@@ -272,12 +213,15 @@ fn welcome(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
         ui.heading("smolforge");
         ui.label("Train small language models on this machine, and watch them learn.");
         ui.add_space(2.0 * theme::GAP);
-        if ui.button(RichText::new("▶  Run the demo").size(18.0)).clicked() {
+        let idle = session.training().is_none();
+        let button = ui.add_enabled(idle, egui::Button::new(RichText::new("▶  Run the demo").size(18.0)));
+        // Where the form has no texts the keys that start a run are free.
+        if button.on_hover_text(with_keys(ui, "Starts the demo", &START)).clicked() || (idle && pressed(ui, &START)) {
             asks.push(demo(session));
         }
         ui.weak("It writes three small texts, trains a model of about a million parameters on them in five stages, and lets it write.");
         ui.weak("No files, no network, a minute or two.");
         ui.add_space(2.0 * theme::GAP);
-        ui.label("Or add texts of your own on the left, and press train.");
+        ui.label("Or add texts of your own, and press train.");
     });
 }

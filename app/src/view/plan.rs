@@ -1,0 +1,71 @@
+//! What a run will need, before it starts.
+
+use egui::{RichText, Ui};
+use smolforge_engine::protocol::{Command, PlanReport};
+
+use super::Ask;
+use crate::forms::Forms;
+use crate::session::Session;
+use crate::theme;
+use crate::units::{bytes, count, duration, percent};
+
+/// The last plan, and a way to make a run fit that does not.
+pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
+    let Some((config, plan)) = &session.plan else { return };
+    let current = *config == forms.train;
+    ui.add_space(theme::GAP);
+    ui.group(|ui| {
+        ui.set_width(ui.available_width());
+        ui.horizontal_wrapped(|ui| {
+            ui.strong("Plan");
+            if !current {
+                ui.weak("of other settings: press plan again");
+            }
+        });
+        ui.scope(|ui| {
+            if !current {
+                ui.multiply_opacity(0.6);
+            }
+            numbers(ui, plan);
+        });
+        if let Some(suggestion) = plan.suggestion.as_ref().filter(|_| current) {
+            let words: Vec<String> = suggestion.iter().map(|(key, value)| format!("{} {}", key.replace('_', " "), plain(value))).collect();
+            ui.horizontal_wrapped(|ui| {
+                let button = ui.button(RichText::new("make it fit").strong());
+                if button.on_hover_text("As many tokens in an update, in less memory").clicked() {
+                    for (key, value) in suggestion {
+                        // A key that this form does not know stays as it is: the next plan says what is still missing.
+                        let _ = forms.train.set(key, &plain(value));
+                        forms.drafts.remove(key.as_str());
+                    }
+                    asks.push(Ask::Begin(Command::Plan { config: Box::new(forms.train.clone()), budget_bytes: None }));
+                }
+                ui.label(words.join(", "));
+            });
+        }
+    });
+}
+
+/// A value as people would type it.
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}
+
+fn numbers(ui: &mut Ui, plan: &PlanReport) {
+    let time = if plan.expected_secs > 0.0 { format!("about {}", duration(plan.expected_secs)) } else { "does not fit".into() };
+    ui.label(format!("{} parameters on {}", count(plan.parameters), plan.device));
+    ui.label(format!("{} tokens, {time}", count(plan.tokens)));
+    ui.label(format!("{} of memory at the peak", bytes(plan.peak_bytes)));
+    ui.horizontal_wrapped(|ui| {
+        ui.spacing_mut().item_spacing.x = 4.0;
+        let parts = plan.memory_bytes.iter().map(|(name, size)| format!("{name} {}", bytes(*size)));
+        ui.label(RichText::new(parts.collect::<Vec<_>>().join(" · ")).small().weak());
+    });
+    for (name, source) in &plan.sources {
+        let share = source.planned / plan.tokens.max(1) as f64;
+        ui.label(format!("{name}: {} of the run, {:.2} passes over {} tokens", percent(share), source.epochs, count(source.tokens)));
+    }
+    for warning in &plan.warnings {
+        ui.colored_label(theme::warning(ui.visuals().dark_mode), format!("warning: {warning}"));
+    }
+}

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Runs the demo through in a real window under Xvfb and takes pictures of every panel.
+#
+#   screenshots/make.sh [FOLDER]
+#
+# The pictures of the README go beside this script; with a FOLDER, every panel in light and dark, at 1280×800 and
+# 1024×700, and the phone's width, goes there. Needs Xvfb, xdotool and ImageMagick (Debian: xvfb xdotool imagemagick)
+# and a Vulkan driver; SMOLFORGE names the program (default: the one of `cargo build --release`).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+here=$PWD/screenshots
+all=${1:+$(mkdir -p "$1" && cd "$1" && pwd)}
+for tool in Xvfb xdotool import convert; do
+    command -v "$tool" >/dev/null || { echo "make.sh: $tool is missing (Debian: apt-get install xvfb xdotool imagemagick)" >&2; exit 1; }
+done
+if [ -z "${SMOLFORGE:-}" ]; then
+    cargo build --release --workspace --bins
+    SMOLFORGE=${CARGO_TARGET_DIR:-target}/release/smolforge
+fi
+program=$(realpath "$SMOLFORGE")
+
+work=$(mktemp -d)
+pids=()
+trap 'kill "${pids[@]}" 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT
+export HOME=$work/home XDG_DATA_HOME=$work/home/data WINIT_UNIX_BACKEND=x11
+unset WAYLAND_DISPLAY
+mkdir -p "$XDG_DATA_HOME/smolforge" "$work/place"
+
+# Waits until a command succeeds; fails after so many seconds, or when the program has ended.
+until_true() {
+    local seconds=$1
+    shift
+    for _ in $(seq "$((seconds * 2))"); do
+        "$@" >/dev/null 2>&1 && return 0
+        kill -0 "$window" 2>/dev/null || { echo "make.sh: the program has ended" >&2; cat "$work/window.log" >&2; exit 1; }
+        sleep 0.5
+    done
+    echo "make.sh: waited $seconds s in vain for: $*" >&2
+    exit 1
+}
+
+# Opens the window on a screen of its own: width, height, theme (Light or Dark), form as JSON.
+open_window() {
+    local size=$1x$2 form
+    form=${4//\"/\\\\\\\"}
+    printf '{"app":"\\"%s\\""}' "$form" >"$XDG_DATA_HOME/smolforge/app.ron"
+    exec 3<>"$work/display"
+    Xvfb -displayfd 3 -screen 0 "${size}x24" -nolisten tcp 2>/dev/null &
+    screen=$!
+    pids+=("$screen")
+    read -r -u 3 display
+    exec 3<&-
+    export DISPLAY=:$display
+    (cd "$work/place" && exec "$program") 2>"$work/window.log" &
+    window=$!
+    pids+=("$window")
+    until_true 120 xdotool search --onlyvisible --name '^smolforge$'
+    id=$(xdotool search --onlyvisible --name '^smolforge$' | head -n 1)
+    xdotool windowmove "$id" 0 0 windowsize --sync "$id" "$1" "$2" windowfocus "$id"
+    sleep 5
+    [ "$1" -lt 700 ] || choose_theme "$1" "$3"
+}
+
+# The three words at the right end of the tabs: system, dark, light.
+choose_theme() {
+    local x=$(($1 - 30))
+    [ "$2" = Light ] || x=$(($1 - 82))
+    xdotool mousemove "$x" 14 sleep 1 click 1 sleep 1 mousemove "$(($1 / 2))" 4
+    sleep 2
+}
+
+close_window() {
+    kill "$window"
+    wait "$window" 2>/dev/null || true
+    kill "$screen"
+    wait "$screen" 2>/dev/null || true
+}
+
+keys() {
+    xdotool windowfocus "$id" key --clearmodifiers "$1"
+    sleep 3
+}
+
+# Takes a picture of 128 colours: text stays sharp and a file is small.
+picture() {
+    import -window root "$work/picture.png"
+    convert "$work/picture.png" +dither -colors 128 -strip -define png:compression-level=9 "PNG8:$1"
+    echo "$1: $(wc -c <"$1") bytes"
+}
+
+updates() {
+    [ "$(grep -c '"event":"step"' "$work/place/runs/demo/run/events.jsonl" 2>/dev/null || echo 0)" -ge "$1" ]
+}
+
+written() {
+    [ -e "$work/place/runs/demo/export/model.safetensors" ]
+}
+
+mkfifo "$work/display"
+writing='{"compare":true,"second":"runs/demo/run/step_000400","generate":{"model":"runs/demo/export","alternatives":5,"max_new_tokens":60,"sampling":{"temperature":0.7,"top_k":40}},"selected":["runs/demo/run"]}'
+
+open_window 1280 800 Light '{}'
+[ -z "$all" ] || picture "$all/welcome-light-1280.png"
+keys ctrl+Return
+until_true 900 updates 330
+sleep 2
+picture "$here/train.png"
+until_true 900 written
+sleep 30 # the demo's own texts
+close_window
+
+panels() {
+    local width=$1 height=$2 theme=$3 folder=$4
+    open_window "$width" "$height" "$theme" "$writing"
+    [ -z "$all" ] || { keys ctrl+1; picture "$folder/train-$theme-$width.png"; }
+    keys ctrl+2
+    keys ctrl+Return
+    sleep 25
+    picture "$folder/generate-$theme-$width.png"
+    keys ctrl+3
+    sleep 3
+    picture "$folder/runs-$theme-$width.png"
+    keys ctrl+4
+    [ -z "$all" ] || picture "$folder/device-$theme-$width.png"
+    close_window
+}
+
+if [ -n "$all" ]; then
+    for theme in Light Dark; do
+        panels 1280 800 "$theme" "$all"
+        panels 1024 700 "$theme" "$all"
+    done
+    open_window 390 800 Light "${writing/\"compare\":true,/}"
+    keys ctrl+2
+    picture "$all/generate-form-390.png"
+    keys ctrl+Return
+    sleep 15
+    picture "$all/generate-390.png"
+    close_window
+    cp "$all/generate-Dark-1280.png" "$here/generate.png"
+    cp "$all/runs-Light-1280.png" "$here/runs.png"
+else
+    panels 1280 800 Dark "$work"
+    cp "$work/generate-Dark-1280.png" "$here/generate.png"
+    cp "$work/runs-Dark-1280.png" "$here/runs.png"
+fi
