@@ -123,12 +123,28 @@ demo=$(mktemp -d)
 trap 'rm -rf "$demo"' EXIT
 cargo run --release -- demo --out "$demo/demo"
 
+step "the browser page"
+web/build.sh
+
+step "the browser page in Chromium"
+missing=()
+command -v chromium >/dev/null || missing+=(chromium)
+command -v npm >/dev/null || missing+=(nodejs npm)
+if [ "${#missing[@]}" -gt 0 ] && grep -qs '^ID=debian' /etc/os-release && [ "$(id -u)" = 0 ]; then
+    quiet_apt install "${missing[@]}" || { quiet_apt update && quiet_apt install "${missing[@]}"; }
+    missing=()
+fi
+if [ "${#missing[@]}" -gt 0 ]; then
+    skipped "no ${missing[*]}: the page was built, but nobody has looked at it"
+else
+    npm ci --silent --no-audit --no-fund --prefix web/test
+    CHROMIUM=$(command -v chromium) node web/test/test.mjs "${CARGO_TARGET_DIR:-target}/release/smolforge" web/dist
+fi
+
 if [ "$portable" = true ]; then
     step "portable: targets"
-    rustup target add wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-apple-darwin
+    rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin
     target_dir="${CARGO_TARGET_DIR:-target}/portable"
-    step "portable: wasm32-unknown-unknown (the engine)"
-    cargo check --release -p smolforge-engine --target wasm32-unknown-unknown --target-dir "$target_dir"
     for target in x86_64-pc-windows-gnu aarch64-apple-darwin; do
         step "portable: $target"
         cargo check --release --workspace --target "$target" --target-dir "$target_dir"

@@ -41,6 +41,17 @@ export async function open(context, url, problems = []) {
     globalThis.longTasks = [];
     new PerformanceObserver((list) => longTasks.push(...list.getEntries().map((task) => Math.round(task.duration))))
       .observe({ type: 'longtask' });
+    // What the worker says, for the numbers that are not on the canvas.
+    globalThis.heard = [];
+    globalThis.Worker = class extends Worker {
+      constructor(...how) {
+        super(...how);
+        this.addEventListener('message', ({ data }) => {
+          const said = JSON.parse(data);
+          if (said.Event) heard.push({ job: said.Event[0], ...said.Event[1] });
+        });
+      }
+    };
   });
   await page.goto(url);
   await page.waitForFunction(() => document.body.dataset.state !== 'loading', null, { timeout: 120_000 });
@@ -60,10 +71,17 @@ export async function place(page, role, name, { nth = 0, timeout = 60_000 } = {}
   return box;
 }
 
-/** Clicks the middle of a widget, on the canvas. */
-export async function click(page, role, name, options = {}) {
+/** Clicks a widget on the canvas, at a share of its width. */
+export async function click(page, role, name, { at = 0.5, count = 1, ...options } = {}) {
   const box = await place(page, role, name, options);
-  await page.mouse.click(box.x + box.width / 2, box.y + box.height / 2, options);
+  await page.mouse.click(box.x + box.width * at, box.y + box.height / 2, { clickCount: count });
+}
+
+/** Replaces the text of a field. */
+export async function type(page, name, text) {
+  await click(page, 'textbox', name);
+  await page.keyboard.press('Control+a');
+  await page.keyboard.type(text);
 }
 
 /** The text of a file of the page, `null` where there is none. */
