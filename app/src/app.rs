@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use egui::{Align, CentralPanel, Context, Key, KeyboardShortcut, Layout, Modifiers, Panel, ThemePreference, Ui, ViewportCommand};
-use smolforge_engine::protocol::{Command, Event};
+use smolforge_engine::protocol::{Command, Event, TrainConfig};
 
 use crate::files::{Chosen, Pick, Picker};
 use crate::forms::{Forms, Tab};
@@ -48,7 +48,8 @@ impl App {
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
         let mut forms: Forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let waited = std::mem::take(&mut forms.queue).into_iter().map(Command::Generate);
-        let begin = [Command::Devices, runs()].into_iter().chain(waited).map(Ask::Begin).collect();
+        let trained = forms.training.take().filter(|_| Link::goes_on()).map(resumed);
+        let begin = [Command::Devices, runs()].into_iter().chain(trained).chain(waited).map(Ask::Begin).collect();
         let mut app = Self { link, session: Session::default(), forms, picker, closing: false, revived: 0 };
         app.perform(begin);
         app
@@ -150,7 +151,7 @@ impl App {
         self.link.restart();
         let waited = self.session.unfinished().into_iter().map(Command::Generate);
         let again = self.session.lost(&format!("the engine ended and was started again: {why}"));
-        self.perform([Command::Devices, runs()].into_iter().chain(again).chain(waited).map(Ask::Begin).collect());
+        self.perform([Command::Devices, runs()].into_iter().chain(again.map(resumed)).chain(waited).map(Ask::Begin).collect());
     }
 
     /// Lets a run be saved before the window closes.
@@ -271,6 +272,7 @@ impl eframe::App for App {
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
         self.forms.queue = self.session.unfinished();
+        self.forms.training = self.session.in_progress();
         if let Ok(text) = serde_json::to_string(&self.forms) {
             eframe::set_value(storage, eframe::APP_KEY, &text);
         }
@@ -306,6 +308,11 @@ fn changes_runs(command: &Command) -> bool {
         command,
         Command::Train { .. } | Command::Demo { .. } | Command::Export { .. } | Command::Delete { .. } | Command::Unpack { .. }
     )
+}
+
+/// Goes on with the run in a folder, as it was begun.
+fn resumed(out: String) -> Command {
+    Command::Train { config: Box::new(TrainConfig { out, ..TrainConfig::default() }), resume: true }
 }
 
 /// The runs below the current folder.

@@ -61,6 +61,11 @@ impl Link {
         None
     }
 
+    /// Whether the window was opened because another one could not go on: never here.
+    pub fn goes_on() -> bool {
+        false
+    }
+
     /// Starts another engine in the place of one that has ended.
     pub fn restart(&self) {}
 }

@@ -43,6 +43,8 @@ pub struct Forms {
     pub second: String,
     /// Requests that were not answered when the window closed: they are sent again.
     pub queue: Vec<GenerateRequest>,
+    /// Folder of the run that was in progress when the forms were saved.
+    pub training: Option<String>,
     /// How plots are drawn.
     pub plots: Plots,
     /// Runs that are looked at.
@@ -119,6 +121,7 @@ impl Default for Forms {
             compare: false,
             second: String::new(),
             queue: Vec::new(),
+            training: None,
             plots: Plots::default(),
             selected: Vec::new(),
             test_device: DeviceChoice::Auto,

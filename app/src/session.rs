@@ -277,21 +277,24 @@ impl Session {
         self.jobs.retain(|_, job| !matches!((&job.command, &job.state), (Command::OpenRun { .. }, JobState::Failed(_))));
     }
 
-    /// Ends all jobs, because the engine has ended; returns what goes on with the run that was in progress.
-    pub fn lost(&mut self, why: &str) -> Option<Command> {
-        // The last error of a lost device may come before the news of it.
-        let last = self.jobs.values().rev().find(|job| matches!(job.command, Command::Train { .. } | Command::Demo { .. }));
-        let trains = last.is_some_and(|job| match &job.state {
-            JobState::Waiting(_) | JobState::Running => true,
-            JobState::Failed(error) => error.contains("device"),
-            JobState::Done => false,
-        });
-        let run = self.live.as_ref().and_then(|run| run.info.as_ref()).filter(|_| trains).map(|info| info.path.clone());
+    /// Ends all jobs, because the engine has ended; returns the folder of the run that was in progress.
+    pub fn lost(&mut self, why: &str) -> Option<String> {
+        let run = self.in_progress();
         let open = self.jobs.values_mut().filter(|job| matches!(job.state, JobState::Waiting(_) | JobState::Running));
         open.for_each(|job| (job.state, job.progress) = (JobState::Failed(why.into()), None));
         self.note(NoticeKind::Error, why.into());
-        // Without sources it says: as the run was begun.
-        run.map(|out| Command::Train { config: Box::new(TrainConfig { out, ..TrainConfig::default() }), resume: true })
+        run
+    }
+
+    /// The folder of the run that trains, or that a lost device has just ended.
+    pub fn in_progress(&self) -> Option<String> {
+        let last = self.jobs.values().rev().find(|job| matches!(job.command, Command::Train { .. } | Command::Demo { .. }))?;
+        let trains = match &last.state {
+            JobState::Waiting(_) | JobState::Running => true,
+            JobState::Failed(error) => error.contains("device"), // may come before the news of the loss
+            JobState::Done => false,
+        };
+        self.live.as_ref().filter(|_| trains)?.info.as_ref().map(|info| info.path.clone())
     }
 
     /// The job of this kind that has not ended.

@@ -44,9 +44,9 @@ impl Compute {
             }
             DeviceChoice::Auto => {
                 let adapters = adapters().await;
-                if adapters.iter().any(DeviceInfo::is_real_gpu) {
+                if adapters.iter().any(is_fast) {
                     let compute = Self::gpu().await?;
-                    if compute.info.is_real_gpu() {
+                    if is_fast(&compute.info) {
                         let why = format!("computing on {} ({})", compute.info.name, compute.info.backend);
                         return Ok((compute, why));
                     }
@@ -168,21 +168,26 @@ pub fn failed(error: &dyn fmt::Display) -> Error {
     first.unwrap_or_else(|| failure_of("the device", error))
 }
 
+/// Whether an adapter is faster than the CPU device.
+fn is_fast(info: &DeviceInfo) -> bool {
+    info.is_real_gpu() || platform::SOFTWARE_ADAPTER_IS_FAST
+}
+
 /// All adapters and the CPU, with which one `auto` takes and why.
 pub async fn list() -> Vec<DeviceInfo> {
     let mut devices = adapters().await;
-    let chosen = devices.iter().position(DeviceInfo::is_real_gpu);
+    let chosen = devices.iter().position(is_fast);
     for (i, device) in devices.iter_mut().enumerate() {
         device.auto = Some(i) == chosen;
-        device.reason = match (device.is_real_gpu(), device.auto) {
-            (true, true) => "a real GPU".into(),
+        device.reason = match (is_fast(device), device.auto) {
+            (true, true) => if device.is_real_gpu() { "a real GPU" } else { "software, and faster than WebAssembly" }.into(),
             (true, false) => "another adapter comes first".into(),
             (false, _) => "software: the CPU device is faster".into(),
         };
     }
     let mut cpu = cpu_info();
     cpu.auto = chosen.is_none();
-    cpu.reason = if cpu.auto { "there is no real GPU".into() } else { "there is a real GPU".into() };
+    cpu.reason = if cpu.auto { "there is no real GPU".into() } else { "an adapter is faster".into() };
     devices.push(cpu);
     devices
 }

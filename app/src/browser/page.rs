@@ -42,6 +42,9 @@ pub fn open() {
     spawn_local(async move {
         let runner = eframe::WebRunner::new();
         let create: eframe::AppCreator<'static> = Box::new(|creation| {
+            if let Some(state) = &creation.wgpu_render_state {
+                state.device.set_device_lost_callback(|reason, _| begin_again(reason));
+            }
             let _ = mirror::offer(&creation.egui_ctx, &document()); // the window works without it
             Ok(Box::new(App::new(creation)))
         });
@@ -50,6 +53,19 @@ pub fn open() {
             Err(error) => show("failed", &reason(&error)),
         }
     });
+}
+
+/// After this, the page was loaded because its graphics device was lost.
+const GOES_ON: &str = "#goes-on";
+
+/// Loads the page again: a window has no other way to another graphics device.
+fn begin_again(reason: wgpu::DeviceLostReason) {
+    let location = window().location();
+    // A device that is lost at once would be lost for ever.
+    if !matches!(reason, wgpu::DeviceLostReason::Destroyed) && location.hash().is_ok_and(|hash| hash != GOES_ON) {
+        let _ = location.set_hash(GOES_ON);
+        let _ = location.reload();
+    }
 }
 
 /// Tells the page how it went: it shows or hides what it says without this module.
@@ -89,6 +105,18 @@ impl Link {
         let link = Self(Rc::new(talk));
         link.restart();
         link
+    }
+
+    /// Whether the page was loaded because its graphics device was lost: what trained goes on then.
+    pub fn goes_on() -> bool {
+        let location = window().location();
+        let goes_on = location.hash().is_ok_and(|hash| hash == GOES_ON);
+        if goes_on {
+            // Forgotten when the window has stood for a while.
+            let forget = Closure::once_into_js(move || drop(location.set_hash("")));
+            let _ = window().set_timeout_with_callback_and_timeout_and_arguments(forget.unchecked_ref(), 30_000, &Array::new());
+        }
+        goes_on
     }
 
     /// Starts another worker in the place of one that has ended.

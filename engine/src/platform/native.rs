@@ -15,6 +15,9 @@ use crate::store::Entry;
 /// Buffers of a graphics device are slices of shared pages.
 pub const SHARED_PAGES: bool = true;
 
+/// Whether a software adapter is faster than the CPU device.
+pub const SOFTWARE_ADAPTER_IS_FAST: bool = false;
+
 /// Runs the engine on a thread of its own; all its device work stays there.
 pub fn spawn<F: Future<Output = ()> + 'static>(engine: impl FnOnce() -> F + Send + 'static) {
     std::thread::Builder::new()

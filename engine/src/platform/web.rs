@@ -18,6 +18,9 @@ pub use opfs::*;
 /// Every buffer of a graphics device is a page of its own.
 pub const SHARED_PAGES: bool = false;
 
+/// Whether a software adapter is faster than the CPU device: it has threads, WebAssembly has none here.
+pub const SOFTWARE_ADAPTER_IS_FAST: bool = true;
+
 /// Runs the engine as a task of this worker.
 pub fn spawn<F: Future<Output = ()> + 'static>(engine: impl FnOnce() -> F + 'static) {
     wasm_bindgen_futures::spawn_local(engine());
