@@ -1,6 +1,7 @@
 //! Weights that stay f16 on a graphics device: how much of it they take, what is computed from them, what is refused.
 
-use burn::tensor::DType;
+use burn::tensor::wgpu::{WgpuSetup, wgpu};
+use burn::tensor::{DType, Device};
 use futures_lite::future::block_on;
 use smolforge_engine::control::Control;
 use smolforge_engine::data::random::Random;
@@ -123,6 +124,32 @@ fn f16_weights_give_the_logits_and_losses_of_the_cpu_device() {
             assert_eq!(table.iter().map(|block| block.tensor.dims()).collect::<Vec<_>>(), [[100, 24], [100, 24], [100, 24], [1, 24]]);
             check_logits(&store, &split);
         }
+    }
+}
+
+/// The graphics adapter opened once more, without `shader-f16`.
+async fn without_f16(gpu: &Compute) -> Compute {
+    let instance = wgpu::Instance::default();
+    let adapter = instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await.unwrap();
+    let unwanted = wgpu::Features::SHADER_F16 | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::all_experimental_mask();
+    let descriptor = wgpu::DeviceDescriptor {
+        required_features: adapter.features().difference(unwanted),
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    let (device, queue) = adapter.request_device(&descriptor).await.unwrap();
+    assert!(!device.features().contains(wgpu::Features::SHADER_F16));
+    let setup = WgpuSetup { backend: adapter.get_info().backend, instance, adapter, device, queue };
+    Compute { device: Device::wgpu_options().setup(setup).init().unwrap(), f16: false, ..gpu.clone() }
+}
+
+#[test]
+fn f16_weights_need_no_device_that_computes_in_f16() {
+    for gpu in devices().into_iter().skip(1) {
+        let plain = block_on(without_f16(&gpu));
+        let store = export("tiny_llama");
+        assert_eq!(open(&store, &plain).embed_tokens.weight[0].tensor.dtype(), DType::F16);
+        check_logits(&store, &plain);
     }
 }
 

@@ -308,7 +308,7 @@ impl Llama {
         self
     }
 
-    /// The same weights as leaves of a gradient computation.
+    /// The same weights, all of f32, as leaves of a gradient computation.
     pub fn trainable(&self) -> Self {
         self.with_tensors(|tensor| Tensor::from_inner(tensor).require_grad())
     }

@@ -12,8 +12,9 @@ use super::{kernels_enabled, on_cpu};
 const FEW_ROWS: usize = 16;
 /// Columns of `w` that are read at once.
 const WIDE: usize = 8;
-/// Outputs of a workgroup of [`LINEAR_F16_ROW`], and their width and height of one of [`LINEAR_F16`].
+/// Outputs of a workgroup of [`LINEAR_F16_ROW`].
 const ROW_OUTPUTS: usize = 16;
+/// Height and width of the outputs of a workgroup of [`LINEAR_F16`].
 const TILE: usize = 64;
 
 /// Whether weights with rows of `columns` numbers can stay f16 on `device`: the kernels read whole vectors of a row.
@@ -34,11 +35,11 @@ pub fn linear_f16(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
     let cube = |tensor: Tensor<2>| into_contiguous(tensor.try_into_primitive::<Wgpu>().expect("a tensor of a graphics device"));
     let (x, w) = (cube(x), cube(w));
     let y = buffer(&x, [n, out]);
-    let (kernel, groups, width) = match n {
-        0..=FEW_ROWS => (LINEAR_F16_ROW, n * out.div_ceil(ROW_OUTPUTS), 8),
-        _ => (LINEAR_F16, n.div_ceil(TILE) * out.div_ceil(TILE), 4),
+    let (kernel, groups, columns) = match n {
+        0..=FEW_ROWS => (LINEAR_F16_ROW, n * out.div_ceil(ROW_OUTPUTS), columns / WIDE),
+        _ => (LINEAR_F16, n.div_ceil(TILE) * out.div_ceil(TILE), columns / 4),
     };
-    launch(kernel, row_groups(groups), &[&x, &w, &y], &[n as u32, out as u32, (columns / width) as u32, 0]);
+    launch(kernel, row_groups(groups), &[&x, &w, &y], &[n as u32, out as u32, columns as u32, 0]);
     Tensor::from_primitive::<Wgpu>(y)
 }
 
