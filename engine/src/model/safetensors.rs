@@ -294,6 +294,8 @@ mod tests {
             assert!(file.read_f32(name).unwrap() == values, "{name}");
             assert!(file.read_rows_f32(name, 3..7).unwrap() == values[300..700], "{name}");
         }
+        let halves: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+        assert!(file.read_rows_f16("h", 3..7).unwrap() == halves[300..700]);
         let rounded: Vec<f32> = values.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
         assert!(file.read_f32("b").unwrap() == rounded);
         assert_eq!(file.info("b"), Some((Dtype::BF16, shape)));
@@ -330,6 +332,8 @@ mod tests {
             file.read_f32("missing").unwrap_err().to_string(),
             file.read_rows_f32("z", 0..1).unwrap_err().to_string(),
             file.read_rows_f32("s", 0..1).unwrap_err().to_string(),
+            file.read_rows_f16("a", 0..1).unwrap_err().to_string(),
+            file.read_rows_f16("missing", 0..1).unwrap_err().to_string(),
             file.read_i64("s").unwrap_err().to_string(),
         ] {
             assert!(message.starts_with("model.safetensors: ") && !message.contains('\n'), "{message}");
@@ -345,5 +349,7 @@ mod tests {
         values[5] = f32::NEG_INFINITY;
         assert_eq!(first_non_finite(&values), Some(5));
         assert_eq!(first_non_finite(&[]), None);
+        assert_eq!(first_non_finite_f16(&[f16::MAX, f16::MIN, f16::ZERO]), None);
+        assert_eq!(first_non_finite_f16(&[f16::MAX, f16::NEG_INFINITY, f16::NAN]), Some(1));
     }
 }
