@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod architecture_tests;
+mod f16_tests;
 mod golden_tests;
 mod ops_tests;
 mod pack_tests;

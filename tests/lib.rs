@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData, f16};
 use futures_lite::future::block_on;
 use smolforge_engine::data::Batch;
 use smolforge_engine::data::random::Random;
@@ -76,6 +76,22 @@ pub fn random(seed: u64, n: usize) -> Vec<f32> {
 /// A matrix of [`random`] numbers.
 pub fn matrix(seed: u64, rows: usize, columns: usize, compute: &Compute) -> Tensor<2> {
     Tensor::from_data(TensorData::new(random(seed, rows * columns), [rows, columns]), (&compute.device, DType::F32))
+}
+
+/// [`random`] numbers as f16.
+pub fn halves(seed: u64, n: usize) -> Vec<f16> {
+    random(seed, n).into_iter().map(f16::from_f32).collect()
+}
+
+/// A matrix that is kept as f16.
+pub fn half_matrix(values: &[f16], columns: usize, compute: &Compute) -> Tensor<2> {
+    let shape = [values.len() / columns, columns];
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), (&compute.device, DType::F16))
+}
+
+/// Two f16 a word, as kernels see them.
+pub fn words(values: &[f16]) -> Vec<u32> {
+    values.chunks(2).map(|pair| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16).collect()
 }
 
 /// Largest absolute difference; NaN counts as infinite.

@@ -1,11 +1,11 @@
 //! Every op: the fast form against its definition in burn ops, and its gradient against finite differences.
 
-use burn::tensor::{DType, Tensor, TensorData, f16};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData, f16};
 use smolforge_engine::device::Compute;
 use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::adamw::{AdamW, Moments};
 use smolforge_engine::ops::attention::{Mask, Shape};
-use smolforge_engine::ops::{adamw, attention, cross_entropy, embedding, linear, rms_norm, rope, swiglu};
+use smolforge_engine::ops::{adamw, attention, cross_entropy, embedding, embedding_f16, linear, linear_f16, rms_norm, rope, swiglu};
 use smolforge_shaders::cpu as twins;
 use smolforge_tests::*;
 
@@ -106,6 +106,24 @@ fn linear_in_mixed_precision_rounds_operands_and_product_to_f16() {
             check_half_product(&name("value"), &y, [n, k, m], |i, l| x[i * k + l], |l, j| w[j * k + l]);
             check_half_product(&name("dx"), &gradients[0], [n, m, k], |i, l| dy[i * m + l], |l, j| w[l * k + j]);
             check_half_product(&name("dw"), &gradients[1], [m, n, k], |i, l| dy[l * m + i], |l, j| x[l * k + j]);
+        }
+    }
+}
+
+#[test]
+fn linear_f16_is_its_definition() {
+    let cpu = cpu();
+    for compute in devices() {
+        for (n, k, m) in [(1, 8, 1), (1, 64, 1000), (2, 63, 65), (16, 1000, 63), (17, 72, 64), (64, 64, 65), (70, 1000, 2)] {
+            let w = halves(2, m * k);
+            let expected = linear::reference(matrix(1, n, k, &cpu), half_matrix(&w, k, &cpu).cast(FloatDType::F32), false);
+            let name = format!("linear_f16 {n}x{k}x{m} on {}", compute.info.name);
+            let fast = linear::linear(matrix(1, n, k, &compute), half_matrix(&w, k, &compute), false);
+            check_close(&name, &values(fast), &values(expected.clone()));
+            if compute.is_cpu() || compute.f16 {
+                let reference = linear_f16::reference(matrix(1, n, k, &compute), half_matrix(&w, k, &compute));
+                check_close(&format!("the definition of {name}"), &values(reference), &values(expected));
+            }
         }
     }
 }
@@ -228,6 +246,26 @@ fn embedding_is_its_definition() {
     let blocks = [whole.clone().narrow(0, 0, 3), whole.clone().narrow(0, 3, 3), whole.clone().narrow(0, 6, 1)];
     let split = values(embedding::embedding(&blocks, ids(tokens.clone(), &cpu.device)));
     assert_eq!(split, values(embedding::embedding(&[whole], ids(tokens, &cpu.device))));
+}
+
+#[test]
+fn embedding_f16_is_its_definition() {
+    let tokens = vec![0, 6, 3, 3, 6, 6, 1, 0, 2];
+    for compute in devices() {
+        for d in [8, 64, 1000] {
+            let numbers = halves(1, 7 * d);
+            let rows = |range: std::ops::Range<usize>| half_matrix(&numbers[range.start * d..range.end * d], d, &compute);
+            let (table, blocks) = (rows(0..7), [rows(0..3), rows(3..6), rows(6..7)]);
+            let expected: Vec<f32> = tokens.iter().flat_map(|id| &numbers[*id as usize * d..][..d]).map(|x| x.to_f32()).collect();
+            for blocks in [&blocks[..], &[table]] {
+                let name = format!("rows of {d} in {} blocks on {}", blocks.len(), compute.info.name);
+                assert_eq!(values(embedding::embedding(blocks, ids(tokens.clone(), &compute.device))), expected, "{name}");
+                if compute.is_cpu() || compute.f16 {
+                    assert_eq!(values(embedding_f16::reference(blocks, ids(tokens.clone(), &compute.device))), expected, "{name}");
+                }
+            }
+        }
+    }
 }
 
 /// Plain softmax cross-entropy over all logits.

@@ -1,9 +1,13 @@
 //! Every WGSL file on its own: valid under WebGPU's default limits, translatable for every backend; and its twin
 //! against the op that runs it.
 
+use burn::tensor::f16;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::adamw::{AdamW, Moments, adamw};
+use smolforge_engine::ops::embedding_f16::embedding_f16;
+use smolforge_engine::ops::linear_f16::linear_f16;
 use smolforge_engine::ops::rms_norm::rms_norm;
 use smolforge_shaders::{KERNELS, cpu};
 use smolforge_tests::*;
@@ -13,7 +17,8 @@ fn every_kernel_is_valid_wgsl_and_translates() {
     for kernel in KERNELS {
         for source in [kernel.source.to_string(), kernel.source.replace("var<storage, read>", "var<storage, read_write>")] {
             let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&source)));
-            let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+            // `unpack2x16float` belongs to every WebGPU device; only old OpenGL lacks it.
+            let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
                 .validate(&module)
                 .unwrap_or_else(|e| panic!("{}: {e:?}", kernel.name));
             let entry = &module.entry_points[0];
@@ -74,6 +79,50 @@ fn ops_equal_their_twins_on_every_device() {
             for (what, a, b) in [("param", found.param, param), ("m", found.m, m), ("v", found.v, v)] {
                 assert!(max_difference(&values(a), &b) < 1e-4, "{what} {n}x{d} on {}", compute.info.name);
             }
+        }
+    }
+}
+
+#[test]
+fn products_with_f16_weights_equal_their_twin() {
+    for compute in devices().into_iter().skip(1) {
+        let rows = [1, 2, 15, 16, 17, 63, 64, 65, 70];
+        let sizes = rows.into_iter().flat_map(|n| [(8, 1), (64, 2), (1000, 63), (72, 64), (8, 65), (576, 1000)].map(|(k, m)| (n, k, m)));
+        for (n, k, m) in sizes {
+            let (x, w) = (random(1, n * k), halves(2, m * k));
+            let y = values(linear_f16(matrix(1, n, k, &compute), half_matrix(&w, k, &compute)));
+            let expected = cpu::linear_f16(&x, &words(&w), k);
+            let absolute = |x: &f32| x.abs();
+            let w: Vec<f16> = w.iter().map(|w| f16::from_f32(w.to_f32().abs())).collect();
+            let sizes = cpu::linear_f16(&x.iter().map(absolute).collect::<Vec<_>>(), &words(&w), k); // Σ |x·w|
+            for (i, ((y, expected), size)) in y.iter().zip(&expected).zip(&sizes).enumerate() {
+                let tolerance = size * k as f32 * f32::EPSILON / 2.0; // any order of k sums
+                assert!((y - expected).abs() <= tolerance, "output {i} of {n}x{k}x{m} on {}: {y} for {expected}", compute.info.name);
+            }
+            assert_eq!(y.len(), n * m);
+        }
+    }
+}
+
+#[test]
+fn every_f16_is_unpacked_exactly() {
+    let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).map(|x| if x.is_finite() { x } else { f16::ONE }).collect();
+    let expected: Vec<f32> = all.iter().map(|x| x.to_f32()).collect();
+    assert_eq!(words(&all).into_iter().flat_map(cpu::unpack).collect::<Vec<_>>(), expected);
+    for compute in devices().into_iter().skip(1) {
+        for columns in [8, 64, 1024] {
+            let (table, rows) = (half_matrix(&all, columns, &compute), (all.len() / columns) as i32);
+            let backwards: Vec<i32> = (0..rows).rev().collect();
+            let found = values(embedding_f16(&[table], ids(backwards.clone(), &compute.device)));
+            let twin = cpu::embedding_f16(&words(&all), &backwards, columns / 2, 0);
+            assert_eq!(twin, backwards.iter().flat_map(|row| &expected[*row as usize * columns..][..columns]).copied().collect::<Vec<_>>());
+            // A device may read numbers below the smallest normal one, 2⁻¹⁴, as 0: <https://www.w3.org/TR/WGSL/#subnormals>.
+            let same = |(found, twin): (&f32, &f32)| found == twin || *found == 0.0 && twin.abs() < 2f32.powi(-14);
+            assert!(found.iter().zip(&twin).all(same), "rows of {columns} on {}", compute.info.name);
+            let block = half_matrix(&all[..8 * columns], columns, &compute);
+            let beyond = vec![7, 8, rows];
+            let expected = cpu::embedding_f16(&words(&all[..8 * columns]), &beyond, columns / 2, 0);
+            assert_eq!(values(embedding_f16(&[block], ids(beyond, &compute.device)))[columns..], expected[columns..], "zeros outside");
         }
     }
 }

@@ -34,4 +34,10 @@ kernels! {
     RMS_NORM_DW "rms_norm_dw" 64,
     /// An optimizer update.
     ADAMW "adamw" 64,
+    /// Product with packed f16 weights, many rows.
+    LINEAR_F16 "linear_f16" 64,
+    /// The same for few rows.
+    LINEAR_F16_ROW "linear_f16_row" 64,
+    /// Rows of a packed f16 table.
+    EMBEDDING_F16 "embedding_f16" 64,
 }

@@ -9,9 +9,11 @@ use crate::control::{Control, Flow};
 use crate::data::random::Random;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
-use crate::model::llama::ids;
+use crate::model::llama::{flat, ids};
+use crate::model::safetensors::Dtype;
 use crate::model::{KvCache, Llama, LlamaConfig, hub};
 use crate::ops::attention::Mask;
+use crate::ops::linear_f16;
 use crate::protocol::{Event, GenerateRequest, Sampling};
 use crate::store::Store;
 use crate::text::tokenizer::Tokenizer;
@@ -200,14 +202,28 @@ pub async fn run(request: &GenerateRequest, store: &Store, control: &Control) ->
     Ok(())
 }
 
-/// Loads a Hugging Face folder onto a device for sequences of up to `positions` tokens.
+/// Loads a Hugging Face folder onto a device for sequences of up to `positions` tokens. Matrices of F16 stay f16 on
+/// graphics devices, straight from the file.
 ///
 /// # Errors
 /// Missing, misshapen or non-finite tensors, by name.
 pub async fn load(store: &Store, folder: &str, config: &LlamaConfig, compute: &Compute, positions: usize) -> Result<Llama> {
     let weights = hub::Weights::open(store, folder).await?;
     weights.check(config)?;
-    Llama::new(config, compute, positions, |name, rows| weights.read_rows(name, rows))
+    Llama::new(config, compute, positions, |name, rows| match weights.info(name) {
+        Some((Dtype::F16, [_, columns])) if linear_f16::serves(&compute.device, *columns) => Ok(flat(weights.read_rows_f16(name, rows)?)),
+        _ => Ok(flat(weights.read_rows(name, rows)?)),
+    })
+}
+
+/// As [`load`], every weight as f32: for training.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_f32(store: &Store, folder: &str, config: &LlamaConfig, compute: &Compute, positions: usize) -> Result<Llama> {
+    let weights = hub::Weights::open(store, folder).await?;
+    weights.check(config)?;
+    Llama::new(config, compute, positions, |name, rows| Ok(flat(weights.read_rows(name, rows)?)))
 }
 
 /// Refuses a tokenizer whose ids the model does not have.

@@ -1,12 +1,14 @@
 //! A Hugging Face folder: its weights checked against its config, and the files around the weights.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::ops::Range;
 
+use half::f16;
 use serde_json::{Map, Value, json};
 
 use super::config::LlamaConfig;
-use super::safetensors::{Dtype, SafeFile, first_non_finite};
+use super::safetensors::{Dtype, SafeFile, first_non_finite, first_non_finite_f16};
 use crate::error::{Error, Result};
 use crate::store::{Store, inside};
 
@@ -142,7 +144,7 @@ impl Weights {
     /// [`Error::Format`] where it is missing, not of fractions, or holds NaN or infinity.
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
         let (file, stored) = self.find(name)?;
-        finite(file, name, 0, file.read_f32(stored)?)
+        finite(file, name, 0, file.read_f32(stored)?, first_non_finite)
     }
 
     /// Rows (first axis) of a tensor as f32.
@@ -151,8 +153,21 @@ impl Weights {
     /// As [`Weights::read`], and for rows that it does not have.
     pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let (file, stored) = self.find(name)?;
-        let width: usize = file.info(stored).map_or(0, |(_, shape)| shape.iter().skip(1).product());
-        finite(file, name, rows.start * width, file.read_rows_f32(stored, rows)?)
+        finite(file, name, rows.start * self.width(name), file.read_rows_f32(stored, rows)?, first_non_finite)
+    }
+
+    /// Rows of a tensor of F16 as they are stored.
+    ///
+    /// # Errors
+    /// As [`Weights::read_rows`], and where it is stored as another type.
+    pub fn read_rows_f16(&self, name: &str, rows: Range<usize>) -> Result<Vec<f16>> {
+        let (file, stored) = self.find(name)?;
+        finite(file, name, rows.start * self.width(name), file.read_rows_f16(stored, rows)?, first_non_finite_f16)
+    }
+
+    /// Numbers of a row.
+    fn width(&self, name: &str) -> usize {
+        self.info(name).map_or(0, |(_, shape)| shape.iter().skip(1).product())
     }
 
     fn find(&self, name: &str) -> Result<(&SafeFile, &str)> {
@@ -182,8 +197,8 @@ fn first(names: &[impl AsRef<str>]) -> String {
     format!("{}{}", shown.join(", "), if names.len() > 3 { ", …" } else { "" })
 }
 
-fn finite(file: &SafeFile, name: &str, offset: usize, values: Vec<f32>) -> Result<Vec<f32>> {
-    match first_non_finite(&values) {
+fn finite<T: Display>(file: &SafeFile, name: &str, offset: usize, values: Vec<T>, first: fn(&[T]) -> Option<usize>) -> Result<Vec<T>> {
+    match first(&values) {
         None => Ok(values),
         Some(index) => {
             let reason = format!("tensor {name} holds {} (number {}); this checkpoint is broken", values[index], offset + index);

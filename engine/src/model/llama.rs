@@ -2,7 +2,7 @@
 //!
 //! Activations are matrices `[b·t, d]`; see [`crate::ops`] for the axes.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::cache::KvCache;
@@ -183,7 +183,8 @@ impl Layer {
 }
 
 impl Llama {
-    /// Builds the model from `read(name, rows)`, the elements of those rows of a checkpoint's tensor.
+    /// Builds the model from `read(name, rows)`, the elements of those rows of a checkpoint's tensor: f32, or f16 of
+    /// a matrix that stays f16 on the device (not to be trained).
     ///
     /// `positions` is the longest sequence it will see.
     ///
@@ -193,19 +194,21 @@ impl Llama {
         config: &LlamaConfig,
         compute: &Compute,
         positions: usize,
-        mut read: impl FnMut(&str, std::ops::Range<usize>) -> Result<Vec<f32>>,
+        read: impl Fn(&str, std::ops::Range<usize>) -> Result<TensorData>,
     ) -> Result<Self> {
         let device = &compute.device;
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let mut parameter = |name: String, first_row: usize, rows: usize, columns: usize, vector: bool| {
+        let parameter = |name: String, first_row: usize, rows: usize, columns: usize, vector: bool| {
             let range = if vector { 0..columns } else { first_row..first_row + rows };
-            let values = read(&name, range)?;
-            let tensor = Tensor::from_data(TensorData::new(values, [rows, columns]), (device, DType::F32));
+            let data = read(&name, range)?;
+            let dtype = data.dtype();
+            let tensor = Tensor::<1>::from_data(data, (device, dtype)).reshape([rows, columns]);
             Ok::<_, Error>(Parameter { name, first_row, vector, tensor })
         };
-        let block_rows = (compute.max_binding_bytes / (4 * d as u64)).clamp(1, v as u64) as usize;
-        let mut table = |name: &str| {
+        let table = |name: &str| {
+            let row_bytes = read(name, 0..1)?.as_bytes().len() as u64;
+            let block_rows = (compute.max_binding_bytes / row_bytes).clamp(1, v as u64) as usize;
             let starts = (0..v).step_by(block_rows);
             let blocks = starts.map(|start| parameter(name.into(), start, block_rows.min(v - start), d, false));
             Ok::<_, Error>(Embedding { weight: blocks.collect::<Result<_>>()? })
@@ -215,7 +218,7 @@ impl Llama {
         let eps = config.rms_norm_eps;
         let mut layers = Vec::new();
         for i in 0..config.num_hidden_layers {
-            let mut linear = |name: &str, rows, columns| {
+            let linear = |name: &str, rows, columns| {
                 let weight = parameter(format!("model.layers.{i}.{name}.weight"), 0, rows, columns, false)?;
                 Ok::<_, Error>(Linear { weight })
             };
@@ -230,7 +233,7 @@ impl Llama {
                 up_proj: linear("mlp.up_proj", f, d)?,
                 down_proj: linear("mlp.down_proj", d, f)?,
             };
-            let mut norm = |name: &str| {
+            let norm = |name: &str| {
                 let weight = parameter(format!("model.layers.{i}.{name}.weight"), 0, 1, d, true)?;
                 Ok::<_, Error>(RmsNorm { weight, eps })
             };
@@ -249,8 +252,8 @@ impl Llama {
         let deviation = config.initializer_range as f32;
         let sizes: std::collections::HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         Self::new(config, compute, positions, |name, rows| match sizes[name][..] {
-            [_, columns] => Ok(normal(seed, name, rows, columns, deviation)),
-            _ => Ok(vec![1.0; rows.len()]),
+            [_, columns] => Ok(flat(normal(seed, name, rows, columns, deviation))),
+            _ => Ok(flat(vec![1.0f32; rows.len()])),
         })
         .expect("random weights have the right shapes")
     }
@@ -305,7 +308,7 @@ impl Llama {
         self
     }
 
-    /// The same weights as leaves of a gradient computation.
+    /// The same weights, all of f32, as leaves of a gradient computation.
     pub fn trainable(&self) -> Self {
         self.with_tensors(|tensor| Tensor::from_inner(tensor).require_grad())
     }
@@ -371,8 +374,13 @@ impl Llama {
 
 /// Token ids on a device.
 pub fn ids(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(flat(values), (device, DType::I32))
+}
+
+/// Numbers for a tensor, all in one row.
+pub fn flat<E: Element>(values: Vec<E>) -> TensorData {
     let n = values.len();
-    Tensor::from_data(TensorData::new(values, [n]), (device, DType::I32))
+    TensorData::new(values, [n])
 }
 
 /// Normal numbers that depend only on the seed, the tensor's name and the row.

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
@@ -143,6 +144,24 @@ impl SafeFile {
     /// # Errors
     /// As [`SafeFile::read_f32`], and for rows that it does not have.
     pub fn read_rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let (dtype, range) = self.find_rows(name, rows)?;
+        self.convert(name, dtype, &self.part(range)?)
+    }
+
+    /// Rows of a tensor of F16 as they are.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where it is missing or of another type, and for rows that it does not have.
+    pub fn read_rows_f16(&self, name: &str, rows: Range<usize>) -> Result<Vec<f16>> {
+        let (dtype, range) = self.find_rows(name, rows)?;
+        if dtype != Dtype::F16 {
+            return Err(Error::format(&self.path, format!("tensor {name} is {}, but F16 is needed", dtype.name())));
+        }
+        Ok(self.part(range)?.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect())
+    }
+
+    /// Type of a tensor, and where some of its rows lie.
+    fn find_rows(&self, name: &str, rows: Range<usize>) -> Result<(Dtype, Range<usize>)> {
         let tensor = self.find(name)?;
         let height = tensor.shape.first().copied().unwrap_or(0);
         if rows.start > rows.end || rows.end > height {
@@ -150,7 +169,7 @@ impl SafeFile {
         }
         let row_bytes = tensor.range.len().checked_div(height).unwrap_or(0);
         let start = tensor.range.start + rows.start * row_bytes;
-        self.convert(name, tensor.dtype, &self.part(start..start + rows.len() * row_bytes)?)
+        Ok((tensor.dtype, start..start + rows.len() * row_bytes))
     }
 
     /// A tensor of whole numbers (I64).
@@ -206,6 +225,12 @@ pub fn first_non_finite(values: &[f32]) -> Option<usize> {
     if whole { None } else { values.iter().position(|x| !x.is_finite()) }
 }
 
+/// As [`first_non_finite`], of f16.
+pub fn first_non_finite_f16(values: &[f16]) -> Option<usize> {
+    let finite = values.iter().fold(true, |finite, x| finite & (x.to_bits() & 0x7c00 != 0x7c00)); // as above, no branches
+    if finite { None } else { values.iter().position(|x| !x.is_finite()) }
+}
+
 fn from_f32(bytes: &[u8], out: &mut [f32]) {
     for (b, x) in bytes.as_chunks().0.iter().zip(out) {
         *x = f32::from_le_bytes(*b);
@@ -226,10 +251,10 @@ fn from_bf16(bytes: &[u8], out: &mut [f32]) {
 
 fn from_f16(bytes: &[u8], out: &mut [f32]) {
     // A tensor may begin at any byte, so the bits go through an aligned buffer to the processor's own conversion.
-    let mut buffer = [half::f16::ZERO; 1024];
+    let mut buffer = [f16::ZERO; 1024];
     for (bytes, out) in bytes.chunks(2 * buffer.len()).zip(out.chunks_mut(buffer.len())) {
         for (b, x) in bytes.as_chunks().0.iter().zip(&mut buffer) {
-            *x = half::f16::from_le_bytes(*b);
+            *x = f16::from_le_bytes(*b);
         }
         buffer[..out.len()].convert_to_f32_slice(out);
     }
@@ -260,7 +285,7 @@ mod tests {
     fn every_floating_type_becomes_the_same_numbers_at_any_alignment() {
         let values: Vec<f32> = (0..5000).map(|i| ((i % 2000) as f32 - 1000.0) / 8.0).collect(); // exact in f16; bf16 rounds
         let mut data = vec![7u8]; // everything after it is misaligned
-        data.extend(values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()));
+        data.extend(values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()));
         data.extend(values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()));
         data.extend(values.iter().flat_map(|x| x.to_le_bytes()));
         data.extend(values.iter().flat_map(|x| f64::from(*x).to_le_bytes()));
@@ -270,6 +295,8 @@ mod tests {
             assert!(file.read_f32(name).unwrap() == values, "{name}");
             assert!(file.read_rows_f32(name, 3..7).unwrap() == values[300..700], "{name}");
         }
+        let halves: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+        assert!(file.read_rows_f16("h", 3..7).unwrap() == halves[300..700]);
         let rounded: Vec<f32> = values.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
         assert!(file.read_f32("b").unwrap() == rounded);
         assert_eq!(file.info("b"), Some((Dtype::BF16, shape)));
@@ -282,7 +309,7 @@ mod tests {
         let data: Vec<u8> = (0..=u16::MAX).flat_map(|bits| bits.to_le_bytes()).collect();
         let read = file(&[("x", "F16", &[65_536])], &data).read_f32("x").unwrap();
         for (bits, x) in (0..=u16::MAX).zip(read) {
-            let expect = half::f16::from_bits(bits).to_f32();
+            let expect = f16::from_bits(bits).to_f32();
             assert!(x == expect || (x.is_nan() && expect.is_nan()), "{bits:#06x}: {x} against {expect}");
         }
     }
@@ -306,6 +333,8 @@ mod tests {
             file.read_f32("missing").unwrap_err().to_string(),
             file.read_rows_f32("z", 0..1).unwrap_err().to_string(),
             file.read_rows_f32("s", 0..1).unwrap_err().to_string(),
+            file.read_rows_f16("a", 0..1).unwrap_err().to_string(),
+            file.read_rows_f16("missing", 0..1).unwrap_err().to_string(),
             file.read_i64("s").unwrap_err().to_string(),
         ] {
             assert!(message.starts_with("model.safetensors: ") && !message.contains('\n'), "{message}");
@@ -321,5 +350,7 @@ mod tests {
         values[5] = f32::NEG_INFINITY;
         assert_eq!(first_non_finite(&values), Some(5));
         assert_eq!(first_non_finite(&[]), None);
+        assert_eq!(first_non_finite_f16(&[f16::MAX, f16::MIN, f16::ZERO]), None);
+        assert_eq!(first_non_finite_f16(&[f16::MAX, f16::NEG_INFINITY, f16::NAN]), Some(1));
     }
 }

@@ -13,6 +13,7 @@ use burn_cubecl::CubeBackend;
 
 use super::cpu::cross_entropy::linear_cross_entropy as cpu_linear_cross_entropy;
 use super::cpu::tensor::floats;
+use super::linear_f16::linear_f16;
 use super::{flex, from_flex, on_cpu};
 
 /// Bytes of logits that exist at a time.
@@ -96,7 +97,10 @@ pub fn reference(
             let columns = ids((0..v as i32).collect()).unsqueeze_dim::<2>(0); // [1, v_j]
             let local = ids(targets.iter().map(|target| target - first_row).collect()).unsqueeze_dim::<2>(1); // [rows, 1]
             onehots.push(local.expand([rows, v]).equal(columns.expand([rows, v])).float());
-            logits.push(h.clone().matmul(block.clone().transpose()));
+            logits.push(match block.dtype() {
+                DType::F16 => linear_f16(h.clone(), block.clone()),
+                _ => h.clone().matmul(block.clone().transpose()),
+            });
             first_row += v as i32;
         }
         let maxima: Vec<Tensor<2>> = logits.iter().map(|logits| logits.clone().max_dim(1)).collect();

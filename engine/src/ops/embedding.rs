@@ -5,17 +5,21 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use super::cpu::embedding::{embedding as cpu_embedding, embedding_backward};
 use super::cpu::tensor::{contiguous, dims, floats, ints, tensor};
+use super::embedding_f16::embedding_f16;
 use super::on_cpu;
 
-/// Row `ids[i]` of the table whose consecutive blocks of rows are `blocks`.
+/// Row `ids[i]` of the table whose consecutive blocks of rows are `blocks`; of f16 by [`embedding_f16`].
 ///
 /// # Shapes
 /// - `blocks`: `[v_j, d]` each, `ids`: `[n]`, returns `[n, d]`
 pub fn embedding(blocks: &[Tensor<2>], ids: Tensor<1, Int>) -> Tensor<2> {
+    if blocks[0].dtype() == DType::F16 {
+        return embedding_f16(blocks, ids);
+    }
     if let ([table], true) = (blocks, on_cpu(&ids.device())) {
         return Tensor::from_dispatch(Dispatch::embedding_fwd(table.clone().into_dispatch(), ids.into_dispatch(), table.dims()[0]));
     }

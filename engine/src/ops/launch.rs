@@ -1,7 +1,7 @@
 //! Runs a WGSL kernel on burn's buffers.
 
 use burn::backend::wgpu::{KernelSource, SourceKernel, SourceTemplate};
-use burn::tensor::Shape;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::{CubeCount, CubeDim, KernelId};
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
@@ -46,8 +46,8 @@ pub fn launch(kernel: Kernel, groups: (u32, u32), buffers: &[&CubeTensor], param
 /// A new buffer of f32 beside `like`.
 pub fn buffer(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
     let shape = shape.into();
-    let handle = like.client.empty(shape.num_elements() * like.dtype.size());
-    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, like.dtype)
+    let handle = like.client.empty(shape.num_elements() * DType::F32.size());
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, DType::F32)
 }
 
 /// Workgroups for one a row: a grid that keeps below 65,535 along each axis.

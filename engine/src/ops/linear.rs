@@ -4,17 +4,22 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use super::cpu::matmul::{View, linear as cpu_linear, matmul};
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
+use super::linear_f16::linear_f16;
 use super::on_cpu;
 
-/// `y = x · wᵀ`. With `half` the operands and the product are rounded to f16, as under PyTorch's autocast.
+/// `y = x · wᵀ`. With `half` the operands and the product are rounded to f16, as under PyTorch's autocast;
+/// a weight that is kept as f16 goes to [`linear_f16`].
 ///
 /// # Shapes
 /// - `x`: `[n, in]`, `w`: `[out, in]`, returns `[n, out]`
 pub fn linear(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
+    if w.dtype() == DType::F16 {
+        return linear_f16(x, w);
+    }
     if on_cpu(&x.device()) {
         return Tensor::from_dispatch(Dispatch::linear_fwd(x.into_dispatch(), w.into_dispatch()));
     }

@@ -232,7 +232,7 @@ impl<'a> Run<'a> {
             }
             None => {
                 let plain = match &config.init {
-                    Some(folder) => generate::load(store, folder, &shape, &compute, positions).await?,
+                    Some(folder) => generate::load_f32(store, folder, &shape, &compute, positions).await?,
                     None => Llama::random(&shape, &compute, positions, config.seed),
                 };
                 store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;

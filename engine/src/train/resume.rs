@@ -126,7 +126,7 @@ async fn load_one(
             "{folder}: the {name} is not the one this run was begun with; restore it, or start a new run with another --out"
         )));
     }
-    let model = generate::load(store, folder, shape, compute, positions).await?.trainable();
+    let model = generate::load_f32(store, folder, shape, compute, positions).await?.trainable();
     let optimizer = checkpoint::read_optimizer(store, folder, &model, compute, state.updates).await?;
     Ok((model, optimizer, state))
 }

@@ -1,7 +1,25 @@
 //! The twins: plain loops over slices.
 
 pub mod adamw;
+pub mod embedding_f16;
+pub mod linear_f16;
 pub mod rms_norm;
 
 pub use adamw::adamw;
+pub use embedding_f16::embedding_f16;
+pub use linear_f16::linear_f16;
 pub use rms_norm::{rms_norm, rms_norm_dw, rms_norm_dx};
+
+/// The two f16 of a word, the low half first: WGSL's `unpack2x16float`.
+pub fn unpack(word: u32) -> [f32; 2] {
+    [word as u16, (word >> 16) as u16].map(|bits| {
+        let (sign, exponent, fraction) = (bits >> 15, i32::from(bits >> 10 & 31), f32::from(bits & 0x3ff));
+        let size = match exponent {
+            0 => fraction * 2f32.powi(-24),
+            31 if fraction == 0.0 => f32::INFINITY,
+            31 => f32::NAN,
+            _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
+        };
+        if sign == 0 { size } else { -size }
+    })
+}
