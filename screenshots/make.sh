@@ -98,7 +98,7 @@ written() {
 }
 
 mkfifo "$work/display"
-writing='{"compare":true,"second":"runs/demo/run/step_000400","generate":{"model":"runs/demo/export","alternatives":5,"max_new_tokens":60,"sampling":{"temperature":0.7,"top_k":40}},"selected":["runs/demo/run"]}'
+writing='{"compare":true,"second":"SECOND","generate":{"model":"runs/demo/export","alternatives":5,"max_new_tokens":60,"sampling":{"temperature":0.7,"top_k":40}},"selected":["runs/demo/run"]}'
 
 open_window 1280 800 Light '{}'
 [ -z "$all" ] || picture "$all/welcome-light-1280.png"
@@ -109,6 +109,8 @@ picture "$here/train.png"
 until_true 900 written
 sleep 30 # the demo's own texts
 close_window
+second=$(cd "$work/place" && ls -d runs/demo/run/step_* | head -n 1)
+writing=${writing/SECOND/$second}
 
 panels() {
     local width=$1 height=$2 theme=$3 folder=$4

@@ -86,8 +86,10 @@ impl App {
             }
             let listed = matches!(event, Event::Runs { .. });
             self.session.apply(id, event);
-            if let Some(model) = view::generate::current(&self.session, &self.forms.generate.model).filter(|_| listed) {
-                self.forms.generate.model = model;
+            for model in [&mut self.forms.generate.model, &mut self.forms.second].into_iter().filter(|_| listed) {
+                if let Some(newest) = view::generate::current(&self.session, model) {
+                    *model = newest;
+                }
             }
         }
         begin.extend(changed.then(|| Ask::Begin(runs())));
@@ -236,6 +238,9 @@ impl eframe::App for App {
         self.drain();
         self.take_files(ctx);
         self.close_when_saved(ctx);
+        if self.forms.queue != self.session.unfinished() {
+            ctx.request_repaint_after(self.auto_save_interval()); // forms are saved in frames only
+        }
     }
 
     fn ui(&mut self, ui: &mut Ui, _frame: &mut eframe::Frame) {

@@ -74,6 +74,11 @@ pub fn apply(ctx: &egui::Context) {
         ctx.style_mut_of(theme, |style| {
             style.visuals.widgets.noninteractive.fg_stroke.color = Color32::from_gray(ink);
             style.visuals.weak_text_alpha = 0.7;
+            if theme == Theme::Light {
+                // Fields and plots are white, what is around them is not.
+                style.visuals.panel_fill = Color32::from_gray(240);
+                style.visuals.extreme_bg_color = Color32::WHITE;
+            }
         });
     }
 }

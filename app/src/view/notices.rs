@@ -21,7 +21,7 @@ pub fn show(ui: &mut Ui, session: &Session, open: &mut bool) {
         }
         let urgent = session.notices.iter().filter(|notice| notice.kind != NoticeKind::Note).count();
         if urgent > 0 && !*open {
-            let text = if urgent == 1 { "1 warning".to_string() } else { format!("{urgent} warnings") };
+            let text = if urgent == 1 { "1 problem".to_string() } else { format!("{urgent} problems") };
             ui.label(RichText::new(text).color(theme::warning(ui.visuals().dark_mode))).on_hover_text("Warnings and errors so far");
         }
         if let Some(last) = session.notices.last().filter(|_| !*open) {

@@ -200,6 +200,9 @@ fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>, at: &mut Option<u32>) {
         .y_axis_min_width(44.0)
         .y_axis_formatter(move |mark, _| short(value_of(mark.value)))
         .label_formatter(move |position| hover(position, value_of));
+    if legend == Key::Above {
+        plot = plot.include_y(0.0).include_y(1.0); // shares
+    }
     if legend == Key::Inside {
         plot = plot.legend(Legend::default().position(Corner::RightTop).background_alpha(0.6));
     }
