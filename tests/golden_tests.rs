@@ -332,7 +332,7 @@ fn an_f16_export_reloads_within_rounding() {
         let reloaded = block_on(async {
             let config = hub::read_config(&golden(), folder).await.unwrap();
             let weights = Weights::open(&golden(), folder).await.unwrap();
-            let tokenizer = golden().open("tiny_llama/tokenizer.json").await.unwrap();
+            let tokenizer = golden().read("tiny_llama/tokenizer.json").await.unwrap();
             checkpoint::export(&store, &weights, &config, Some(&tokenizer), folder, Dtype::F16).await.unwrap();
             let again = hub::read_config(&store, folder).await.unwrap();
             assert_eq!(again, config);

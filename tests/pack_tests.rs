@@ -14,7 +14,7 @@ use crate::run_tests::{losses, run, small_run, weights};
 fn packed(store: &Store, folder: &str) -> Vec<u8> {
     block_on(store.remove("x.zip")).unwrap();
     block_on(pack::run(folder, "x.zip", store, &Control::connect().0)).unwrap();
-    block_on(store.open("x.zip")).unwrap().to_vec()
+    block_on(store.read("x.zip")).unwrap().to_vec()
 }
 
 /// Unpacks these bytes in a store of their own.
@@ -42,7 +42,7 @@ fn a_run_goes_on_elsewhere_without_its_texts() {
     let (ended, rest) = run(&elsewhere, &config, true, None);
     assert_eq!(ended.unwrap(), Ended::Finished);
     assert_eq!(losses(&rest), losses(&whole[whole.len() - rest.len()..]));
-    let last = block_on(elsewhere.open(&format!("{}/model.safetensors", checkpoint::folder("moved/here", 8)))).unwrap().to_vec();
+    let last = block_on(elsewhere.read(&format!("{}/model.safetensors", checkpoint::folder("moved/here", 8)))).unwrap().to_vec();
     assert_eq!(last, weights(&whole_store, 8), "byte for byte the run that never moved");
 
     // And back again: what was unpacked packs and resumes like any other run.
@@ -69,7 +69,7 @@ fn tokens_that_a_run_brought_are_not_believed_either() {
     let files = block_on(elsewhere.list("runs/small/tokens")).unwrap();
     assert_eq!(files.len(), 6, "two files of three sources");
     // The shard of another source under the name of this one, and a damaged one.
-    let bytes = |at: usize| block_on(elsewhere.open(&files[at].name)).unwrap().to_vec();
+    let bytes = |at: usize| block_on(elsewhere.read(&files[at].name)).unwrap().to_vec();
     let (first, other) = (bytes(1), bytes(3));
     for wrong in [other, first[..first.len() - 1].to_vec(), Vec::new()] {
         block_on(elsewhere.write(&files[1].name, &wrong)).unwrap();

@@ -84,7 +84,7 @@ pub fn losses(steps: &[StepReport]) -> Vec<(u32, u64, BTreeMap<String, u64>)> {
 
 pub fn weights(store: &Store, step: u32) -> Vec<u8> {
     let folder = checkpoint::folder("runs/small", step);
-    block_on(store.open(&format!("{folder}/model.safetensors"))).unwrap().to_vec()
+    block_on(store.read(&format!("{folder}/model.safetensors"))).unwrap().to_vec()
 }
 
 #[test]

@@ -1,24 +1,12 @@
 //! The window, a shell of the engine: clicks become [`Command`]s, [`Event`]s are folded into a [`Session`].
 
-use std::io::{self, Write};
-use std::panic::{self, AssertUnwindSafe};
-use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use egui::{Align, CentralPanel, Context, Key, KeyboardShortcut, Layout, Modifiers, Panel, ThemePreference, Ui, ViewportCommand};
+use smolforge_engine::protocol::{Command, Event};
 
-use egui::{
-    Align, CentralPanel, Context, Key, KeyboardShortcut, Layout, Modifiers, Panel, ThemePreference, Ui, ViewportBuilder, ViewportCommand,
-    vec2,
-};
-use futures_lite::future::block_on;
-use smolforge_engine::Engine;
-use smolforge_engine::protocol::{Command, Event, JobId};
-use smolforge_engine::store::Store;
-
-use crate::cli;
-use crate::files::{self, Pick, Picker};
+use crate::files::{Chosen, Pick, Picker};
 use crate::forms::{Forms, Tab};
-use crate::session::Session;
+use crate::session::{NoticeKind, Session};
+use crate::shell::Link;
 use crate::theme;
 use crate::units::count;
 use crate::view::{self, Ask};
@@ -31,28 +19,31 @@ const TABS: [(Tab, &str, Key); 4] = [
     (Tab::Device, "Device", Key::Num4),
 ];
 
+/// Lost devices that are replaced without asking: more of them are no accident.
+const MOST_REVIVALS: u32 = 5;
+
 /// What the window holds.
 #[derive(Debug)]
 pub struct App {
-    engine: Engine,
-    events: Receiver<(JobId, Event)>,
+    link: Link,
     session: Session,
     forms: Forms,
     picker: Picker,
     /// Whether the window closes as soon as nothing trains.
     closing: bool,
+    /// How often the engine was started again without asking.
+    revived: u32,
 }
 
 impl App {
-    /// Starts an engine in the current folder, and takes up the forms where they were left.
+    /// Starts an engine, and takes up the forms where they were left.
     pub fn new(creation: &eframe::CreationContext<'_>) -> Self {
         theme::apply(&creation.egui_ctx);
-        let engine = Engine::start(Store::folder("."));
-        let events = forward(engine.clone(), creation.egui_ctx.clone());
+        let (link, picker) = (Link::start(&creation.egui_ctx), Picker::new(&creation.egui_ctx));
         // As JSON, because the format of eframe's file cannot tell the variants of an untagged enum apart.
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
         let forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-        let mut app = Self { engine, events, session: Session::default(), forms, picker: Picker::default(), closing: false };
+        let mut app = Self { link, session: Session::default(), forms, picker, closing: false, revived: 0 };
         app.perform(vec![Ask::Begin(Command::Devices), Ask::Begin(runs())]);
         app
     }
@@ -61,12 +52,12 @@ impl App {
         for ask in asks {
             match ask {
                 Ask::Begin(command) => {
-                    let job = self.engine.send(command.clone());
+                    let job = self.link.send(command.clone());
                     self.session.sent(job, command);
                 }
                 Ask::Tell(job, command) => {
                     self.session.told(job, &command);
-                    self.engine.tell(job, command);
+                    self.link.tell(job, command);
                 }
             }
         }
@@ -75,7 +66,7 @@ impl App {
     /// Folds what the engine said since the last frame.
     fn drain(&mut self) {
         let mut changed = false;
-        while let Ok((id, event)) = self.events.try_recv() {
+        while let Some((id, event)) = self.link.next() {
             let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
             let command = self.session.jobs.get(&id).map(|job| &job.command);
             let writes = matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Export { .. }));
@@ -96,21 +87,57 @@ impl App {
 
     /// Puts what was chosen in a dialog or dropped on the window where it belongs.
     fn take_files(&mut self, ctx: &Context) {
-        let dropped = files::dropped(ctx);
-        if !dropped.is_empty() {
-            self.forms.tab = Tab::Train;
-            dropped.into_iter().for_each(|path| self.forms.add_source(path));
-        }
-        while let Some((pick, paths)) = self.picker.chosen() {
+        self.picker.take_dropped(ctx);
+        while let Some(chosen) = self.picker.chosen() {
+            let (pick, paths) = match chosen {
+                Chosen::Files(pick, paths) => (pick, paths),
+                Chosen::Copying(text) => {
+                    self.session.note(NoticeKind::Note, text);
+                    continue;
+                }
+                Chosen::Refused(text) => {
+                    self.session.note(NoticeKind::Error, text);
+                    continue;
+                }
+            };
             let first = paths.first().cloned();
             match (pick, first) {
-                (Pick::Texts | Pick::TextFolder, _) => paths.into_iter().for_each(|path| self.forms.add_source(path)),
+                (Pick::Texts | Pick::TextFolder, _) => {
+                    self.forms.tab = Tab::Train;
+                    paths.into_iter().for_each(|path| self.forms.add_source(path));
+                }
                 (Pick::Tokenizer, Some(path)) => self.forms.train.tokenizer = Some(path),
                 (Pick::Init, Some(path)) => self.forms.train.init = Some(path),
                 (Pick::Model, Some(path)) => self.forms.generate.model = path,
-                (_, None) => {}
+                (Pick::Zip, _) | (_, None) => {}
             }
         }
+    }
+
+    /// Says that the engine has ended, and starts another one; what trained goes on from its last checkpoint.
+    fn revive_ui(&mut self, ctx: &Context) {
+        let Some(why) = self.link.ended() else { return };
+        let trained = self.session.training().is_some();
+        if why.contains("device was lost") && self.revived < MOST_REVIVALS {
+            self.revived += 1;
+            return self.revive(&why);
+        }
+        egui::Modal::new(egui::Id::unique("ended")).show(ctx, |ui| {
+            ui.set_max_width(460.0);
+            ui.heading("The engine has ended");
+            ui.add(egui::Label::new(&why).wrap());
+            ui.weak("What was saved is intact.");
+            let label = if trained { "Start it again and go on with the run" } else { "Start it again" };
+            if ui.button(label).clicked() {
+                self.revive(&why);
+            }
+        });
+    }
+
+    fn revive(&mut self, why: &str) {
+        self.link.restart();
+        let again = self.session.lost(&format!("the engine ended and was started again: {why}"));
+        self.perform(again.into_iter().chain([Command::Devices, runs()]).map(Ask::Begin).collect());
     }
 
     /// Lets a run be saved before the window closes.
@@ -197,6 +224,7 @@ impl eframe::App for App {
                 });
             });
         }
+        self.revive_ui(ui.ctx());
         if asks.contains(&Ask::Begin(runs())) {
             self.session.forget();
         }
@@ -219,68 +247,7 @@ fn theme_ui(ui: &mut Ui) {
     ui.ctx().set_theme(preference);
 }
 
-/// What an error says, on one line and without the place in winit's source that its texts begin with.
-fn reason(text: &str) -> String {
-    let line = cli::one_line(text);
-    let said = line.split_once(".rs:").and_then(|(_, rest)| rest.split_once(": ")).map(|(_, said)| said.to_string());
-    said.unwrap_or(line).trim_end_matches('.').to_string()
-}
-
 /// The runs below the current folder.
 fn runs() -> Command {
     Command::Runs { folder: ".".into() }
-}
-
-/// A channel of the engine's events, of which the window is told.
-fn forward(engine: Engine, ctx: Context) -> Receiver<(JobId, Event)> {
-    let (sender, events) = channel();
-    std::thread::spawn(move || {
-        while let Some(event) = block_on(engine.next()) {
-            if sender.send(event).is_err() {
-                return; // the window has gone
-            }
-            ctx.request_repaint();
-        }
-    });
-    events
-}
-
-/// Opens the window and stays until it is closed.
-pub fn open() -> ExitCode {
-    panic::set_hook(Box::new(cli::note_panic));
-    let viewport = ViewportBuilder::default().with_title("smolforge").with_app_id("smolforge");
-    let viewport = viewport.with_inner_size(vec2(1280.0, 800.0)).with_min_inner_size(vec2(640.0, 480.0));
-    let options = eframe::NativeOptions { viewport, ..eframe::NativeOptions::default() };
-    let opened = AtomicBool::new(false);
-    let create: eframe::AppCreator<'_> = Box::new(|creation| {
-        opened.store(true, Ordering::Relaxed);
-        Ok(Box::new(App::new(creation)))
-    });
-    // winit panics where a library of the display is missing.
-    let why = match panic::catch_unwind(AssertUnwindSafe(|| eframe::run_native("smolforge", options, create))) {
-        Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) if opened.load(Ordering::Relaxed) => {
-            let _ = writeln!(io::stderr(), "error: {:#}", cli::defect());
-            return ExitCode::from(101);
-        }
-        Err(payload) => {
-            let text = payload.downcast_ref::<String>().cloned();
-            text.or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
-        }
-    };
-    let why = reason(&why);
-    let _ = writeln!(io::stderr(), "error: no window could be opened ({why}); smolforge --help lists the verbs of the command line");
-    ExitCode::FAILURE
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_are_one_line_without_a_place_in_a_source() {
-        assert_eq!(reason("winit EventLoopError: os error at /a/b.rs:12: DISPLAY is\nnot set."), "DISPLAY is not set");
-        assert_eq!(reason("no adapter"), "no adapter");
-    }
 }

@@ -203,7 +203,8 @@ impl Session {
         }
     }
 
-    fn note(&mut self, kind: NoticeKind, text: String) {
+    /// Adds a notice, unless it says the same as the last one.
+    pub fn note(&mut self, kind: NoticeKind, text: String) {
         let notice = Notice { kind, text };
         if self.notices.last() == Some(&notice) {
             return;
@@ -217,6 +218,23 @@ impl Session {
     pub fn forget(&mut self) {
         self.opened.clear();
         self.jobs.retain(|_, job| !matches!((&job.command, &job.state), (Command::OpenRun { .. }, JobState::Failed(_))));
+    }
+
+    /// Ends all jobs, because the engine has ended; returns what goes on with the run that was in progress.
+    pub fn lost(&mut self, why: &str) -> Option<Command> {
+        // The last error of a lost device may come before the news of it.
+        let last = self.jobs.values().rev().find(|job| matches!(job.command, Command::Train { .. } | Command::Demo { .. }));
+        let trains = last.is_some_and(|job| match &job.state {
+            JobState::Waiting(_) | JobState::Running => true,
+            JobState::Failed(error) => error.contains("device"),
+            JobState::Done => false,
+        });
+        let run = self.live.as_ref().and_then(|run| run.info.as_ref()).filter(|_| trains).map(|info| info.path.clone());
+        let open = self.jobs.values_mut().filter(|job| matches!(job.state, JobState::Waiting(_) | JobState::Running));
+        open.for_each(|job| (job.state, job.progress) = (JobState::Failed(why.into()), None));
+        self.note(NoticeKind::Error, why.into());
+        // Without sources it says: as the run was begun.
+        run.map(|out| Command::Train { config: Box::new(TrainConfig { out, ..TrainConfig::default() }), resume: true })
     }
 
     /// The job of this kind that has not ended.

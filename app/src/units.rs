@@ -1,15 +1,19 @@
 //! Numbers as people read them.
 
-use indicatif::{HumanBytes, HumanCount};
-
 /// `1,234,567`
 pub fn count(number: u64) -> String {
-    HumanCount(number).to_string()
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).expect("digits")).collect();
+    groups.join(",")
 }
 
 /// `1.21 MiB`
 pub fn bytes(number: u64) -> String {
-    HumanBytes(number).to_string()
+    let power = (number.max(1).ilog2() / 10).min(4) as usize;
+    match power {
+        0 => format!("{number} B"),
+        _ => format!("{:.2} {}", number as f64 / (1u64 << (10 * power)) as f64, ["KiB", "MiB", "GiB", "TiB"][power - 1]),
+    }
 }
 
 /// A limit in bytes; neither 0 nor the largest number is one.
@@ -75,7 +79,11 @@ mod tests {
     #[test]
     fn numbers_read_as_people_write_them() {
         check(count(134_515_008), "134,515,008");
+        check(count(0), "0");
+        check(count(1_000), "1,000");
         check(bytes(128 << 20), "128.00 MiB");
+        check(bytes(1023), "1023 B");
+        check(bytes((5 << 40) + (1 << 39)), "5.50 TiB");
         check(amount(3, "windows"), "3 windows");
         check(rate(41_600.2), "41,600");
         check(rate(53.04), "53.0");

@@ -134,7 +134,7 @@ static FAILURE: Mutex<Option<Error>> = Mutex::new(None);
 
 /// Notes the first error of a device, then panics: cubecl takes that for the end of what the device was doing.
 fn watch(device: &wgpu::Device, name: &str) {
-    let name = name.to_string();
+    let (name, lost) = (name.to_string(), name.to_string());
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
         let first = match &error {
             wgpu::Error::OutOfMemory { .. } => {
@@ -145,6 +145,15 @@ fn watch(device: &wgpu::Device, name: &str) {
         FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(first);
         panic!("wgpu error: {error}");
     }));
+    device.set_device_lost_callback(move |reason, message| {
+        if matches!(reason, wgpu::DeviceLostReason::Destroyed) {
+            return; // dropped in good order
+        }
+        let what = if message.is_empty() { "its driver does not say why" } else { &message };
+        let first = Error::Device(format!("{lost}: the graphics device was lost ({what}); what was saved before is intact"));
+        platform::device_lost(&first);
+        FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(first);
+    });
 }
 
 fn failure_of(device: &str, error: &dyn fmt::Display) -> Error {

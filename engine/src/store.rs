@@ -3,12 +3,13 @@
 //! A shell decides what a name means: a path below a folder (native), an entry of a map (tests, and a
 //! browser before its files are copied in). Writing is atomic: a blob has its name only when it is whole.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::platform::{self, MappedFile};
+use crate::platform::{self, MappedFile, RandomFile};
 
 /// A place for named blobs. Clones share it.
 #[derive(Debug, Clone)]
@@ -19,16 +20,48 @@ pub enum Store {
     Memory(Arc<Mutex<BTreeMap<String, Arc<Vec<u8>>>>>),
 }
 
-/// The bytes of a blob: mapped from disk, so a file larger than memory can be opened.
+/// A blob whose bytes are read where they are wanted: nothing of it needs to be in memory.
 #[derive(Debug, Clone)]
 pub enum Blob {
+    /// An open file.
+    File(Arc<RandomFile>),
+    /// Bytes in memory.
+    Memory(Arc<Vec<u8>>),
+}
+
+impl Blob {
+    /// Bytes in all.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Self::File(file) => file.size_bytes(),
+            Self::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// The bytes of a range, which is cut at the end of the blob.
+    ///
+    /// # Errors
+    /// [`Error::File`] where they cannot be read.
+    pub fn read(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>> {
+        let end = range.end.min(self.size_bytes());
+        let start = range.start.min(end);
+        match self {
+            Self::File(file) => file.read(start..end),
+            Self::Memory(bytes) => Ok(Cow::Borrowed(&bytes[start as usize..end as usize])),
+        }
+    }
+}
+
+/// All bytes of a blob: mapped from disk where the system can, so that there may be more of them than memory.
+#[derive(Debug, Clone)]
+pub enum Bytes {
     /// A memory-mapped file.
     Mapped(Arc<MappedFile>),
     /// Bytes in memory.
     Memory(Arc<Vec<u8>>),
 }
 
-impl Deref for Blob {
+impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         match self {
@@ -60,17 +93,25 @@ impl Store {
         Self::Memory(Arc::default())
     }
 
-    /// Opens a blob for reading.
+    /// Opens a blob whose parts are read one by one.
     ///
     /// # Errors
     /// [`Error::File`] where it does not exist or cannot be read.
     pub async fn open(&self, name: &str) -> Result<Blob> {
         match self {
-            Self::Folder(root) => Ok(Blob::Mapped(Arc::new(platform::open(&path(root, name), name)?))),
-            Self::Memory(map) => match lock(map).get(name) {
-                Some(bytes) => Ok(Blob::Memory(bytes.clone())),
-                None => Err(Error::File { path: name.into(), reason: "no such file or folder".into() }),
-            },
+            Self::Folder(root) => Ok(Blob::File(Arc::new(platform::open(&path(root, name), name).await?))),
+            Self::Memory(map) => Ok(Blob::Memory(in_memory(map, name)?)),
+        }
+    }
+
+    /// All bytes of a blob.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; in a browser also where it is too large for the memory of a tab.
+    pub async fn read(&self, name: &str) -> Result<Bytes> {
+        match self {
+            Self::Folder(root) => Ok(Bytes::Mapped(Arc::new(platform::map(&path(root, name), name).await?))),
+            Self::Memory(map) => Ok(Bytes::Memory(in_memory(map, name)?)),
         }
     }
 
@@ -80,16 +121,16 @@ impl Store {
     /// As [`Store::open`], and [`Error::Format`] for other bytes.
     pub async fn read_text(&self, name: &str) -> Result<String> {
         let blob = self.open(name).await?;
-        if blob.len() > 64 << 20 {
-            return Err(Error::format(name, format!("{} bytes are too many for a text of this kind", blob.len())));
+        if blob.size_bytes() > 64 << 20 {
+            return Err(Error::format(name, format!("{} bytes are too many for a text of this kind", blob.size_bytes())));
         }
-        String::from_utf8(blob.to_vec()).map_err(|e| Error::format(name, format!("not UTF-8 text: {e}")))
+        String::from_utf8(blob.read(0..blob.size_bytes())?.into_owned()).map_err(|e| Error::format(name, format!("not UTF-8 text: {e}")))
     }
 
     /// Whether a blob or folder of this name exists.
     pub async fn exists(&self, name: &str) -> bool {
         match self {
-            Self::Folder(root) => platform::exists(&path(root, name)),
+            Self::Folder(root) => platform::exists(&path(root, name)).await,
             Self::Memory(map) => {
                 let inside = format!("{name}/");
                 lock(map).keys().any(|key| key == name || key.starts_with(&inside))
@@ -100,7 +141,7 @@ impl Store {
     /// Whether there is a folder of this name.
     pub async fn is_folder(&self, name: &str) -> bool {
         match self {
-            Self::Folder(root) => platform::is_folder(&path(root, name)),
+            Self::Folder(root) => platform::is_folder(&path(root, name)).await,
             Self::Memory(map) => {
                 let inside = format!("{}/", name.trim_end_matches('/'));
                 lock(map).keys().any(|key| key.starts_with(&inside))
@@ -114,7 +155,7 @@ impl Store {
     /// [`Error::File`] where the folder cannot be read.
     pub async fn list(&self, folder: &str) -> Result<Vec<Entry>> {
         match self {
-            Self::Folder(root) => platform::list(&path(root, folder), folder),
+            Self::Folder(root) => platform::list(&path(root, folder), folder).await,
             Self::Memory(map) => {
                 let inside = format!("{folder}/");
                 let mut entries = BTreeMap::new();
@@ -146,7 +187,7 @@ impl Store {
     /// As [`Store::write`].
     pub async fn create(&self, name: &str) -> Result<Writer> {
         match self {
-            Self::Folder(root) => Ok(Writer::File(platform::AtomicFile::create(&path(root, name), name)?)),
+            Self::Folder(root) => Ok(Writer::File(platform::AtomicFile::create(&path(root, name), name).await?)),
             Self::Memory(_) => Ok(Writer::Memory { store: self.clone(), name: name.into(), bytes: Vec::new() }),
         }
     }
@@ -157,7 +198,7 @@ impl Store {
     /// [`Error::File`].
     pub async fn append(&self, name: &str) -> Result<Appender> {
         match self {
-            Self::Folder(root) => Ok(Appender::File(platform::AppendFile::open(&path(root, name), name)?)),
+            Self::Folder(root) => Ok(Appender::File(platform::AppendFile::open(&path(root, name), name).await?)),
             Self::Memory(_) => Ok(Appender::Memory { store: self.clone(), name: name.into() }),
         }
     }
@@ -168,7 +209,7 @@ impl Store {
     /// [`Error::File`] where another process holds it.
     pub async fn lock(&self, name: &str) -> Result<Lock> {
         match self {
-            Self::Folder(root) => Ok(Lock(Some(platform::lock(&path(root, name), name)?))),
+            Self::Folder(root) => Ok(Lock(Some(platform::lock(&path(root, name), name).await?))),
             Self::Memory(_) => Ok(Lock(None)), // a store in memory has one process
         }
     }
@@ -179,7 +220,7 @@ impl Store {
     /// [`Error::File`].
     pub async fn rename(&self, from: &str, to: &str) -> Result<()> {
         match self {
-            Self::Folder(root) => platform::rename(&path(root, from), &path(root, to), to),
+            Self::Folder(root) => platform::rename(&path(root, from), &path(root, to), to).await,
             Self::Memory(map) => {
                 self.remove(to).await?;
                 let mut map = lock(map);
@@ -201,7 +242,7 @@ impl Store {
     /// [`Error::File`].
     pub async fn remove(&self, name: &str) -> Result<()> {
         match self {
-            Self::Folder(root) => platform::remove(&path(root, name), name),
+            Self::Folder(root) => platform::remove(&path(root, name), name).await,
             Self::Memory(map) => {
                 let inside = format!("{name}/");
                 lock(map).retain(|key, _| key != name && !key.starts_with(&inside));
@@ -218,7 +259,7 @@ impl Store {
     pub async fn expand(&self, pattern: &str) -> Result<Vec<String>> {
         let files: Vec<String> = match self {
             Self::Folder(root) => {
-                let files = platform::expand(&path(root, pattern), pattern)?;
+                let files = platform::expand(&path(root, pattern), pattern).await?;
                 let inside = format!("{root}/");
                 let relative = path(root, pattern) != pattern;
                 let name = |file: String| if relative { file.strip_prefix(&inside).map_or(file.clone(), str::to_string) } else { file };
@@ -278,7 +319,7 @@ impl Writer {
     /// [`Error::DiskFull`] or [`Error::File`].
     pub async fn finish(self) -> Result<()> {
         match self {
-            Self::File(file) => file.finish(),
+            Self::File(file) => file.finish().await,
             Self::Memory { store, name, bytes } => {
                 if let Store::Memory(map) = &store {
                     lock(map).insert(name, Arc::new(bytes));
@@ -330,6 +371,11 @@ fn path(root: &str, name: &str) -> String {
     } else {
         format!("{root}/{name}")
     }
+}
+
+fn in_memory(map: &Mutex<BTreeMap<String, Arc<Vec<u8>>>>, name: &str) -> Result<Arc<Vec<u8>>> {
+    let bytes = lock(map).get(name).cloned();
+    bytes.ok_or_else(|| Error::File { path: name.into(), reason: "no such file or folder".into() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

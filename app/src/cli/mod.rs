@@ -21,6 +21,7 @@ mod table;
 mod tokenize;
 mod train;
 mod train_tokenizer;
+mod web;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -71,6 +72,7 @@ enum Verb {
     Pack(pack::PackArgs),
     Unpack(pack::UnpackArgs),
     SelfTest(self_test::Args),
+    Web(web::Args),
 }
 
 /// A command line that cannot be meant: exit code 2.
@@ -142,6 +144,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Pack(args) => args.run(json),
         Verb::Unpack(args) => args.run(json),
         Verb::SelfTest(args) => args.run(json),
+        Verb::Web(args) => args.run(json),
     }
 }
 

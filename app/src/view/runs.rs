@@ -1,11 +1,10 @@
 //! The runs on disk: a list, one of them in full, several of them compared.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use egui::{Frame, Grid, RichText, ScrollArea, Sense, Ui, UiBuilder, vec2};
 use serde_json::Value;
 use smolforge_engine::config::FIELDS;
 use smolforge_engine::protocol::{Command, ExportDtype, RunState, RunSummary};
+use web_time::{SystemTime, UNIX_EPOCH};
 
 use super::generate::checkpoint;
 use super::{Ask, plots, run};

@@ -319,7 +319,7 @@ pub(crate) mod tests {
         assert!(!tokenized(&events));
 
         let damaged = names()[1].clone();
-        let mut bytes = block_on(store.open(&damaged)).unwrap().to_vec();
+        let mut bytes = block_on(store.read(&damaged)).unwrap().to_vec();
         bytes[100] ^= 4;
         block_on(store.write(&damaged, &bytes)).unwrap();
         let (third, events) = built(&store, "a.txt", &tokenizer, 0.1);

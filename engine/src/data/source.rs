@@ -15,7 +15,7 @@ use crate::data::jsonl::text_of;
 use crate::data::raw::{check_text, count_of, find, good_cut, lossy};
 use crate::error::{Error, Result};
 use crate::protocol::Event;
-use crate::store::{Blob, Store};
+use crate::store::{Bytes, Store};
 use crate::text::Tokenizer;
 
 pub use preview::preview;
@@ -74,7 +74,7 @@ impl Source {
         let (mut kept, mut size_bytes) = (Vec::new(), 0);
         let single = files.len() == 1;
         for file in files {
-            let blob = store.open(&file).await?;
+            let blob = store.read(&file).await?;
             if blob.is_empty() && !single {
                 continue;
             }
@@ -117,7 +117,7 @@ impl Source {
         let mut hasher = blake3::Hasher::new();
         let (mut documents, mut done) = (0u64, 0u64);
         for file in &self.files {
-            let blob = self.store.open(file).await?;
+            let blob = self.store.read(file).await?;
             let rows = self.has_rows(file);
             hasher.update(if rows { b"rows" } else { b"text" });
             hasher.update(self.text_key.as_bytes());
@@ -155,7 +155,7 @@ impl Source {
 pub struct Reader {
     source: Source,
     file: usize,
-    open: Option<Blob>,
+    open: Option<Bytes>,
     offset: usize,
     line: u64,
     read_before: u64,
@@ -173,7 +173,7 @@ struct Document {
 
 enum Text {
     /// Bytes of a file from this offset on.
-    Range(Blob, usize),
+    Range(Bytes, usize),
     Row(String),
 }
 
@@ -197,7 +197,7 @@ impl Reader {
             let Some(name) = self.source.files.get(self.file) else { return Ok(None) };
             let blob = match &self.open {
                 Some(blob) => blob.clone(),
-                None => self.source.store.open(name).await?,
+                None => self.source.store.read(name).await?,
             };
             self.open = Some(blob.clone());
             if self.offset >= blob.len() {
@@ -216,7 +216,7 @@ impl Reader {
         }
     }
 
-    fn text(&mut self, blob: &Blob) -> Option<Document> {
+    fn text(&mut self, blob: &Bytes) -> Option<Document> {
         let start = self.offset;
         let end = find(&blob[start..], SEPARATOR.as_bytes()).map(|at| start + at);
         self.offset = end.map_or(blob.len(), |end| end + SEPARATOR.len());
@@ -227,7 +227,7 @@ impl Reader {
         Some(Document { text: Text::Range(blob.clone(), start), at: 0, size: end.unwrap_or(blob.len()) - start })
     }
 
-    fn row(&mut self, blob: &Blob) -> Option<Document> {
+    fn row(&mut self, blob: &Bytes) -> Option<Document> {
         let rest = &blob[self.offset..];
         let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
         self.offset += end + 1;

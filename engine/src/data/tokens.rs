@@ -10,7 +10,8 @@
 //! The footer comes last because the counts are known only then; a file without one is not whole.
 
 use crate::error::{Error, Result};
-use crate::store::{Blob, Store, Writer};
+use crate::platform;
+use crate::store::{Bytes, Store, Writer};
 
 const MAGIC: &[u8; 8] = b"SMOLTOK1";
 const HEADER: usize = 64;
@@ -126,7 +127,7 @@ impl TokenWriter {
 /// Tokens of a source: one part of a shard.
 #[derive(Debug, Clone)]
 pub struct Tokens {
-    blob: Blob,
+    bytes: Bytes,
     width: usize,
     count: usize,
     index: usize,
@@ -141,32 +142,36 @@ impl Tokens {
     /// # Errors
     /// [`Error::Format`] where it is not whole, was written for something else, or is damaged.
     pub async fn open(store: &Store, name: &str, key: &[u8; 32]) -> Result<Self> {
-        let blob = store.open(name).await?;
+        let bytes = store.read(name).await?;
         let bad = |why: &str| Error::format(name, format!("{why}; delete it, and it is made again"));
-        if blob.len() < HEADER + FOOTER {
+        if bytes.len() < HEADER + FOOTER {
             return Err(bad("too short for a token file"));
         }
-        let footer = blob.len() - FOOTER;
-        if !blob.starts_with(MAGIC) || !blob.ends_with(MAGIC) {
+        let footer = bytes.len() - FOOTER;
+        if !bytes.starts_with(MAGIC) || !bytes.ends_with(MAGIC) {
             return Err(bad("not a whole token file"));
         }
-        if blob[16..48] != key[..] {
+        if bytes[16..48] != key[..] {
             return Err(bad("made from other text or with another tokenizer"));
         }
-        let (width, vocab_size) = (u32_at(&blob, 8) as usize, u32_at(&blob, 12));
-        let [count, documents, text_bytes, replaced_bytes, skipped_rows] = [0, 8, 16, 24, 32].map(|at| u64_at(&blob, footer + at));
+        let (width, vocab_size) = (u32_at(&bytes, 8) as usize, u32_at(&bytes, 12));
+        let [count, documents, text_bytes, replaced_bytes, skipped_rows] = [0, 8, 16, 24, 32].map(|at| u64_at(&bytes, footer + at));
         let size = |count: u64, width: usize| usize::try_from(count).ok()?.checked_mul(width);
         let index = size(count, width).and_then(|bytes| bytes.checked_add(HEADER)?.checked_next_multiple_of(8));
         let end = index.and_then(|index| size(documents, 8)?.checked_add(index));
         let (Some(index), true, true) = (index, end == Some(footer), matches!(width, 2 | 4) && documents <= count) else {
             return Err(bad("its counts do not fit its length"));
         };
-        let hash = blake3::hash(&blob[..footer + 40]);
-        if hash.as_bytes()[..] != blob[footer + 40..footer + 72] {
+        let mut hasher = blake3::Hasher::new();
+        for piece in bytes[..footer + 40].chunks(8 << 20) {
+            hasher.update(piece);
+            platform::yield_now().await;
+        }
+        if hasher.finalize().as_bytes()[..] != bytes[footer + 40..footer + 72] {
             return Err(bad("damaged: its checksum is wrong"));
         }
         let counts = Counts { text_bytes, replaced_bytes, skipped_rows };
-        Ok(Self { blob, width, count: count as usize, index, documents: documents as usize, vocab_size, counts })
+        Ok(Self { bytes, width, count: count as usize, index, documents: documents as usize, vocab_size, counts })
     }
 
     /// How many tokens there are.
@@ -193,7 +198,7 @@ impl Tokens {
     pub fn read(&self, range: std::ops::Range<usize>) -> Vec<u32> {
         let end = range.end.min(self.count);
         let start = range.start.min(end);
-        let bytes = &self.blob[HEADER + start * self.width..HEADER + end * self.width];
+        let bytes = &self.bytes[HEADER + start * self.width..HEADER + end * self.width];
         // The checksum holds, so every id is below the vocabulary's size: a belt for the braces.
         let last = self.vocab_size.saturating_sub(1);
         let token = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |number, byte| number << 8 | u32::from(*byte)).min(last);
@@ -202,7 +207,7 @@ impl Tokens {
 
     /// The tokens within a range at which documents begin.
     pub fn starts(&self, range: std::ops::Range<usize>) -> Vec<usize> {
-        let at = |i: usize| u64_at(&self.blob, self.index + 8 * i) as usize;
+        let at = |i: usize| u64_at(&self.bytes, self.index + 8 * i) as usize;
         let (mut low, mut high) = (0, self.documents);
         while low < high {
             let middle = low.midpoint(high);
@@ -258,7 +263,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_and_every_missing_end_is_found() {
         let (store, _) = written(11);
-        let whole = block_on(store.open("t")).unwrap().to_vec();
+        let whole = block_on(store.read("t")).unwrap().to_vec();
         for i in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[i] ^= 1;

@@ -1,9 +1,10 @@
 //! Threads, files and memory of an operating system.
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io::Write;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
@@ -68,6 +69,9 @@ pub async fn yield_now() {
     futures_lite::future::yield_now().await;
 }
 
+/// Nothing more to do: the job that used the device ends with this error, and the program goes on.
+pub fn device_lost(_error: &Error) {}
+
 /// Threads that the CPU device computes with.
 pub fn cpu_threads() -> usize {
     rayon::current_num_threads()
@@ -116,8 +120,8 @@ impl Deref for MappedFile {
     }
 }
 
-/// Maps a file for reading.
-pub fn open(path: &str, name: &str) -> Result<MappedFile> {
+/// The bytes of a file, as if they were in memory.
+pub async fn map(path: &str, name: &str) -> Result<MappedFile> {
     let file = File::open(path).map_err(|e| Error::file(name, &e))?;
     let meta = file.metadata().map_err(|e| Error::file(name, &e))?;
     if meta.is_dir() {
@@ -131,18 +135,39 @@ pub fn open(path: &str, name: &str) -> Result<MappedFile> {
     Ok(MappedFile(Some(map)))
 }
 
+/// A file whose bytes are read where they are wanted.
+#[derive(Debug)]
+pub struct RandomFile(MappedFile);
+
+/// Opens a file for reading.
+pub async fn open(path: &str, name: &str) -> Result<RandomFile> {
+    Ok(RandomFile(map(path, name).await?))
+}
+
+impl RandomFile {
+    /// Bytes in the file.
+    pub fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// The bytes of a range that lies within the file.
+    pub fn read(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>> {
+        Ok(Cow::Borrowed(&self.0[range.start as usize..range.end as usize]))
+    }
+}
+
 /// Whether there is a file or folder at `path`.
-pub fn exists(path: &str) -> bool {
+pub async fn exists(path: &str) -> bool {
     Path::new(path).exists()
 }
 
 /// Whether there is a folder at `path`.
-pub fn is_folder(path: &str) -> bool {
+pub async fn is_folder(path: &str) -> bool {
     Path::new(path).is_dir()
 }
 
 /// What lies directly in a folder, sorted.
-pub fn list(path: &str, name: &str) -> Result<Vec<Entry>> {
+pub async fn list(path: &str, name: &str) -> Result<Vec<Entry>> {
     let folder = match fs::read_dir(path) {
         Ok(folder) => folder,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -161,7 +186,7 @@ pub fn list(path: &str, name: &str) -> Result<Vec<Entry>> {
 }
 
 /// The files that a path, folder or glob stands for, sorted.
-pub fn expand(path: &str, name: &str) -> Result<Vec<String>> {
+pub async fn expand(path: &str, name: &str) -> Result<Vec<String>> {
     let place = Path::new(path);
     if place.is_file() {
         return Ok(vec![path.to_string()]);
@@ -180,7 +205,7 @@ pub fn expand(path: &str, name: &str) -> Result<Vec<String>> {
 }
 
 /// Renames and makes it durable.
-pub fn rename(from: &str, to: &str, name: &str) -> Result<()> {
+pub async fn rename(from: &str, to: &str, name: &str) -> Result<()> {
     let target = Path::new(to);
     if target.is_dir() {
         fs::remove_dir_all(target).map_err(|e| Error::file(name, &e))?;
@@ -190,7 +215,7 @@ pub fn rename(from: &str, to: &str, name: &str) -> Result<()> {
 }
 
 /// Removes a file or folder if it exists.
-pub fn remove(path: &str, name: &str) -> Result<()> {
+pub async fn remove(path: &str, name: &str) -> Result<()> {
     let place = Path::new(path);
     let result = if place.is_dir() { fs::remove_dir_all(place) } else { fs::remove_file(place) };
     match result {
@@ -222,7 +247,7 @@ fn sync_folder(path: &Path) -> Result<()> {
 pub struct FileLock(#[allow(dead_code)] File);
 
 /// Locks a file, which is made where it does not exist.
-pub fn lock(path: &str, name: &str) -> Result<FileLock> {
+pub async fn lock(path: &str, name: &str) -> Result<FileLock> {
     make_parent(Path::new(path), name)?;
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(|e| Error::file(name, &e))?;
     match file.try_lock() {
@@ -248,7 +273,7 @@ pub struct AtomicFile {
 
 impl AtomicFile {
     /// Begins a temporary file in the folder of `path`.
-    pub fn create(path: &str, name: &str) -> Result<Self> {
+    pub async fn create(path: &str, name: &str) -> Result<Self> {
         let path = PathBuf::from(path);
         make_parent(&path, name)?;
         let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -276,7 +301,7 @@ impl AtomicFile {
     }
 
     /// fsync, rename, fsync of the folder.
-    pub fn finish(mut self) -> Result<()> {
+    pub async fn finish(mut self) -> Result<()> {
         let mut file = self.file.take().expect("finished once");
         file.flush().map_err(|e| self.error(&e))?;
         file.get_ref().sync_all().map_err(|e| self.error(&e))?;
@@ -316,7 +341,7 @@ pub struct AppendFile {
 
 impl AppendFile {
     /// Opens or makes the file.
-    pub fn open(path: &str, name: &str) -> Result<Self> {
+    pub async fn open(path: &str, name: &str) -> Result<Self> {
         make_parent(Path::new(path), name)?;
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::file(name, &e))?;
         Ok(Self { file, name: name.into() })

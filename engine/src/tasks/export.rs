@@ -39,7 +39,7 @@ pub async fn run(run: &str, out: &str, dtype: ExportDtype, which: &str, store: &
     let config = hub::read_config(store, &folder).await?;
     let weights = Weights::open(store, &folder).await?;
     weights.check(&config)?;
-    let tokenizer = store.open(&format!("{folder}/tokenizer.json")).await?;
+    let tokenizer = store.read(&format!("{folder}/tokenizer.json")).await?;
     let (dtype, name) = match dtype {
         ExportDtype::F16 => (Dtype::F16, "FP16 export"),
         ExportDtype::F32 => (Dtype::F32, "FP32 export"),

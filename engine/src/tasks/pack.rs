@@ -94,9 +94,10 @@ async fn zip(store: &Store, entries: &[(String, Entry)], out: &str, control: &Co
     let mut done = 0;
     for (name, entry) in entries {
         let blob = store.open(&entry.name).await?;
-        zip.start_file(name.as_str(), options(name, blob.len() as u64)).map_err(wrong)?;
-        for piece in blob.chunks(PIECE_BYTES) {
-            zip.write_all(piece).map_err(|e| wrong(e.into()))?;
+        zip.start_file(name.as_str(), options(name, blob.size_bytes())).map_err(wrong)?;
+        for start in (0..blob.size_bytes()).step_by(PIECE_BYTES) {
+            let piece = blob.read(start..start + PIECE_BYTES as u64)?;
+            zip.write_all(&piece).map_err(|e| wrong(e.into()))?;
             done += piece.len() as u64;
             control.progress("pack", done, total, "bytes");
             if control.breathe().await == Flow::Stop {

@@ -188,21 +188,16 @@ struct Reading {
 
 impl Reading {
     fn size_bytes(&self) -> u64 {
-        self.blob.len() as u64
-    }
-
-    /// Bytes from `at` on, as many as fit the buffer or are there.
-    fn next(&self, most: usize) -> io::Result<&[u8]> {
-        let start = self.at.min(self.size_bytes()) as usize;
-        Ok(&self.blob[start..self.blob.len().min(start + most)])
+        self.blob.size_bytes()
     }
 }
 
 impl Read for Reading {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.next(buffer.len())?;
+        let end = self.at.saturating_add(buffer.len() as u64);
+        let bytes = self.blob.read(self.at..end).map_err(|error| io::Error::other(error.to_string()))?;
         let read = bytes.len();
-        buffer[..read].copy_from_slice(bytes);
+        buffer[..read].copy_from_slice(&bytes);
         self.at += read as u64;
         Ok(read)
     }

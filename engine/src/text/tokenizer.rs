@@ -48,7 +48,7 @@ impl Tokenizer {
     pub async fn load(store: &Store, path: &str) -> Result<Self> {
         let inside = format!("{}/tokenizer.json", path.trim_end_matches('/'));
         let name = if store.is_folder(path).await { inside } else { path.to_string() };
-        let blob = store.open(&name).await?;
+        let blob = store.read(&name).await?;
         Self::from_json(&blob, &name)
     }
 

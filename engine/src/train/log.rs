@@ -60,7 +60,7 @@ impl RunLog {
     /// [`Error::File`] or [`Error::DiskFull`]; the log of before is then intact.
     pub async fn resume(store: &Store, folder: &str, config_yaml: &str, log_every: u32, step: u32, due: bool) -> Result<Self> {
         let path = inside(folder, EVENTS);
-        let bytes = if store.exists(&path).await { store.open(&path).await?.to_vec() } else { Vec::new() };
+        let bytes = if store.exists(&path).await { store.read(&path).await?.to_vec() } else { Vec::new() };
         let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         let mut kept: Vec<(&[u8], Event)> = lines.filter_map(|line| Some((line, read_line(line).ok()?.1))).collect();
         // The file is in order of time: from the first later step on, everything belongs to the future that was lost.
@@ -167,7 +167,7 @@ impl RunLog {
 /// [`Error::File`] where there is no log, [`Error::Format`] with the number of a damaged line.
 pub async fn read_events(store: &Store, folder: &str) -> Result<Vec<(f64, Event)>> {
     let path = inside(folder, EVENTS);
-    let blob = store.open(&path).await?;
+    let blob = store.read(&path).await?;
     let mut events: Vec<Result<(f64, Event)>> = parse(&blob).collect();
     if !blob.ends_with(b"\n") && events.last().is_some_and(Result::is_err) {
         events.pop();

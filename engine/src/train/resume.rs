@@ -20,6 +20,9 @@ pub async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
         return Err(Error::Resume(format!("{}: there is no run to resume here; start it without --resume", asked.out)));
     }
     let mut frozen = TrainConfig::from_yaml(&store.read_text(&path).await?)?;
+    if asked.sources.is_empty() {
+        return Ok(TrainConfig { out: asked.out.clone(), ..frozen }); // as it was begun
+    }
     // A run may move on to another device or folder; how often it talks and saves changes nothing either.
     let TrainConfig { out, device, log_every, save_every, save_total_limit, .. } = asked.clone();
     frozen = TrainConfig { out, device, log_every, save_every, save_total_limit, ..frozen };
@@ -33,7 +36,7 @@ pub async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
         return Err(Error::Internal("a configuration is a map".into()));
     };
     let changed: Vec<&str> = new.iter().filter(|(key, value)| old.get(*key) != Some(value)).map(|(key, _)| key.as_str()).collect();
-    if !changed.is_empty() && !asked.sources.is_empty() {
+    if !changed.is_empty() {
         return Err(Error::Resume(format!(
             "the run in {} was begun with another {}; resume it without that, or start a new run with another --out",
             asked.out,

@@ -167,7 +167,7 @@ mod tests {
         fill(&mut board);
         let entries = block_on(store.list("run/tensorboard")).unwrap();
         assert!(entries[0].name.starts_with("run/tensorboard/events.out.tfevents.1700000000."), "{}", entries[0].name);
-        let blob = block_on(store.open(&entries[0].name)).unwrap();
+        let blob = block_on(store.read(&entries[0].name)).unwrap();
         let (mut rest, mut records) = (&blob[..], Vec::new());
         while !rest.is_empty() {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;

@@ -1,5 +1,7 @@
 //! A page of a source for people to look at, read from its place in the files and from nowhere else.
 
+use std::ops::Range;
+
 use super::{SEPARATOR, Source};
 use crate::config::SourceConfig;
 use crate::control::{Control, Flow};
@@ -16,7 +18,7 @@ const PAGE_BYTES: usize = 16 << 10;
 const MOST_CHARS: usize = 2000;
 
 /// Longest row that is read to its end.
-const MOST_ROW_BYTES: usize = 1 << 20;
+const MOST_ROW_BYTES: u64 = 1 << 20;
 
 /// Shows a page of a source: the documents of which a part lies in its bytes, or whose row begins there.
 ///
@@ -34,14 +36,14 @@ pub async fn preview(config: &SourceConfig, page: usize, store: &Store, control:
     let (mut before, mut texts, mut trouble) = (0, Vec::new(), None);
     for file in &source.files {
         let blob = store.open(file).await?;
-        let after = before + blob.len() as u64;
+        let after = before + blob.size_bytes();
         if after > start && before < end {
             let inside = |place: u64| place.clamp(before, after) - before;
-            let range = inside(start) as usize..inside(end) as usize;
+            let range = inside(start)..inside(end);
             if source.has_rows(file) {
-                rows(&blob, range, &source.text_key, &mut texts, &mut trouble)
+                rows(&blob, range, &source.text_key, &mut texts, &mut trouble)?;
             } else {
-                parts(&blob, range, &mut texts)
+                parts(&blob, range, &mut texts)?;
             }
         }
         before = after;
@@ -60,14 +62,14 @@ pub async fn preview(config: &SourceConfig, page: usize, store: &Store, control:
 }
 
 /// What lies between separators, as far as it lies in the range.
-fn parts(blob: &Blob, range: std::ops::Range<usize>, texts: &mut Vec<String>) {
+fn parts(blob: &Blob, range: Range<u64>, texts: &mut Vec<String>) -> Result<()> {
     // A separator may begin before the range and end behind it; a character belongs to the page in which it begins.
-    let margin = SEPARATOR.len() - 1;
+    let margin = SEPARATOR.len() as u64 - 1;
     let low = range.start.saturating_sub(margin);
-    let bytes = &blob[low..(range.end + margin).min(blob.len())];
+    let bytes = blob.read(low..range.end + margin)?;
     let begins = |at: usize| bytes.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
     let edge = |at: usize| (at..at + 4).find(|at| begins(*at)).unwrap_or(at).min(bytes.len());
-    let (first, last) = (edge(range.start - low), edge(range.end - low));
+    let (first, last) = (edge((range.start - low) as usize), edge((range.end - low) as usize));
     let mut at = 0;
     while at < bytes.len() {
         let end = find(&bytes[at..], SEPARATOR.as_bytes()).map_or(bytes.len(), |found| at + found);
@@ -77,22 +79,20 @@ fn parts(blob: &Blob, range: std::ops::Range<usize>, texts: &mut Vec<String>) {
         }
         at = end + SEPARATOR.len();
     }
+    Ok(())
 }
 
 /// Texts of the rows that begin in the range.
-fn rows(blob: &Blob, range: std::ops::Range<usize>, key: &str, texts: &mut Vec<String>, trouble: &mut Option<String>) {
-    let line_end = |at: usize, most: usize| {
-        let bytes = &blob[at..(at + most).min(blob.len())];
-        bytes.iter().position(|byte| *byte == b'\n').map(|found| at + found)
-    };
-    let mut at = range.start;
-    if at > 0 && blob[at - 1] != b'\n' {
-        let Some(end) = line_end(at, range.len()) else { return };
-        at = end + 1;
-    }
-    while at < range.end {
-        let end = line_end(at, MOST_ROW_BYTES).unwrap_or(blob.len().min(at + MOST_ROW_BYTES));
-        let row = lossy(&blob[at..end], &mut 0);
+fn rows(blob: &Blob, range: Range<u64>, key: &str, texts: &mut Vec<String>, trouble: &mut Option<String>) -> Result<()> {
+    // From the byte before, which says whether a row begins with the range, to the end of the last row.
+    let low = range.start.saturating_sub(1);
+    let bytes = blob.read(low..range.end + MOST_ROW_BYTES)?;
+    let line_end = |at: usize| bytes[at..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |found| at + found);
+    let mut at = if range.start == 0 { 0 } else { line_end(0) + 1 };
+    let last = ((range.end - low) as usize).min(bytes.len());
+    while at < last {
+        let end = line_end(at);
+        let row = lossy(&bytes[at..end], &mut 0);
         let row = row.trim_start_matches('\u{feff}').trim();
         if !row.is_empty() {
             match text_of(row, key) {
@@ -102,6 +102,7 @@ fn rows(blob: &Blob, range: std::ops::Range<usize>, key: &str, texts: &mut Vec<S
         }
         at = end + 1;
     }
+    Ok(())
 }
 
 fn push(texts: &mut Vec<String>, text: String) {

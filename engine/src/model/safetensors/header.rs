@@ -7,6 +7,7 @@ use std::ops::Range;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::{Dtype, Tensor};
+use crate::store::Blob;
 
 /// Longest header of the format, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -18,19 +19,21 @@ const MAX_AXES: usize = 8;
 type Metadata = BTreeMap<String, String>;
 
 /// Tensors with their place in the file, and `__metadata__`; or which rule is broken.
-pub(super) fn read(file: &[u8]) -> Result<(BTreeMap<String, Tensor>, Metadata), String> {
-    let Some((prefix, rest)) = file.split_first_chunk::<8>() else {
-        return Err(format!("{} bytes are too few for a safetensors file; was the download cut off?", file.len()));
+pub(super) fn read(file: &Blob) -> Result<(BTreeMap<String, Tensor>, Metadata), String> {
+    let size = usize::try_from(file.size_bytes()).map_err(|_| "the file is too large for this machine".to_string())?;
+    let part = |range| file.read(range).map_err(|e| e.to_string());
+    let Ok(prefix) = <[u8; 8]>::try_from(&*part(0..8)?) else {
+        return Err(format!("{size} bytes are too few for a safetensors file; was the download cut off?"));
     };
-    let length = u64::from_le_bytes(*prefix);
+    let length = u64::from_le_bytes(prefix);
     if length > MAX_HEADER {
         return Err(format!("the header claims {length} bytes (the format allows {MAX_HEADER}); this is not a safetensors file"));
     }
-    if length > rest.len() as u64 {
-        return Err(format!("the header claims {length} bytes, but only {} follow; was the download cut off?", rest.len()));
+    if length > size as u64 - 8 {
+        return Err(format!("the header claims {length} bytes, but only {} follow; was the download cut off?", size - 8));
     }
-    let (header, data) = rest.split_at(length as usize);
-    let text = std::str::from_utf8(header).map_err(|e| format!("the header is not UTF-8 text: {e}"))?;
+    let header = part(8..8 + length)?;
+    let text = std::str::from_utf8(&header).map_err(|e| format!("the header is not UTF-8 text: {e}"))?;
     if !text.starts_with('{') {
         return Err("the header does not begin with `{`; this is not a safetensors file".into());
     }
@@ -39,11 +42,11 @@ pub(super) fn read(file: &[u8]) -> Result<(BTreeMap<String, Tensor>, Metadata), 
     let mut tensors = BTreeMap::new();
     let mut places = Vec::with_capacity(header.tensors.len());
     for (name, entry) in header.tensors {
-        let tensor = check(&name, entry, data.len(), offset)?;
+        let tensor = check(&name, entry, size - offset, offset)?;
         places.push((tensor.range.start, tensor.range.end, name.clone()));
         tensors.insert(name, tensor);
     }
-    check_places(places, offset, file.len())?;
+    check_places(places, offset, size)?;
     Ok((tensors, header.metadata))
 }
 
@@ -217,6 +220,10 @@ pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)], metadata: &[(&str, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(file: &[u8]) -> Result<(BTreeMap<String, Tensor>, Metadata), String> {
+        super::read(&Blob::Memory(std::sync::Arc::new(file.to_vec())))
+    }
 
     fn file(header: &[u8], data: usize) -> Vec<u8> {
         let mut file = (header.len() as u64).to_le_bytes().to_vec();

@@ -197,7 +197,7 @@ mod tests {
         writer.write_f32("a\"é", &numbers(6)).unwrap();
         writer.write_f32("h", &[1.0, -0.5, 65_519.0, 6e-8, 0.0]).unwrap();
         block_on(writer.finish()).unwrap();
-        let blob = block_on(store.open("x.safetensors")).unwrap();
+        let blob = block_on(store.read("x.safetensors")).unwrap();
         let theirs = safetensors::SafeTensors::deserialize(&blob).unwrap();
         assert_eq!(theirs.tensor("a\"é").unwrap().shape(), [2, 3]);
         assert_eq!(theirs.tensor("a\"é").unwrap().data(), bytemuck::cast_slice::<f32, u8>(&numbers(6)));

@@ -1,0 +1,98 @@
+// What a browser driven like a person's sees: widgets by their names, clicks and keys on the canvas, files of the page.
+import { spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { chromium } from 'playwright-core';
+
+const FLAGS = [
+  '--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
+  '--disable-sync', '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--use-angle=vulkan',
+  '--enable-features=Vulkan', '--use-vulkan=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist',
+];
+
+/** `smolforge web` on a free port: its address, and what ends it. */
+export async function serve(program, folder) {
+  const server = spawn(program, ['--json', 'web', '--port', '0', '--dir', folder], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [line] = await new Promise((resolve) => createInterface(server.stdout).once('line', (line) => resolve([line])));
+  return { url: JSON.parse(line).url, stop: () => server.kill() };
+}
+
+/** A browser with a profile of its own. */
+export async function launch(options = {}) {
+  const profile = mkdtempSync(join(tmpdir(), 'smolforge-browser-'));
+  const environment = { ...process.env };
+  delete environment.VK_DRIVER_FILES; // with them Chromium finds no adapter
+  delete environment.VK_ICD_FILENAMES;
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', headless: true, args: FLAGS, env: environment,
+    viewport: { width: 1280, height: 800 }, acceptDownloads: true, ...options,
+  });
+  return { context, close: async () => { await context.close(); rmSync(profile, { recursive: true, force: true }); } };
+}
+
+/** The page, told to describe itself; `problems` collects what the console and the page report. */
+export async function open(context, url, problems = []) {
+  const page = await context.newPage();
+  page.on('console', (message) => { if (message.type() === 'error') problems.push(message.text()); });
+  page.on('pageerror', (error) => problems.push(error.message));
+  await page.addInitScript(() => {
+    globalThis.longTasks = [];
+    new PerformanceObserver((list) => longTasks.push(...list.getEntries().map((task) => Math.round(task.duration))))
+      .observe({ type: 'longtask' });
+  });
+  await page.goto(url);
+  await page.waitForFunction(() => document.body.dataset.state !== 'loading', null, { timeout: 120_000 });
+  const state = await page.evaluate(() => `${document.body.dataset.state} ${document.getElementById('why').textContent}`);
+  if (!state.startsWith('ready')) throw new Error(`the page says: ${state}`);
+  await page.evaluate(() => document.getElementById('describe').click());
+  await page.waitForSelector('#mirror > div', { state: 'attached', timeout: 60_000 });
+  return page;
+}
+
+/** A widget's place on the canvas. */
+export async function place(page, role, name, { nth = 0, timeout = 60_000 } = {}) {
+  const widget = role === 'text' ? page.locator('#mirror > div').filter({ hasText: name }) : page.getByRole(role, { name });
+  await widget.nth(nth).waitFor({ state: 'attached', timeout });
+  const box = await widget.nth(nth).boundingBox();
+  if (!box) throw new Error(`${role} ${name} has no place`);
+  return box;
+}
+
+/** Clicks the middle of a widget, on the canvas. */
+export async function click(page, role, name, options = {}) {
+  const box = await place(page, role, name, options);
+  await page.mouse.click(box.x + box.width / 2, box.y + box.height / 2, options);
+}
+
+/** The text of a file of the page, `null` where there is none. */
+export async function read(page, path) {
+  return page.evaluate(async (path) => {
+    let at = await navigator.storage.getDirectory();
+    const steps = path.split('/');
+    try {
+      for (const step of steps.slice(0, -1)) at = await at.getDirectoryHandle(step);
+      return await (await (await at.getFileHandle(steps.at(-1))).getFile()).text();
+    } catch {
+      return null;
+    }
+  }, path);
+}
+
+/** The events in the log of a run. */
+export async function events(page, run) {
+  const text = await read(page, `${run}/events.jsonl`) ?? '';
+  return text.split('\n').filter((line) => line.endsWith('}')).map((line) => JSON.parse(line));
+}
+
+/** Waits until `find()` finds something, and returns it. */
+export async function until(what, find, seconds = 240) {
+  const end = Date.now() + seconds * 1000;
+  for (;;) {
+    const found = await find();
+    if (found) return found;
+    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+}
