@@ -1,6 +1,5 @@
 //! A `.zip` of a run or a model as a folder. Nothing in the file is believed.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
@@ -191,19 +190,14 @@ impl Reading {
     fn size_bytes(&self) -> u64 {
         self.blob.size_bytes()
     }
-
-    /// Bytes from `at` on, as many as fit the buffer or are there.
-    fn next(&self, most: usize) -> io::Result<Cow<'_, [u8]>> {
-        self.blob.read(self.at..self.at.saturating_add(most as u64)).map_err(io::Error::other)
-    }
 }
 
 impl Read for Reading {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.next(buffer.len())?;
+        let end = self.at.saturating_add(buffer.len() as u64);
+        let bytes = self.blob.read(self.at..end).map_err(|error| io::Error::other(error.to_string()))?;
         let read = bytes.len();
         buffer[..read].copy_from_slice(&bytes);
-        drop(bytes);
         self.at += read as u64;
         Ok(read)
     }

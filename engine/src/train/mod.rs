@@ -123,9 +123,14 @@ pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
 
 /// Gradients of a loss in the order of [`Llama::parameters`].
 pub fn gradients(model: &Llama, loss: Tensor<1>) -> Vec<Tensor<2>> {
+    gradients_of(model.parameters().iter().map(|parameter| &parameter.tensor), loss)
+}
+
+/// Gradients of a loss by some leaves, in their order; zeros where it does not depend on one.
+pub fn gradients_of<'a>(leaves: impl Iterator<Item = &'a Tensor<2>>, loss: Tensor<1>) -> Vec<Tensor<2>> {
     let mut grads = loss.backward();
     let take = |tensor: &Tensor<2>, grads: &mut Gradients| tensor.grad_remove(grads).unwrap_or_else(|| tensor.clone().inner().zeros_like());
-    model.parameters().iter().map(|parameter| take(&parameter.tensor, &mut grads)).collect()
+    leaves.map(|leaf| take(leaf, &mut grads)).collect()
 }
 
 /// Squared global norm of gradients: `[1]`.

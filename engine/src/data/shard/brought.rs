@@ -21,7 +21,7 @@ pub async fn brought(store: &Store, folder: &str, name: &str, hash: &str) -> Res
     }
     // The key lies behind magic, width and vocabulary; its beginning is the hash.
     let head = store.open(&files[0]).await?;
-    let key: [u8; 32] = (*head.read(16..48)?).try_into().unwrap_or_default();
+    let key: [u8; 32] = head.read(16..48)?.as_ref().try_into().unwrap_or_default();
     if !blake3::Hash::from_bytes(key).to_hex().starts_with(hash) {
         return Err(Error::format(&files[0], "is damaged: it is not the file that its name promises"));
     }

@@ -84,22 +84,15 @@ fn parts(blob: &Blob, range: Range<u64>, texts: &mut Vec<String>) -> Result<()> 
 
 /// Texts of the rows that begin in the range.
 fn rows(blob: &Blob, range: Range<u64>, key: &str, texts: &mut Vec<String>, trouble: &mut Option<String>) -> Result<()> {
-    let line = |at: u64, most: u64| -> Result<(Vec<u8>, bool)> {
-        let bytes = blob.read(at..at + most)?;
-        let end = bytes.iter().position(|byte| *byte == b'\n');
-        Ok((bytes[..end.unwrap_or(bytes.len())].to_vec(), end.is_some()))
-    };
-    let mut at = range.start;
-    if at > 0 && *blob.read(at - 1..at)? != b"\n"[..] {
-        let (rest, ends) = line(at, range.end - range.start)?;
-        if !ends {
-            return Ok(());
-        }
-        at += rest.len() as u64 + 1;
-    }
-    while at < range.end {
-        let (bytes, _) = line(at, MOST_ROW_BYTES)?;
-        let row = lossy(&bytes, &mut 0);
+    // From the byte before, which says whether a row begins with the range, to the end of the last row.
+    let low = range.start.saturating_sub(1);
+    let bytes = blob.read(low..range.end + MOST_ROW_BYTES)?;
+    let line_end = |at: usize| bytes[at..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |found| at + found);
+    let mut at = if range.start == 0 { 0 } else { line_end(0) + 1 };
+    let last = ((range.end - low) as usize).min(bytes.len());
+    while at < last {
+        let end = line_end(at);
+        let row = lossy(&bytes[at..end], &mut 0);
         let row = row.trim_start_matches('\u{feff}').trim();
         if !row.is_empty() {
             match text_of(row, key) {
@@ -107,7 +100,7 @@ fn rows(blob: &Blob, range: Range<u64>, key: &str, texts: &mut Vec<String>, trou
                 Err(why) => *trouble = trouble.take().or(Some(why)),
             }
         }
-        at += bytes.len() as u64 + 1;
+        at = end + 1;
     }
     Ok(())
 }
