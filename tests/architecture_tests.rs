@@ -60,7 +60,7 @@ fn layers_do_not_look_up() {
     only_in("engine/src/data", "crate::model", &["nowhere"]);
     only_in("engine/src/text", "burn", &["nowhere"]);
     only_in("engine/src/tasks", "crate::engine", &["nowhere"]);
-    only_in("app/src", "use egui", &["app/src/app.rs", "app/src/files.rs", "app/src/theme.rs", "app/src/view/"]);
+    only_in("app/src", "use egui", &["app/src/app.rs", "app/src/desktop.rs", "app/src/browser/", "app/src/theme.rs", "app/src/view/"]);
     only_in("app/src", "Color32::", &["app/src/theme.rs"]);
     let (_, protocol) = files("engine/src", &["protocol.rs"]).remove(0);
     assert!(!protocol.contains("use burn"));

@@ -3,7 +3,7 @@
 
 use std::panic::AssertUnwindSafe;
 
-use burn::tensor::{DType, Device, Tensor, TensorData, activation};
+use burn::tensor::{DType, Device, Tensor, TensorData, activation, f16};
 use futures_lite::FutureExt;
 use smolforge_shaders::cpu as twins;
 
@@ -15,6 +15,8 @@ use crate::generate::read_f32;
 use crate::model::llama::ids;
 use crate::ops::adamw::{AdamW, Moments, adamw};
 use crate::ops::attention::{self, Mask};
+use crate::ops::embedding_f16::embedding_f16;
+use crate::ops::linear_f16::linear_f16;
 use crate::ops::{cross_entropy, embedding, kernels_enabled, linear, rms_norm, rope, swiglu};
 use crate::protocol::{DeviceChoice, Event};
 use crate::train::gradients_of;
@@ -37,6 +39,9 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "rms_norm_dx", pairs: |device| rms_norm_kernels(device, 1) },
     Check { name: "rms_norm_dw", pairs: |device| rms_norm_kernels(device, 2) },
     Check { name: "adamw", pairs: adamw_kernel },
+    Check { name: "linear_f16", pairs: |device| linear_f16_kernel(device, 65) },
+    Check { name: "linear_f16_row", pairs: |device| linear_f16_kernel(device, 3) },
+    Check { name: "embedding_f16", pairs: embedding_f16_kernel },
 ];
 
 const OP_CHECKS: &[Check] = &[
@@ -134,6 +139,33 @@ fn compared(
 ) -> Pairs {
     let found = value_and_gradients(op, inputs(device));
     found.into_iter().zip(value_and_gradients(definition, inputs(&cpu()))).collect()
+}
+
+/// Numbers in f16 as a tensor, and two a word as kernels see them.
+fn halves(seed: u64, rows: usize, columns: usize, device: &Device) -> (Tensor<2>, Vec<u32>) {
+    let values: Vec<f16> = numbers(seed, rows * columns).into_iter().map(f16::from_f32).collect();
+    let words = values.chunks(2).map(|pair| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16).collect();
+    (Tensor::from_data(TensorData::new(values, [rows, columns]), (device, DType::F16)), words)
+}
+
+/// `n`: rows of the input, which decide the kernel.
+fn linear_f16_kernel(device: &Device, n: usize) -> Pairs {
+    let pair = |(k, m): (usize, usize)| {
+        let (w, words) = halves(2, m, k, device);
+        let expected = twins::linear_f16(&numbers(1, n * k), &words, k);
+        (linear_f16(matrix(1, n, k, device), w), tensor(expected, n, m, &cpu()))
+    };
+    [(8, 1), (64, 63), (72, 64), (576, 65)].into_iter().map(pair).collect()
+}
+
+fn embedding_f16_kernel(device: &Device) -> Pairs {
+    let pair = |(rows, d): (usize, usize)| {
+        let (table, words) = halves(1, rows, d, device);
+        let tokens: Vec<i32> = (0..70).map(|i| (i * i % rows) as i32).collect();
+        let expected = twins::embedding_f16(&words, &tokens, d / 2, 0);
+        (embedding_f16(&[table], ids(tokens.clone(), device)), tensor(expected, tokens.len(), d, &cpu()))
+    };
+    [(1, 8), (63, 64), (1000, 72)].into_iter().map(pair).collect()
 }
 
 /// `which`: 0 the value, 1 the gradient by the input, 2 by the weight.
