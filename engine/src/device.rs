@@ -44,9 +44,9 @@ impl Compute {
             }
             DeviceChoice::Auto => {
                 let adapters = adapters().await;
-                if adapters.iter().any(is_fast) {
+                if adapters.iter().any(DeviceInfo::is_real_gpu) {
                     let compute = Self::gpu().await?;
-                    if is_fast(&compute.info) {
+                    if compute.info.is_real_gpu() {
                         let why = format!("computing on {} ({})", compute.info.name, compute.info.backend);
                         return Ok((compute, why));
                     }
@@ -98,7 +98,7 @@ impl Compute {
         let (device, setup) = options.init_with_setup_async().await.map_err(|e| {
             Error::Device(format!("the graphics adapter could not be opened: {e:?}; update its driver or use --device cpu"))
         })?;
-        let info = describe(&setup.adapter);
+        let info = described(&setup.adapter).await;
         watch(&setup.device, &info.name);
         let limits = setup.device.limits();
         Ok(Self {
@@ -168,33 +168,31 @@ pub fn failed(error: &dyn fmt::Display) -> Error {
     first.unwrap_or_else(|| failure_of("the device", error))
 }
 
-/// Whether an adapter is faster than the CPU device.
-fn is_fast(info: &DeviceInfo) -> bool {
-    info.is_real_gpu() || platform::SOFTWARE_ADAPTER_IS_FAST
-}
-
 /// All adapters and the CPU, with which one `auto` takes and why.
 pub async fn list() -> Vec<DeviceInfo> {
     let mut devices = adapters().await;
-    let chosen = devices.iter().position(is_fast);
+    let chosen = devices.iter().position(DeviceInfo::is_real_gpu);
     for (i, device) in devices.iter_mut().enumerate() {
         device.auto = Some(i) == chosen;
-        device.reason = match (is_fast(device), device.auto) {
-            (true, true) => if device.is_real_gpu() { "a real GPU" } else { "software, and faster than WebAssembly" }.into(),
+        device.reason = match (device.is_real_gpu(), device.auto) {
+            (true, true) => "a real GPU".into(),
             (true, false) => "another adapter comes first".into(),
             (false, _) => "software: the CPU device is faster".into(),
         };
     }
     let mut cpu = cpu_info();
     cpu.auto = chosen.is_none();
-    cpu.reason = if cpu.auto { "there is no real GPU".into() } else { "an adapter is faster".into() };
+    cpu.reason = if cpu.auto { "there is no real GPU".into() } else { "there is a real GPU".into() };
     devices.push(cpu);
     devices
 }
 
 async fn adapters() -> Vec<DeviceInfo> {
     let instance = wgpu::Instance::default();
-    let mut found: Vec<DeviceInfo> = instance.enumerate_adapters(wgpu::Backends::all()).await.iter().map(describe).collect();
+    let mut found = Vec::new();
+    for adapter in instance.enumerate_adapters(wgpu::Backends::all()).await {
+        found.push(described(&adapter).await);
+    }
     found.sort_by_key(|info| match info.kind.as_str() {
         "discrete" => 0,
         "integrated" => 1,
@@ -202,6 +200,14 @@ async fn adapters() -> Vec<DeviceInfo> {
         _ => 3,
     });
     found
+}
+
+async fn described(adapter: &wgpu::Adapter) -> DeviceInfo {
+    let mut info = describe(adapter);
+    if info.name.is_empty() {
+        info.name = platform::adapter_name().await;
+    }
+    info
 }
 
 fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {

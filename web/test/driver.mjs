@@ -46,6 +46,7 @@ export async function open(context, url, problems = []) {
     globalThis.Worker = class extends Worker {
       constructor(...how) {
         super(...how);
+        (globalThis.workers ??= []).push(this);
         this.addEventListener('message', ({ data }) => {
           const said = JSON.parse(data);
           if (said.Event) heard.push({ job: said.Event[0], ...said.Event[1] });
@@ -63,8 +64,8 @@ export async function open(context, url, problems = []) {
 }
 
 /** A widget's place on the canvas. */
-export async function place(page, role, name, { nth = 0, timeout = 60_000 } = {}) {
-  const widget = role === 'text' ? page.locator('#mirror > div').filter({ hasText: name }) : page.getByRole(role, { name });
+export async function place(page, role, name, { nth = 0, timeout = 60_000, exact = false } = {}) {
+  const widget = role === 'text' ? page.locator('#mirror > div').filter({ hasText: name }) : page.getByRole(role, { name, exact });
   await widget.nth(nth).waitFor({ state: 'attached', timeout });
   const box = await widget.nth(nth).boundingBox();
   if (!box) throw new Error(`${role} ${name} has no place`);
@@ -77,9 +78,15 @@ export async function click(page, role, name, { at = 0.5, count = 1, ...options 
   await page.mouse.click(box.x + box.width * at, box.y + box.height / 2, { clickCount: count });
 }
 
+/** Takes an entry of a menu. */
+export async function choose(page, name, entry) {
+  await click(page, 'combobox', name);
+  await click(page, 'button', entry, { exact: true });
+}
+
 /** Replaces the text of a field. */
 export async function type(page, name, text) {
-  await click(page, 'textbox', name);
+  await click(page, 'textbox', name, { exact: true });
   await page.keyboard.press('Control+a');
   await page.keyboard.type(text);
 }
@@ -105,7 +112,7 @@ export async function events(page, run) {
 }
 
 /** Waits until `find()` finds something, and returns it. */
-export async function until(what, find, seconds = 240) {
+export async function until(what, find, seconds = 120) {
   const end = Date.now() + seconds * 1000;
   for (;;) {
     const found = await find();

@@ -57,7 +57,8 @@ impl Plugin for Mirror {
     fn output_hook(&mut self, ctx: &Context, output: &mut FullOutput) {
         let Some(update) = output.platform_output.accesskit_update.take() else { return };
         let zoom = f64::from(ctx.zoom_factor());
-        let now: BTreeMap<NodeId, Widget> = update.nodes.iter().filter_map(|(id, node)| Some((*id, widget(node, zoom)?))).collect();
+        let now: BTreeMap<NodeId, Widget> =
+            update.nodes.iter().filter_map(|(id, node)| Some((*id, widget(node, &update.nodes, zoom)?))).collect();
         if now != self.shown {
             let _ = self.show(ctx, &now); // without a document there is nobody to tell
             self.shown = now;
@@ -117,7 +118,7 @@ fn describe(element: &Element, widget: &Widget) -> Result<(), JsValue> {
 }
 
 /// What a node is for people who do not see it; `None` for what only holds others.
-fn widget(node: &Node, zoom: f64) -> Option<Widget> {
+fn widget(node: &Node, all: &[(NodeId, Node)], zoom: f64) -> Option<Widget> {
     let role = match node.role() {
         Role::Button | Role::DefaultButton | Role::DisclosureTriangle => "button",
         Role::CheckBox => "checkbox",
@@ -132,7 +133,11 @@ fn widget(node: &Node, zoom: f64) -> Option<Widget> {
         _ => return None,
     };
     let text = |text: Option<&str>| text.unwrap_or_default().to_string();
-    let name = if role == "text" { text(node.value().or(node.label())) } else { text(node.label()) };
+    let beside = || node.labelled_by().iter().find_map(|id| all.iter().find(|(known, _)| known == id)?.1.value());
+    let name = match role {
+        "text" => text(node.value().or(node.label())),
+        _ => text(node.label().filter(|label| !label.is_empty()).or_else(beside)),
+    };
     let mut states = vec![("aria-disabled", node.is_disabled().to_string())];
     if let Some(toggled) = node.toggled() {
         let state = if matches!(role, "checkbox" | "radio") { "aria-checked" } else { "aria-pressed" };

@@ -6,7 +6,7 @@ use egui::{DragValue, Grid, Response, RichText, ScrollArea, Slider, TextEdit, Ui
 use smolforge_engine::protocol::{Command, GenerateRequest, Sampling};
 
 use super::device::choose_device;
-use super::{Ask, START, STOP, pressed, with_keys};
+use super::{Ask, START, STOP, named, pressed, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::Forms;
 use crate::session::{JobState, Session};
@@ -119,7 +119,8 @@ fn model(ui: &mut Ui, name: &str, chosen: &mut String, models: &[String]) -> Opt
         ui.horizontal(|ui| {
             let width = (ui.available_width() - 80.0).max(100.0);
             let hint = "run/step_000500 or a Hugging Face folder";
-            ui.add(TextEdit::singleline(chosen).desired_width(width).hint_text(hint));
+            let edit = ui.add(TextEdit::singleline(chosen).desired_width(width).hint_text(hint));
+            named(&edit, name, chosen);
             let menu = ui.menu_button("▼", |ui| {
                 if models.is_empty() {
                     ui.weak("No checkpoints yet: train something first");

@@ -15,9 +15,6 @@ use crate::store::Entry;
 /// Buffers of a graphics device are slices of shared pages.
 pub const SHARED_PAGES: bool = true;
 
-/// Whether a software adapter is faster than the CPU device.
-pub const SOFTWARE_ADAPTER_IS_FAST: bool = false;
-
 /// Runs the engine on a thread of its own; all its device work stays there.
 pub fn spawn<F: Future<Output = ()> + 'static>(engine: impl FnOnce() -> F + Send + 'static) {
     std::thread::Builder::new()
@@ -70,6 +67,11 @@ fn flush_denormals() {}
 /// Lets other tasks of this thread run. A native engine has its thread to itself.
 pub async fn yield_now() {
     futures_lite::future::yield_now().await;
+}
+
+/// What an adapter without a name is called.
+pub async fn adapter_name() -> String {
+    "an adapter without a name".into()
 }
 
 /// Nothing more to do: the job that used the device ends with this error, and the program goes on.

@@ -6,9 +6,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 
-use js_sys::{Function, Promise};
-use wasm_bindgen::JsValue;
+use js_sys::{Function, Promise, Reflect};
 use wasm_bindgen::prelude::Closure;
+use wasm_bindgen::{JsCast, JsValue};
 use web_sys::{MessageChannel, MessageEvent};
 
 use crate::error::Error;
@@ -17,9 +17,6 @@ pub use opfs::*;
 
 /// Every buffer of a graphics device is a page of its own.
 pub const SHARED_PAGES: bool = false;
-
-/// Whether a software adapter is faster than the CPU device: it has threads, WebAssembly has none here.
-pub const SOFTWARE_ADAPTER_IS_FAST: bool = true;
 
 /// Runs the engine as a task of this worker.
 pub fn spawn<F: Future<Output = ()> + 'static>(engine: impl FnOnce() -> F + 'static) {
@@ -59,6 +56,20 @@ pub async fn yield_now() {
         });
     });
     let _ = wasm_bindgen_futures::JsFuture::from(promise).await;
+}
+
+/// What the browser says of its adapter, e.g. `intel gen-12lp`; wgpu passes on only a description that is often empty.
+pub async fn adapter_name() -> String {
+    let ask = async || -> Result<String, JsValue> {
+        let get = |object: &JsValue, key: &str| Reflect::get(object, &key.into());
+        let gpu = get(&get(&js_sys::global(), "navigator")?, "gpu")?;
+        let request: Function = get(&gpu, "requestAdapter")?.dyn_into()?;
+        let adapter = wasm_bindgen_futures::JsFuture::from(request.call0(&gpu)?.dyn_into::<Promise>()?).await?;
+        let info = get(&adapter, "info")?;
+        let words = ["vendor", "architecture"].map(|key| get(&info, key).ok().and_then(|word| word.as_string()).unwrap_or_default());
+        Ok(words.join(" ").trim().to_string())
+    };
+    ask().await.ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "this browser's adapter".into())
 }
 
 /// Ends this worker: only another one gets another device.
