@@ -63,13 +63,27 @@ export async function open(context, url, problems = []) {
   return page;
 }
 
-/** A widget's place on the canvas. */
+/** Room for the tabs above and the notices below what scrolls. */
+const EDGE = 40;
+
+/** The place on the canvas of a widget that can be used, scrolled to where it is in sight and at rest. */
 export async function place(page, role, name, { nth = 0, timeout = 60_000, exact = false } = {}) {
-  const widget = role === 'text' ? page.locator('#mirror > div').filter({ hasText: name }) : page.getByRole(role, { name, exact });
-  await widget.nth(nth).waitFor({ state: 'attached', timeout });
-  const box = await widget.nth(nth).boundingBox();
-  if (!box) throw new Error(`${role} ${name} has no place`);
-  return box;
+  const widget = page.getByRole(role, { name, exact, disabled: false }).nth(nth);
+  await widget.waitFor({ state: 'attached', timeout });
+  for (let before = null; ;) {
+    const box = await widget.boundingBox({ timeout });
+    if (!box) throw new Error(`${role} ${name} has no place`);
+    const { width, height } = page.viewportSize();
+    const middle = box.y + box.height / 2;
+    const sits = JSON.stringify(box) === before;
+    if (sits && ((middle > EDGE && middle < height - EDGE) || role === 'button')) return box;
+    if (sits) {
+      await page.mouse.move(Math.min(box.x + 4, width - 8), height / 2);
+      await page.mouse.wheel(0, middle - height / 2);
+    }
+    before = JSON.stringify(box);
+    await new Promise((resolve) => setTimeout(resolve, 60));
+  }
 }
 
 /** Clicks a widget on the canvas, at a share of its width. */

@@ -129,7 +129,7 @@ try {
   check(shaded.tokens.join() === expected, `WebGPU takes other tokens: ${expected} and ${shaded.tokens}`);
   await choose(page, 'device', 'cpu');
 
-  await click(page, 'slider', 'new tokens', { at: 0.3 });
+  await click(page, 'slider', 'new tokens', { at: 0.8 });
   const from = await count(page);
   for (let i = 0; i < 3; i++) await click(page, 'button', '▶ generate');
   await click(page, 'button', 'cancel');
@@ -160,7 +160,10 @@ try {
   const chooser = page.waitForEvent('filechooser');
   await click(page, 'button', 'add files');
   await (await chooser).setFiles(story);
-  for (const [key, value] of [['out', 'runs/gpu'], ['tokenizer vocab size', '300'], ['batch size', '1'], ['sequence length', '32']]) await type(page, key, value);
+  await until('the file in the list', async () => (await page.locator('#mirror > div').allTextContents()).some((text) => text.includes('KiB')));
+  for (const [key, value] of [['out', 'runs/gpu'], ['tokenizer vocab size', '300'], ['batch size', '1'], ['sequence length', '32']]) {
+    await type(page, key, value);
+  }
   await choose(page, 'device', 'gpu');
   await click(page, 'button', '▶ train');
   const shades = await until('twenty updates by WebGPU', async () => {
@@ -169,6 +172,7 @@ try {
   }, 400);
   const device = shades.find((event) => event.event === 'run').device;
   check(device.includes('webgpu'), `not by WebGPU: ${device}`);
+  check(shades.find((event) => event.event === 'run').tokens_per_step === 32, 'not what was typed');
   await click(page, 'button', 'stop and save');
   writeFileSync(join(downloads, 'run.yaml'), await read(page, 'runs/gpu/config.yaml'));
   compare(steps(shades).map((step) => step.loss), await nativeLosses(20, downloads, 'train', 'run.yaml', '--out', 'native'), device);
