@@ -89,7 +89,7 @@ export async function place(page, role, name, { nth = 0, timeout = 60_000, exact
 /** Clicks a widget on the canvas, at a share of its width. */
 export async function click(page, role, name, { at = 0.5, count = 1, ...options } = {}) {
   const box = await place(page, role, name, options);
-  await page.mouse.click(box.x + box.width * at, box.y + box.height / 2, { clickCount: count });
+  await page.mouse.click(box.x + box.width * at, box.y + box.height / 2, { clickCount: count, delay: 60 });
 }
 
 /** Takes an entry of a menu. */

@@ -103,28 +103,35 @@ try {
   seen('and back to the desktop, which generates with it');
 
   // Two tabs, one run.
+  const DEMO = 'runs/demo/run';
   await click(page, 'button', 'Train');
   await click(page, 'button', 'demo');
-  await until('the demo to train', async () => steps(await events(page, 'runs/demo/run')).length > 1);
+  await until('the demo to train', async () => steps(await events(page, DEMO)).length > 1);
+  await click(page, 'button', 'stop and save');
+  await until('a checkpoint', async () => (await events(page, DEMO)).some((event) => event.event === 'done'));
+  await click(page, 'button', 'Runs');
+  await click(page, 'button', DEMO);
+  await click(page, 'button', 'resume');
+  const before = steps(await events(page, DEMO)).length;
+  await until('the demo to go on', async () => steps(await events(page, DEMO)).length > before);
   const other = await open(browser.context, server.url);
   await click(other, 'button', 'Runs');
-  await click(other, 'button', 'runs/demo/run');
+  await click(other, 'button', DEMO);
   await click(other, 'button', 'resume');
   seen(`the second tab: ${await says(other, 'in use by another tab')}`);
   await other.close();
 
-  // A worker without memory: the page says so, starts another one, and the run goes on from its last checkpoint.
-  await click(page, 'button', 'stop and save');
-  await until('a checkpoint', async () => (await events(page, 'runs/demo/run')).some((event) => event.event === 'done'));
+  // An engine that ends while a run trains: the page says so, and the next one goes on from the last checkpoint.
+  const reached = steps(await events(page, DEMO)).at(-1).step;
   await page.evaluate(() => workers.at(-1).dispatchEvent(new ErrorEvent('error', { message: 'unreachable' })));
   await says(page, 'The engine has ended');
   await click(page, 'button', 'Start it again');
-  await click(page, 'button', 'Runs');
-  await click(page, 'button', 'runs/demo/run');
-  await click(page, 'button', 'resume');
-  const before = steps(await events(page, 'runs/demo/run')).length;
-  await until('updates by the new worker', async () => steps(await events(page, 'runs/demo/run')).length > before);
-  seen('a worker that ended was replaced, and the run goes on');
+  await until('updates by the next engine', async () => {
+    const log = await events(page, DEMO);
+    const runs = log.filter((event) => event.event === 'run');
+    return runs.length === 3 && steps(log).length > 0 && runs.at(-1).step <= reached && log.at(-1).event === 'step';
+  });
+  seen('an engine that ended was replaced, and the run goes on from its checkpoint');
 
   // Without a network, from what the first visit kept.
   await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
