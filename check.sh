@@ -138,7 +138,11 @@ if [ "${#missing[@]}" -gt 0 ]; then
     skipped "no ${missing[*]}: the page was built, but nobody has looked at it"
 else
     npm ci --silent --no-audit --no-fund --prefix web/test
-    CHROMIUM=$(command -v chromium) node web/test/test.mjs "${CARGO_TARGET_DIR:-target}/release/smolforge" web/dist
+    CHROMIUM=$(command -v chromium)
+    export CHROMIUM
+    for part in test faults; do
+        node "web/test/$part.mjs" "${CARGO_TARGET_DIR:-target}/release/smolforge" web/dist
+    done
 fi
 
 if [ "$portable" = true ]; then
