@@ -92,7 +92,7 @@ else
 fi
 
 step "file sizes and module names"
-sources=$(find . \( -name target -o -name 'target-*' -o -name .git -o -name runs -o -name '.venv*' \) -prune -o -type f \
+sources=$(find . \( -name target -o -name 'target-*' -o -name .git -o -name runs -o -name '.venv*' -o -name node_modules \) -prune -o -type f \
     \( -name '*.rs' -o -name '*.wgsl' -o -name '*.py' -o -name '*.sh' -o -name '*.md' \) -print)
 long=$(while IFS= read -r file; do
     lines=$(wc -l <"$file")
