@@ -1,9 +1,11 @@
 // What a browser driven like a person's sees: widgets by their names, clicks and keys on the canvas, files of the page.
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { chromium } from 'playwright-core';
 
 const FLAGS = [
@@ -12,10 +14,32 @@ const FLAGS = [
   '--enable-features=Vulkan', '--use-vulkan=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist',
 ];
 
+const started = Date.now();
+
+/** Says what was seen, and when. */
+export const seen = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(0).padStart(4)} s  ${what}`);
+
+/** Fails, saying what, where something does not hold. */
+export function check(holds, what) {
+  if (!holds) throw new Error(what);
+}
+
+/** The steps among events. */
+export const steps = (log) => log.filter((event) => event.event === 'step');
+
+/** The program's steps as it makes them on the CPU device with these arguments, and what ends it. */
+export function native(program, cwd, ...job) {
+  const run = spawn(resolve(program), ['--json', ...job, '--device', 'cpu'], { cwd, stdio: ['ignore', 'pipe', 'ignore'] });
+  async function* made() {
+    for await (const line of createInterface(run.stdout)) yield* steps([JSON.parse(line)]);
+  }
+  return { steps: made(), kill: (signal) => run.kill(signal) };
+}
+
 /** `smolforge web` on a free port: its address, and what ends it. */
 export async function serve(program, folder) {
   const server = spawn(program, ['--json', 'web', '--port', '0', '--dir', folder], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const [line] = await new Promise((resolve) => createInterface(server.stdout).once('line', (line) => resolve([line])));
+  const [line] = await once(createInterface(server.stdout), 'line');
   return { url: JSON.parse(line).url, stop: () => server.kill() };
 }
 
@@ -55,16 +79,23 @@ export async function open(context, url, problems = []) {
     };
   });
   await page.goto(url);
+  await drawn(page);
+  return page;
+}
+
+/** Waits until a page that was loaded is drawn and describes itself. */
+export async function drawn(page) {
   await page.waitForFunction(() => document.body.dataset.state !== 'loading', null, { timeout: 120_000 });
   const state = await page.evaluate(() => `${document.body.dataset.state} ${document.getElementById('why').textContent}`);
   if (!state.startsWith('ready')) throw new Error(`the page says: ${state}`);
   await page.evaluate(() => document.getElementById('describe').click());
   await page.waitForSelector('#mirror > div', { state: 'attached', timeout: 60_000 });
-  return page;
 }
 
 /** Room for the tabs above and the notices below what scrolls. */
 const EDGE = 40;
+/** Scrolling goes on this long after a turn of the wheel; a menu that is opened meanwhile closes again. */
+const SCROLL_MS = 500;
 
 /** The place on the canvas of a widget that can be used, scrolled to where it is in sight and at rest. */
 export async function place(page, role, name, { nth = 0, timeout = 60_000, exact = false } = {}) {
@@ -80,9 +111,10 @@ export async function place(page, role, name, { nth = 0, timeout = 60_000, exact
     if (sits) {
       await page.mouse.move(Math.min(box.x + 4, width - 8), height / 2);
       await page.mouse.wheel(0, middle - height / 2);
+      await sleep(SCROLL_MS);
     }
-    before = JSON.stringify(box);
-    await new Promise((resolve) => setTimeout(resolve, 60));
+    before = sits ? null : JSON.stringify(box);
+    await sleep(60);
   }
 }
 
@@ -132,6 +164,6 @@ export async function until(what, find, seconds = 120) {
     const found = await find();
     if (found) return found;
     if (Date.now() > end) throw new Error(`not within ${seconds} s: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 250));
+    await sleep(250);
   }
 }

@@ -1,16 +1,11 @@
 // What may go wrong with the page, done to it on purpose: node faults.mjs PROGRAM FOLDER-OF-THE-PAGE
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
-import { createInterface } from 'node:readline';
-import { click, events, launch, open, read, serve, type, until } from './driver.mjs';
+import { join } from 'node:path';
+import { check, click, drawn, events, launch, native, open, seen, serve, steps, until } from './driver.mjs';
 
 const [program, folder] = process.argv.slice(2);
-const started = Date.now();
-const seen = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(0).padStart(4)} s  ${what}`);
-const check = (holds, what) => { if (!holds) throw new Error(what); };
-const steps = (log) => log.filter((event) => event.event === 'step');
 
 /** Waits for a sentence on the canvas. */
 const says = (page, words, seconds = 60) => until(`the page to say "${words}"`, async () => {
@@ -25,14 +20,13 @@ async function pick(page, button, file) {
   await (await chooser).setFiles(file);
 }
 
-/** Trains natively until some steps are saved, and returns the losses of all of its steps by step. */
-async function train(cwd, ...job) {
-  const run = spawn(resolve(program), ['--json', 'train', ...job, '--device', 'cpu'], { cwd, stdio: ['ignore', 'pipe', 'ignore'] });
+/** Trains natively, up to step `stop` and what comes on top of it, and returns the losses by step. */
+async function train(cwd, stop, ...job) {
+  const run = native(program, cwd, 'train', ...job);
   const losses = new Map();
-  for await (const line of createInterface(run.stdout)) {
-    const event = JSON.parse(line);
-    if (event.event === 'step') losses.set(event.step, event.loss);
-    if (event.event === 'step' && event.step === 6) run.kill('SIGINT');
+  for await (const { step, loss } of run.steps) {
+    losses.set(step, loss);
+    if (step === stop) run.kill('SIGINT');
   }
   return losses;
 }
@@ -67,12 +61,8 @@ try {
   const text = join(files, 'story.txt');
   writeFileSync(text, Array.from({ length: 3000 }, (_, i) => `${i} geese and ${(i * 7) % 13} foxes walk to the river. `).join(''));
   const shape = ['--preset', 'nano', '--source', 'story=story.txt', '--tokenizer-vocab-size', '300', '--batch-size', '2', '--sequence-length', '64', '--accumulation', '1', '--steps', '14'];
-  const whole = new Map();
-  for (const line of execFileSync(program, ['--json', 'train', ...shape, '--out', 'whole', '--device', 'cpu'], { cwd: files, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim().split('\n')) {
-    const event = JSON.parse(line);
-    if (event.event === 'step') whole.set(event.step, event.loss);
-  }
-  await train(files, ...shape, '--out', 'begun');
+  const whole = await train(files, Infinity, ...shape, '--out', 'whole');
+  await train(files, 6, ...shape, '--out', 'begun');
   execFileSync(program, ['pack', 'begun', '--out', 'begun.zip'], { cwd: files, stdio: 'ignore' });
   await pick(page, 'unpack', join(files, 'begun.zip'));
   await click(page, 'button', 'begun', { timeout: 30_000 });
@@ -137,7 +127,7 @@ try {
   await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
   server.stop();
   await page.reload();
-  await page.waitForFunction(() => document.body.dataset.state === 'ready');
+  await drawn(page);
   seen('without a server the page opens all the same');
   seen('all as it should be');
 } catch (error) {

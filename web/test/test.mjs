@@ -1,10 +1,9 @@
 // The page as people use it, in Chromium on its software adapter: node test.mjs PROGRAM FOLDER-OF-THE-PAGE
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
-import { createInterface } from 'node:readline';
-import { choose, click, events, launch, open, read, serve, type, until } from './driver.mjs';
+import { join } from 'node:path';
+import { check, choose, click, drawn, events, launch, native, open, read, seen, serve, steps, type, until } from './driver.mjs';
 
 const [program, folder] = process.argv.slice(2);
 const RUN = 'runs/demo/run';
@@ -16,10 +15,6 @@ const WINDOW = 10;
 /** f32 sums in another order, some steps on. */
 const TOLERANCE = 2e-3;
 
-const started = Date.now();
-const seen = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(0).padStart(4)} s  ${what}`);
-const check = (holds, what) => { if (!holds) throw new Error(what); };
-const steps = (log) => log.filter((event) => event.event === 'step');
 const heard = (page, name, from = 0) => page.evaluate(([name, from]) => heard.slice(from).filter((event) => event.event === name), [name, from]);
 const count = (page) => page.evaluate(() => heard.length);
 
@@ -37,11 +32,10 @@ async function longTasks(page) {
 
 /** Losses of the first steps that the native program makes with these arguments. */
 async function nativeLosses(number, cwd, ...job) {
-  const run = spawn(resolve(program), ['--json', ...job, '--device', 'cpu'], { cwd, stdio: ['ignore', 'pipe', 'inherit'] });
+  const run = native(program, cwd, ...job);
   const losses = [];
-  for await (const line of createInterface(run.stdout)) {
-    const event = JSON.parse(line);
-    if (event.event === 'step') losses.push(event.loss);
+  for await (const step of run.steps) {
+    losses.push(step.loss);
     if (losses.length === number) break;
   }
   run.kill('SIGKILL');
@@ -49,10 +43,10 @@ async function nativeLosses(number, cwd, ...job) {
 }
 
 /** Says how far losses are from the native program's, and refuses more than rounding. */
-function compare(losses, native, where) {
-  const apart = Math.max(...native.map((loss, step) => Math.abs(loss - losses[step]) / loss));
-  seen(`${where}: the native program makes the same ${native.length} losses, ${apart.toExponential(1)} apart at most`);
-  check(native.length > 0 && apart < TOLERANCE, `${where}: losses differ from the native program's: ${native} and ${losses}`);
+function compare(losses, expected, where) {
+  const apart = Math.max(...expected.map((loss, step) => Math.abs(loss - losses[step]) / loss));
+  seen(`${where}: the native program makes the same ${expected.length} losses, ${apart.toExponential(1)} apart at most`);
+  check(expected.length > 0 && apart < TOLERANCE, `${where}: losses differ from the native program's: ${expected} and ${losses}`);
 }
 
 /** Tokens that the native CPU device takes greedily. */
@@ -141,9 +135,9 @@ try {
   seen(`three requests: ${written.length} written, ${ends.filter((end) => end.stopped).length} cancelled`);
   check(written.length === 2 && ends.filter((end) => end.stopped).length === 1, 'not two texts and one cancelled');
 
+  const ended = (await events(page, RUN)).filter((event) => event.event === 'done').length;
   await page.reload();
-  await page.waitForFunction(() => document.body.dataset.state === 'ready');
-  await page.evaluate(() => document.getElementById('describe').click());
+  await drawn(page);
   await click(page, 'button', 'Runs');
   await click(page, 'button', RUN);
   await click(page, 'button', 'resume');
@@ -151,7 +145,7 @@ try {
   seen(`after a reload the run goes on with step ${resumed.step}, loss ${resumed.loss.toFixed(3)}`);
   await click(page, 'button', 'Train');
   await click(page, 'button', 'stop and save');
-  await until('the second end', async () => (await events(page, RUN)).filter((event) => event.event === 'done').length > 0);
+  await until('the second end', async () => (await events(page, RUN)).filter((event) => event.event === 'done').length > ended);
 
   // Training by WebGPU, on a file of one's own.
   mkdirSync(join(downloads, 'texts'));
