@@ -94,7 +94,11 @@ fn a_model_is_packed_and_nothing_else() {
     let (control, signals, _) = Control::connect();
     let refused = |folder: &str, out: &str| block_on(pack::run(folder, out, &store, &control)).unwrap_err().to_string();
     assert!(refused("m/deep", "y.zip").contains("neither a run nor a model"));
-    assert!(refused("m", "x.zip").contains("exists already"));
+    assert!(refused("m", "m/deep").contains("is a folder"));
+    let before = block_on(store.read("x.zip")).unwrap().to_vec();
+    block_on(store.write("m/old.zip", b"packed before")).unwrap();
+    block_on(pack::run("m", "x.zip", &store, &control)).unwrap();
+    assert_eq!(block_on(store.read("x.zip")).unwrap().to_vec(), before, "packed again, without what was packed before");
     signals.stop();
     block_on(pack::run("m", "y.zip", &store, &control)).unwrap();
     assert!(!block_on(store.exists("y.zip")), "stopped, it leaves nothing");

@@ -451,3 +451,76 @@ fn overflows_of_mixed_precision_halve_the_loss_scale_and_are_not_counted() {
     }
     assert_eq!(updates as usize, 16 - skipped, "a skipped update is none");
 }
+
+#[test]
+fn a_run_on_a_full_disk_waits_until_there_is_room() {
+    cpu();
+    let (whole_store, config) = small_run(8);
+    run(&whole_store, &config, false, None).0.unwrap();
+    // Full when a step, an evaluation or the end of the run is written down.
+    let moments: [fn(&Event) -> bool; 3] = [
+        |event| matches!(event, Event::Step(report) if report.step == 2),
+        |event| matches!(event, Event::Step(report) if report.step == 4),
+        |event| matches!(event, Event::Step(report) if report.step == 7),
+    ];
+    for full in moments {
+        let (store, config) = small_run(8);
+        let (control, signals, events) = Control::connect();
+        let job = async { pretrain::run(&config, false, &store, &control).await.map(|(ended, _)| ended) };
+        let watch = async {
+            let mut held = 0;
+            while let Ok((_, event)) = events.recv().await {
+                if full(&event) {
+                    store.set_room(0);
+                }
+                if let Event::Held { why } = &event {
+                    assert!(why.contains("no space left") && why.contains("free some space"), "{why}");
+                    held += 1;
+                    if held == 2 {
+                        store.set_room(u64::MAX);
+                    }
+                    signals.pause(false);
+                }
+                if matches!(event, Event::Wrote { .. }) {
+                    break;
+                }
+            }
+            held
+        };
+        let (ended, held) = block_on(futures_lite::future::zip(job, watch));
+        assert_eq!(ended.unwrap(), Ended::Finished);
+        assert_eq!(held, 2, "gone on too early, it waits again");
+        assert_eq!(told(&store), told(&whole_store));
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            let bytes = |store: &Store| block_on(store.read(&format!("{}/{file}", checkpoint::folder(&config.out, 8)))).unwrap().to_vec();
+            assert_eq!(bytes(&store), bytes(&whole_store));
+        }
+    }
+}
+
+#[test]
+fn a_run_on_a_full_disk_can_be_stopped_and_resumed() {
+    cpu();
+    let (whole_store, config) = small_run(8);
+    let (_, whole) = run(&whole_store, &config, false, None);
+    let (store, _) = small_run(8);
+    let (control, signals, events) = Control::connect();
+    let job = async { pretrain::run(&config, false, &store, &control).await };
+    let watch = async {
+        while let Ok((_, event)) = events.recv().await {
+            if matches!(&event, Event::Step(report) if report.step == 5) {
+                store.set_room(0);
+            }
+            if matches!(event, Event::Held { .. }) {
+                signals.stop();
+                return;
+            }
+        }
+    };
+    let (ended, ()) = block_on(futures_lite::future::zip(job, watch));
+    assert!(matches!(ended, Err(Error::DiskFull { .. })));
+    store.set_room(u64::MAX);
+    let (ended, rest) = run(&store, &config, true, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    assert_eq!(losses(&rest), losses(&whole[whole.len() - rest.len()..]));
+}

@@ -48,7 +48,7 @@ impl App {
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
         let mut forms: Forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let waited = std::mem::take(&mut forms.queue).into_iter().map(Command::Generate);
-        let trained = forms.training.take().filter(|_| Link::goes_on()).map(resumed);
+        let trained = forms.training.take().filter(|_| Link::goes_on()).into_iter().flat_map(resumed);
         let begin = [Command::Devices, runs()].into_iter().chain(trained).chain(waited).map(Ask::Begin).collect();
         let mut app = Self { link, session: Session::default(), forms, picker, closing: false, revived: 0 };
         app.perform(begin);
@@ -77,11 +77,12 @@ impl App {
             let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
             let command = self.session.jobs.get(&id).map(|job| &job.command);
             let writes = command.is_some_and(changes_runs);
-            if matches!(event, Event::Done { stopped: false, .. }) {
-                begin.extend(command.and_then(|command| self.picker.hand_over(command)).map(Ask::Begin));
+            if let (true, Some(command)) = (ended, command) {
+                let well = matches!(event, Event::Done { stopped: false, .. });
+                begin.extend(self.picker.hand_over(command, well).map(Ask::Begin));
             }
             changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
-            if writes && ended {
+            if ended && matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Delete { .. })) {
                 self.session.forget();
             }
             let listed = matches!(event, Event::Runs { .. });
@@ -153,7 +154,9 @@ impl App {
         self.link.restart();
         let waited = self.session.unfinished().into_iter().map(Command::Generate);
         let again = self.session.lost(&format!("the engine ended and was started again: {why}"));
-        self.perform([Command::Devices, runs()].into_iter().chain(again.map(resumed)).chain(waited).map(Ask::Begin).collect());
+        self.perform(
+            [Command::Devices, runs()].into_iter().chain(again.into_iter().flat_map(resumed)).chain(waited).map(Ask::Begin).collect(),
+        );
     }
 
     /// Lets a run be saved before the window closes.
@@ -315,9 +318,10 @@ fn changes_runs(command: &Command) -> bool {
     )
 }
 
-/// Goes on with the run in a folder, as it was begun.
-fn resumed(out: String) -> Command {
-    Command::Train { config: Box::new(TrainConfig { out, ..TrainConfig::default() }), resume: true }
+/// Goes on with the run in a folder, as it was begun; its past is read first.
+fn resumed(out: String) -> [Command; 2] {
+    let config = Box::new(TrainConfig { out: out.clone(), ..TrainConfig::default() });
+    [Command::OpenRun { path: out }, Command::Train { config, resume: true }]
 }
 
 /// The runs below the current folder.

@@ -16,6 +16,7 @@ use smolforge_engine::store::Store;
 use crate::app::App;
 use crate::cli;
 use crate::files::{Chosen, Pick};
+use crate::units::one_line;
 
 /// The window's side of the conversation with its engine.
 #[derive(Debug)]
@@ -73,20 +74,21 @@ impl Link {
 /// Dialogs that are open, and what was chosen in them.
 #[derive(Debug)]
 pub struct Picker {
+    ctx: Context,
     sender: Sender<Chosen>,
     chosen: Receiver<Chosen>,
 }
 
 impl Picker {
     /// No dialog is open.
-    pub fn new(_ctx: &Context) -> Self {
+    pub fn new(ctx: &Context) -> Self {
         let (sender, chosen) = channel();
-        Self { sender, chosen }
+        Self { ctx: ctx.clone(), sender, chosen }
     }
 
     /// Opens a dialog. The window goes on meanwhile and is drawn again when something was chosen.
-    pub fn open(&self, pick: Pick, ctx: &Context) {
-        let (sender, ctx) = (self.sender.clone(), ctx.clone());
+    pub fn open(&self, pick: Pick) {
+        let (sender, ctx) = (self.sender.clone(), self.ctx.clone());
         let dialog = rfd::AsyncFileDialog::new();
         let ask = async move {
             match pick {
@@ -123,7 +125,7 @@ impl Picker {
     }
 
     /// What else must be done, or is done here, so that people have what a job wrote. It lies where they said.
-    pub fn hand_over(&self, _done: &Command) -> Option<Command> {
+    pub fn hand_over(&self, _ended: &Command, _well: bool) -> Option<Command> {
         None
     }
 }
@@ -136,7 +138,7 @@ fn shortened(path: &Path) -> String {
 
 /// What an error says, on one line and without the place in winit's source that its texts begin with.
 fn reason(text: &str) -> String {
-    let line = cli::one_line(text);
+    let line = one_line(text);
     let said = line.split_once(".rs:").and_then(|(_, rest)| rest.split_once(": ")).map(|(_, said)| said.to_string());
     said.unwrap_or(line).trim_end_matches('.').to_string()
 }

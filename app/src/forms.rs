@@ -148,10 +148,42 @@ impl Forms {
         }
         self.train.sources.insert(name, SourceConfig::Path(path));
     }
+
+    /// Leaves a source out; what it had in recorded changes of the mix goes to the others.
+    pub fn leave_out(&mut self, name: &str) {
+        self.train.sources.remove(name);
+        for stage in &mut self.train.data_stages.stages {
+            stage.weights.remove(name);
+        }
+        self.train.mix_changes.retain_mut(|change| {
+            change.weights.remove(name);
+            let sum: f64 = change.weights.values().sum();
+            change.weights.values_mut().for_each(|weight| *weight /= sum);
+            sum > 0.0
+        });
+    }
+
+    /// Gives a source another name, unless there is one of that name.
+    pub fn rename(&mut self, old: &str, new: &str) {
+        if self.train.sources.contains_key(new) {
+            return;
+        }
+        if let Some(source) = self.train.sources.remove(old) {
+            self.train.sources.insert(new.into(), source);
+        }
+        let stages = self.train.data_stages.stages.iter_mut().map(|stage| &mut stage.weights);
+        for weights in stages.chain(self.train.mix_changes.iter_mut().map(|change| &mut change.weights)) {
+            if let Some(weight) = weights.remove(old) {
+                weights.insert(new.into(), weight);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use smolforge_engine::data::mix_change::MixChange;
+
     use super::*;
 
     #[test]
@@ -171,5 +203,34 @@ mod tests {
         let text = serde_json::to_string(&forms).expect("plain data");
         assert_eq!(serde_json::from_str::<Forms>(&text).expect("what was written"), forms);
         assert_eq!(serde_json::from_str::<Forms>("{}").expect("keys of an older version"), Forms::default());
+    }
+
+    fn three_sources() -> Forms {
+        let mut forms = Forms::default();
+        ["a.txt", "b.txt", "other/a.txt"].into_iter().for_each(|path| forms.add_source(path.into()));
+        let weights = |weights: &[(&str, f64)]| weights.iter().map(|(name, weight)| (name.to_string(), *weight)).collect();
+        let change = |step, of: &[(&str, f64)]| MixChange { step, stage: 0, weights: weights(of) };
+        forms.train.mix_changes = vec![change(3, &[("a", 0.5), ("b", 0.25), ("a-2", 0.25)]), change(5, &[("b", 1.0)])];
+        forms
+    }
+
+    #[test]
+    fn a_source_that_is_left_out_leaves_a_mix_that_can_be_trained() {
+        let mut forms = three_sources();
+        assert_eq!(forms.train.sources.keys().collect::<Vec<_>>(), ["a", "a-2", "b"]);
+        forms.leave_out("b");
+        assert_eq!(forms.train.mix_changes.len(), 1, "a change to nothing but this source is none");
+        let weights = &forms.train.mix_changes[0].weights;
+        assert!((weights["a"] - 2.0 / 3.0).abs() < 1e-12 && (weights.values().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_source_keeps_its_shares_under_another_name() {
+        let mut forms = three_sources();
+        forms.rename("a", "b");
+        assert_eq!(forms, three_sources(), "a name that is taken");
+        forms.rename("b", "c");
+        assert!(forms.train.sources.contains_key("c") && !forms.train.sources.contains_key("b"));
+        assert_eq!((forms.train.mix_changes[0].weights["c"], forms.train.mix_changes[1].weights["c"]), (0.25, 1.0));
     }
 }

@@ -6,7 +6,9 @@ mod texts;
 use std::collections::BTreeMap;
 
 use smolforge_engine::config::SourceConfig;
-use smolforge_engine::protocol::{Command, DeviceInfo, Event, JobId, PlanReport, RunSummary, TrainConfig};
+use smolforge_engine::protocol::{
+    Command, DeviceInfo, Event, JobId, KernelReport, MemoryReport, PlanReport, PreviewReport, RunSummary, TrainConfig,
+};
 use smolforge_engine::tasks::demo;
 
 use crate::units::shares;
@@ -33,9 +35,11 @@ pub struct Session {
     /// The last plan, with the configuration it is for.
     pub plan: Option<(TrainConfig, PlanReport)>,
     /// Pages of sources, the last one of each that was asked for.
-    pub previews: Vec<(SourceConfig, Preview)>,
+    pub previews: Vec<(SourceConfig, PreviewReport)>,
     /// What the last self-test found.
-    pub kernels: Vec<Kernel>,
+    pub kernels: Vec<KernelReport>,
+    /// Memory in use when it was asked for last.
+    pub memory: Option<MemoryReport>,
     /// Texts that were asked for, in order.
     pub texts: Vec<Text>,
     /// What people should know, oldest first.
@@ -70,36 +74,6 @@ pub enum JobState {
     Done,
     /// Ended with this error.
     Failed(String),
-}
-
-/// A page of the texts of a source.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Preview {
-    /// Bytes of all its files.
-    pub size_bytes: u64,
-    /// Its files.
-    pub files: usize,
-    /// Documents of which this page shows something.
-    pub documents: usize,
-    /// Which page, from 0.
-    pub page: usize,
-    /// Pages in all.
-    pub pages: usize,
-    /// The texts of the page.
-    pub texts: Vec<String>,
-}
-
-/// What a self-test found of a kernel or op.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Kernel {
-    /// Its name.
-    pub name: String,
-    /// Whether it does what its definition says.
-    pub passed: bool,
-    /// Largest difference, relative to the size of the numbers.
-    pub max_error: f64,
-    /// Largest difference that is no fault.
-    pub tolerance: f64,
 }
 
 /// One sentence.
@@ -183,6 +157,10 @@ impl Session {
                 let shares = shares(&weights);
                 self.note(NoticeKind::Note, format!("stage {} has other shares from step {} on: {shares}", stage + 1, step + 1));
             }
+            Event::Held { why } => {
+                job.paused = true;
+                self.note(NoticeKind::Error, why);
+            }
             Event::Wrote { what, path } => self.note(NoticeKind::Note, format!("wrote {what}: {path}")),
             Event::Step(step) => {
                 job.progress = None;
@@ -205,13 +183,14 @@ impl Session {
                     self.plan = Some((*config.clone(), report));
                 }
             }
-            Event::Preview { size_bytes, files, documents, page, pages, texts } => {
+            Event::Preview(report) => {
                 if let Command::Preview { source, .. } = &job.command {
                     self.previews.retain(|(known, _)| known != source);
-                    self.previews.push((source.clone(), Preview { size_bytes, files, documents, page, pages, texts }));
+                    self.previews.push((source.clone(), report));
                 }
             }
-            Event::Kernel { name, passed, max_error, tolerance } => self.kernels.push(Kernel { name, passed, max_error, tolerance }),
+            Event::Memory(report) => self.memory = Some(report),
+            Event::Kernel(report) => self.kernels.push(report),
             Event::Text { sample, text, .. } => {
                 if let Some(known) = self.texts.iter_mut().find(|text| text.job == id) {
                     known.pieces += 1;
@@ -220,9 +199,9 @@ impl Session {
             }
             Event::Token { sample, text, probability, alternatives, .. } => {
                 let known = self.texts.iter_mut().find(|text| text.job == id).and_then(|text| text.tokens.get_mut(sample));
-                known
-                    .into_iter()
-                    .for_each(|tokens| tokens.push(Token { text: text.clone(), probability, alternatives: alternatives.clone() }));
+                if let Some(tokens) = known {
+                    tokens.push(Token { text, probability, alternatives });
+                }
             }
             Event::Generated { sample, text, tokens, finish, decode_secs, .. } => {
                 if let Some(known) = self.texts.iter_mut().find(|text| text.job == id) {
@@ -231,6 +210,10 @@ impl Session {
                     }
                     known.finished.push((tokens.len(), decode_secs, finish));
                 }
+            }
+            // Asked for again and again, and nobody looks back at them.
+            Event::Done { .. } if matches!(job.command, Command::Runs { .. } | Command::Devices | Command::Memory) => {
+                self.jobs.remove(&id);
             }
             Event::Done { hints, .. } => {
                 (job.state, job.progress, job.hints) = (JobState::Done, None, hints);
@@ -244,7 +227,7 @@ impl Session {
     }
 
     /// The page of a source that was read last.
-    pub fn preview(&self, source: &SourceConfig) -> Option<&Preview> {
+    pub fn preview(&self, source: &SourceConfig) -> Option<&PreviewReport> {
         self.previews.iter().find(|(known, _)| known == source).map(|(_, preview)| preview)
     }
 
@@ -258,6 +241,13 @@ impl Session {
         let runs = self.live.iter().chain(self.opened.values()).filter(|run| run.config.as_ref().is_some_and(alike));
         let trained = runs.filter_map(|run| Some(run.info.as_ref()?.sources.get(name)?.0));
         planned.chain(trained).next()
+    }
+
+    /// Documents of a source, where the last plan has counted them.
+    pub fn documents_of(&self, name: &str, config: &TrainConfig) -> Option<u64> {
+        let (planned, plan) = self.plan.as_ref()?;
+        let found = plan.sources.get(name).filter(|_| planned.sources.get(name) == config.sources.get(name));
+        found.map(|source| source.documents)
     }
 
     /// Adds a notice, unless it says the same as the last one.
@@ -286,15 +276,21 @@ impl Session {
         run
     }
 
-    /// The folder of the run that trains, or that a lost device has just ended.
+    /// The folder of the run that trains or waits to go on, or that a lost device has just ended.
     pub fn in_progress(&self) -> Option<String> {
-        let last = self.jobs.values().rev().find(|job| matches!(job.command, Command::Train { .. } | Command::Demo { .. }))?;
-        let trains = match &last.state {
-            JobState::Waiting(_) | JobState::Running => true,
-            JobState::Failed(error) => error.contains("device"), // may come before the news of the loss
-            JobState::Done => false,
-        };
-        self.live.as_ref().filter(|_| trains)?.info.as_ref().map(|info| info.path.clone())
+        let last = self.last(|command| matches!(command, Command::Train { .. } | Command::Demo { .. }))?;
+        let live = || Some(self.live.as_ref()?.info.as_ref()?.path.clone());
+        match (&last.state, &last.command) {
+            (JobState::Running, _) => live(),
+            (JobState::Failed(error), _) if error.contains("device") => live(), // may come before the news of the loss
+            (JobState::Waiting(_), Command::Train { config, resume: true }) => Some(config.out.clone()),
+            _ => None,
+        }
+    }
+
+    /// The last job of this kind.
+    pub fn last(&self, kind: impl Fn(&Command) -> bool) -> Option<&Job> {
+        self.jobs.values().rev().find(|job| kind(&job.command))
     }
 
     /// The job of this kind that has not ended.
@@ -311,7 +307,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use smolforge_engine::protocol::{GenerateRequest, RunInfo, StepReport};
+    use smolforge_engine::protocol::{GenerateRequest, RunInfo, SourcePlan, StepReport};
 
     use super::*;
 
@@ -394,22 +390,8 @@ mod tests {
         let mut session = Session::default();
         let config = demo::config("d", Default::default(), 1, 10);
         assert_eq!(session.tokens_of("code", &config), None);
-        let sources = [("code".to_string(), smolforge_engine::protocol::SourcePlan { tokens: 99, planned: 1.0, epochs: 0.1 })].into();
-        session.plan = Some((
-            config.clone(),
-            PlanReport {
-                parameters: 1,
-                device: String::new(),
-                memory_bytes: BTreeMap::new(),
-                peak_bytes: 1,
-                tokens: 1,
-                sources,
-                flops: 1.0,
-                expected_secs: 1.0,
-                warnings: Vec::new(),
-                suggestion: None,
-            },
-        ));
+        let sources = [("code".to_string(), SourcePlan { tokens: 99, ..SourcePlan::default() })].into();
+        session.plan = Some((config.clone(), PlanReport { sources, ..PlanReport::default() }));
         assert_eq!(session.tokens_of("code", &config), Some(99));
         let other = TrainConfig { tokenizer_vocab_size: 300, ..config };
         assert_eq!(session.tokens_of("code", &other), None, "another tokenizer counts differently");
@@ -438,17 +420,7 @@ mod tests {
         let sources = [("a".to_string(), SourceConfig::Path("a.txt".into()))].into();
         let config = Box::new(TrainConfig { out: "r".into(), sources, ..TrainConfig::default() });
         session.sent(1, Command::Train { config: config.clone(), resume: true });
-        let info = RunInfo {
-            path: "r".into(),
-            parameters: 1,
-            device: String::new(),
-            precision: String::new(),
-            step: 5,
-            steps: 9,
-            tokens_per_step: 1,
-            sources: BTreeMap::new(),
-            fingerprint: String::new(),
-        };
+        let info = RunInfo { path: "r".into(), step: 5, steps: 9, ..RunInfo::default() };
         let started = || Event::Started { job: "train".into(), version: String::new() };
         session.apply(1, started());
         session.apply(1, Event::Run(info));
@@ -458,6 +430,23 @@ mod tests {
         session.sent(2, Command::Train { config, resume: false });
         session.apply(2, started());
         assert!(session.live.is_some_and(|run| run.steps.moments.is_empty()), "a new run has no past");
+    }
+
+    #[test]
+    fn what_is_to_go_on_is_the_run_in_progress_or_the_one_that_waits_for_it() {
+        let mut session = Session::default();
+        let train =
+            |out: &str, resume| Command::Train { config: Box::new(TrainConfig { out: out.into(), ..TrainConfig::default() }), resume };
+        session.sent(1, train("a", false));
+        assert_eq!(session.in_progress(), None, "nothing of it is on disk yet");
+        session.apply(1, Event::Started { job: "train".into(), version: String::new() });
+        session.apply(1, Event::Run(RunInfo { path: "a".into(), ..RunInfo::default() }));
+        assert_eq!(session.in_progress().as_deref(), Some("a"));
+        session.apply(1, Event::Done { hints: Vec::new(), stopped: false });
+        assert_eq!(session.in_progress(), None);
+        session.sent(2, train("b", true));
+        assert_eq!(session.in_progress().as_deref(), Some("b"));
+        assert_eq!(session.lost("gone").as_deref(), Some("b"));
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub fn rate(number: f64) -> String {
     }
 }
 
+/// A message on one line, whatever it was made of.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// `80 %`, `12.5 %`
 pub fn percent(share: f64) -> String {
     let text = format!("{:.1}", share * 100.0);

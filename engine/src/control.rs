@@ -147,6 +147,15 @@ impl Control {
         self.flow()
     }
 
+    /// Waits, because of something that people must do first, until the shell says to go on or to stop.
+    pub async fn hold(&self, why: String) -> Flow {
+        if self.flow() == Flow::Continue {
+            self.signals.pause(true);
+            self.emit(Event::Held { why });
+        }
+        self.breathe().await
+    }
+
     /// As [`Control::breathe`] if that was some time ago: for pieces of work too small to do it after each.
     pub async fn breathe_if_due(&self) -> Flow {
         if self.breathed.get().elapsed().as_millis() >= BREATHE_EVERY_MS { self.breathe().await } else { self.flow() }

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{DType, Device, DeviceKind};
 
 use crate::error::{Error, Result};
 use crate::platform;
-use crate::protocol::{DeviceChoice, DeviceInfo};
+use crate::protocol::{DeviceChoice, DeviceInfo, MemoryReport};
 
 /// An open device.
 #[derive(Debug, Clone)]
@@ -65,9 +65,7 @@ impl Compute {
 
     /// The best adapter that wgpu finds, software ones included. Opened once per process.
     async fn gpu() -> Result<Self> {
-        static OPENED: Mutex<Option<Compute>> = Mutex::new(None);
         static OPENING: AtomicBool = AtomicBool::new(false);
-        let opened = || OPENED.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(compute) = opened().clone() {
                 return Ok(compute);
@@ -117,6 +115,23 @@ impl Compute {
     /// Whether the machine's memory, of which we know how much is free, is all there is.
     pub fn is_in_main_memory(&self) -> bool {
         self.is_cpu() || self.info.kind == "software"
+    }
+}
+
+/// The graphics device of this process.
+static OPENED: Mutex<Option<Compute>> = Mutex::new(None);
+
+fn opened() -> MutexGuard<'static, Option<Compute>> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory in use by this process and on its graphics device.
+pub fn memory() -> MemoryReport {
+    let pool = opened().as_ref().and_then(|compute| compute.device.memory_pool_usage());
+    MemoryReport {
+        process_bytes: platform::memory_bytes(),
+        device_bytes: pool.as_ref().map(|pool| pool.bytes_in_use),
+        device_reserved_bytes: pool.as_ref().map(|pool| pool.bytes_reserved),
     }
 }
 

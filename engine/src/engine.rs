@@ -93,7 +93,12 @@ impl Actor {
                 Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } | Command::Reweight { .. } => {
                     [&self.jobs, &self.texts].iter().for_each(|queue| queue.tell(job, &command));
                 }
-                Command::Devices | Command::Runs { .. } | Command::OpenRun { .. } | Command::Delete { .. } | Command::Preview { .. } => {
+                Command::Devices
+                | Command::Memory
+                | Command::Runs { .. }
+                | Command::OpenRun { .. }
+                | Command::Delete { .. }
+                | Command::Preview { .. } => {
                     let actor = self.clone();
                     executor.spawn(async move { actor.run(job, command, Signals::new()).await }).detach();
                 }
@@ -275,6 +280,7 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
         Command::Tokenize { tokenizer, files } => tokenize(&tokenizer, &files, store, control).await?,
         Command::TrainTokenizer { files, vocab_size, out } => train_tokenizer(&files, vocab_size, &out, store, control).await?,
         Command::Devices => device::list().await.into_iter().for_each(|info| control.emit(Event::Device(info))),
+        Command::Memory => control.emit(Event::Memory(device::memory())),
         Command::Plan { config, budget_bytes } => plan::run(&config, budget_bytes, store, control).await?,
         Command::Bench(request) => bench::run(&request, control).await?,
         Command::Runs { folder } => control.emit(Event::Runs { runs: runs::list(store, &folder, logs).await }),

@@ -20,7 +20,7 @@ pub enum Error {
     },
 
     /// The disk or the browser's quota is full; what was saved before is intact.
-    #[error("{path}: no space left{}; free some space and try again: what was saved before is intact", after(*.written))]
+    #[error("{path}: no space left{}; what was saved before is intact; free some space and try again", after(*.written))]
     DiskFull {
         /// The file that was being written.
         path: String,

@@ -8,7 +8,7 @@ use web_time::Instant;
 use crate::bench::random_batch;
 use crate::config::TrainConfig;
 use crate::control::{Control, Flow};
-use crate::data::mix_change;
+use crate::data::mix_change::{self, MANY_EPOCHS};
 use crate::device::Compute;
 use crate::error::Result;
 use crate::generate::read_f32;
@@ -18,9 +18,6 @@ use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
 use crate::train::{forward, gradients, pretrain, squared_norm};
-
-/// Passes over a source from which on it is learnt by heart (Muennighoff et al. 2023).
-const MANY_EPOCHS: f64 = 4.0;
 
 /// Reports the plan of a run that may take `budget_bytes` of memory, or what the machine has.
 ///
@@ -34,7 +31,7 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
     let Some(shape) = pretrain::Shape::resolve(&config, false, store, control).await? else { return Ok(()) };
     let Some(shards) = pretrain::shards(&config, false, &shape.tokenizer, store, control).await? else { return Ok(()) };
     let tokens_per_step = config.tokens_per_step() as f64;
-    let updates = mix_change::updates_per_source(&config.data_stages, &config.mix_changes, config.steps);
+    let updates = mix_change::updates_per_source(&config.data_stages, &config.mix_changes, 0, config.steps);
     let mut warnings = Vec::new();
     let mut sources = BTreeMap::new();
     for (name, shard) in &shards {
@@ -48,7 +45,8 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
         if planned == 0.0 {
             warnings.push(format!("{name}: no stage draws from it"));
         }
-        sources.insert(name.clone(), SourcePlan { tokens, planned, epochs });
+        let documents = (shard.training.documents() + shard.held_out.documents()) as u64;
+        sources.insert(name.clone(), SourcePlan { documents, tokens, planned, epochs });
     }
     let memory_bytes = memory(&shape.model, &config, &compute);
     let peak_bytes = memory_bytes.values().sum();
@@ -63,6 +61,9 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
         ));
     }
     let suggestion = most.and_then(|most| fitting(&config, most, |config| memory(&shape.model, config, &compute).values().sum()));
+    if suggestion.is_none() && most.is_some_and(|most| peak_bytes > most) {
+        warnings.push("not even one short sequence at a time fits: take a smaller model".into());
+    }
     let step_secs = match shortage(&shape.model, &config, &compute) {
         Some(shortage) => {
             warnings.push(format!("{shortage}: lower --batch-size or --sequence-length"));

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-pub use reports::{DeviceInfo, PlanReport, RunInfo, RunState, RunSummary, SourcePlan, StepReport, TextScore};
+pub use reports::{
+    DeviceInfo, KernelReport, MemoryReport, PlanReport, PreviewReport, RunInfo, RunState, RunSummary, SourcePlan, StepReport, TextScore,
+};
 
 pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
 
@@ -75,6 +77,8 @@ pub enum Command {
     },
     /// List the adapters and which one `auto` takes.
     Devices,
+    /// How much memory is in use.
+    Memory,
     /// What a run would need, before it starts.
     Plan {
         /// The run.
@@ -276,6 +280,11 @@ pub enum Event {
         /// One sentence.
         text: String,
     },
+    /// A job waits for people to do something: `Continue` or `Stop` end that.
+    Held {
+        /// One sentence: what they should do.
+        why: String,
+    },
     /// How far a long task is.
     Progress {
         /// What is being done, e.g. `tokenize input`.
@@ -420,34 +429,13 @@ pub enum Event {
         replaced_bytes: u64,
     },
     /// A page of the texts of a source.
-    Preview {
-        /// Bytes of all its files.
-        size_bytes: u64,
-        /// Its files.
-        files: usize,
-        /// Documents of which this page shows something.
-        documents: usize,
-        /// Which page, from 0.
-        page: usize,
-        /// Pages in all.
-        pages: usize,
-        /// These documents, each cut to 2000 characters.
-        texts: Vec<String>,
-    },
+    Preview(PreviewReport),
     /// One adapter.
     Device(DeviceInfo),
+    /// Memory in use.
+    Memory(MemoryReport),
     /// One kernel or op was run against its definition.
-    Kernel {
-        /// Its name.
-        name: String,
-        /// Whether they agree.
-        passed: bool,
-        /// Largest difference, relative to the size of the numbers.
-        #[serde(deserialize_with = "reports::number_or_nan")]
-        max_error: f64,
-        /// Largest difference that is no fault.
-        tolerance: f64,
-    },
+    Kernel(KernelReport),
     /// What a run would need.
     Plan(PlanReport),
     /// One measurement.

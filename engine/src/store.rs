@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
@@ -17,7 +18,28 @@ pub enum Store {
     /// Paths, relative ones below this folder.
     Folder(String),
     /// A map in memory.
-    Memory(Arc<Mutex<BTreeMap<String, Arc<Vec<u8>>>>>),
+    Memory(Arc<InMemory>),
+}
+
+/// Blobs in memory.
+#[derive(Debug)]
+pub struct InMemory {
+    blobs: Mutex<BTreeMap<String, Arc<Vec<u8>>>>,
+    /// Bytes that they may have together.
+    room_bytes: AtomicU64,
+}
+
+impl InMemory {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Vec<u8>>>> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether so many bytes more have room.
+    fn fits(&self, blobs: &BTreeMap<String, Arc<Vec<u8>>>, name: &str, more: usize) -> Result<()> {
+        let room = self.room_bytes.load(Ordering::Relaxed);
+        let full = room < u64::MAX && (blobs.values().map(|blob| blob.len()).sum::<usize>() + more) as u64 > room;
+        if full { Err(Error::DiskFull { path: name.into(), written: 0 }) } else { Ok(()) }
+    }
 }
 
 /// A blob whose bytes are read where they are wanted: nothing of it needs to be in memory.
@@ -90,7 +112,14 @@ impl Store {
 
     /// An empty store in memory.
     pub fn memory() -> Self {
-        Self::Memory(Arc::default())
+        Self::Memory(Arc::new(InMemory { blobs: Mutex::default(), room_bytes: AtomicU64::new(u64::MAX) }))
+    }
+
+    /// How many bytes a store in memory may hold from now on. A folder holds what its disk does.
+    pub fn set_room(&self, bytes: u64) {
+        if let Self::Memory(memory) = self {
+            memory.room_bytes.store(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Opens a blob whose parts are read one by one.
@@ -100,7 +129,7 @@ impl Store {
     pub async fn open(&self, name: &str) -> Result<Blob> {
         match self {
             Self::Folder(root) => Ok(Blob::File(Arc::new(platform::open(&path(root, name), name).await?))),
-            Self::Memory(map) => Ok(Blob::Memory(in_memory(map, name)?)),
+            Self::Memory(memory) => Ok(Blob::Memory(in_memory(memory, name)?)),
         }
     }
 
@@ -111,7 +140,7 @@ impl Store {
     pub async fn read(&self, name: &str) -> Result<Bytes> {
         match self {
             Self::Folder(root) => Ok(Bytes::Mapped(Arc::new(platform::map(&path(root, name), name).await?))),
-            Self::Memory(map) => Ok(Bytes::Memory(in_memory(map, name)?)),
+            Self::Memory(memory) => Ok(Bytes::Memory(in_memory(memory, name)?)),
         }
     }
 
@@ -131,9 +160,9 @@ impl Store {
     pub async fn exists(&self, name: &str) -> bool {
         match self {
             Self::Folder(root) => platform::exists(&path(root, name)).await,
-            Self::Memory(map) => {
+            Self::Memory(memory) => {
                 let inside = format!("{name}/");
-                lock(map).keys().any(|key| key == name || key.starts_with(&inside))
+                memory.lock().keys().any(|key| key == name || key.starts_with(&inside))
             }
         }
     }
@@ -142,9 +171,9 @@ impl Store {
     pub async fn is_folder(&self, name: &str) -> bool {
         match self {
             Self::Folder(root) => platform::is_folder(&path(root, name)).await,
-            Self::Memory(map) => {
+            Self::Memory(memory) => {
                 let inside = format!("{}/", name.trim_end_matches('/'));
-                lock(map).keys().any(|key| key.starts_with(&inside))
+                memory.lock().keys().any(|key| key.starts_with(&inside))
             }
         }
     }
@@ -156,10 +185,10 @@ impl Store {
     pub async fn list(&self, folder: &str) -> Result<Vec<Entry>> {
         match self {
             Self::Folder(root) => platform::list(&path(root, folder), folder).await,
-            Self::Memory(map) => {
+            Self::Memory(memory) => {
                 let inside = format!("{folder}/");
                 let mut entries = BTreeMap::new();
-                for (key, bytes) in lock(map).iter() {
+                for (key, bytes) in memory.lock().iter() {
                     let Some(rest) = key.strip_prefix(&inside) else { continue };
                     let (first, deeper) = rest.split_once('/').map_or((rest, false), |(first, _)| (first, true));
                     let name = format!("{inside}{first}");
@@ -221,9 +250,9 @@ impl Store {
     pub async fn rename(&self, from: &str, to: &str) -> Result<()> {
         match self {
             Self::Folder(root) => platform::rename(&path(root, from), &path(root, to), to).await,
-            Self::Memory(map) => {
+            Self::Memory(memory) => {
                 self.remove(to).await?;
-                let mut map = lock(map);
+                let mut map = memory.lock();
                 let inside = format!("{from}/");
                 let moved: Vec<String> = map.keys().filter(|key| *key == from || key.starts_with(&inside)).cloned().collect();
                 for key in moved {
@@ -243,9 +272,9 @@ impl Store {
     pub async fn remove(&self, name: &str) -> Result<()> {
         match self {
             Self::Folder(root) => platform::remove(&path(root, name), name).await,
-            Self::Memory(map) => {
+            Self::Memory(memory) => {
                 let inside = format!("{name}/");
-                lock(map).retain(|key, _| key != name && !key.starts_with(&inside));
+                memory.lock().retain(|key, _| key != name && !key.starts_with(&inside));
                 Ok(())
             }
         }
@@ -265,12 +294,12 @@ impl Store {
                 let name = |file: String| if relative { file.strip_prefix(&inside).map_or(file.clone(), str::to_string) } else { file };
                 files.into_iter().map(name).collect()
             }
-            Self::Memory(map) => {
+            Self::Memory(memory) => {
                 let inside = format!("{}/", pattern.trim_end_matches('/'));
                 let visible = |key: &str| key.strip_prefix(&inside).is_some_and(|rest| !rest.split('/').any(|part| part.starts_with('.')));
                 let glob = glob::Pattern::new(pattern).ok();
                 let matches = |key: &str| glob.as_ref().is_some_and(|glob| glob.matches_with(key, platform::GLOB));
-                lock(map).keys().filter(|key| *key == pattern || visible(key) || matches(key)).cloned().collect()
+                memory.lock().keys().filter(|key| *key == pattern || visible(key) || matches(key)).cloned().collect()
             }
         };
         if files.is_empty() {
@@ -321,8 +350,10 @@ impl Writer {
         match self {
             Self::File(file) => file.finish().await,
             Self::Memory { store, name, bytes } => {
-                if let Store::Memory(map) = &store {
-                    lock(map).insert(name, Arc::new(bytes));
+                if let Store::Memory(memory) = &store {
+                    let mut blobs = memory.lock();
+                    memory.fits(&blobs, &name, bytes.len())?; // beside the old one, as on a disk
+                    blobs.insert(name, Arc::new(bytes));
                 }
                 Ok(())
             }
@@ -351,8 +382,10 @@ impl Appender {
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
         match self {
             Self::File(file) => file.write(data),
-            Self::Memory { store: Store::Memory(map), name } => {
-                Arc::make_mut(lock(map).entry(name.clone()).or_default()).extend_from_slice(data);
+            Self::Memory { store: Store::Memory(memory), name } => {
+                let mut blobs = memory.lock();
+                memory.fits(&blobs, name, data.len())?;
+                Arc::make_mut(blobs.entry(name.clone()).or_default()).extend_from_slice(data);
                 Ok(())
             }
             Self::Memory { .. } => Ok(()),
@@ -373,11 +406,7 @@ fn path(root: &str, name: &str) -> String {
     }
 }
 
-fn in_memory(map: &Mutex<BTreeMap<String, Arc<Vec<u8>>>>, name: &str) -> Result<Arc<Vec<u8>>> {
-    let bytes = lock(map).get(name).cloned();
+fn in_memory(memory: &InMemory, name: &str) -> Result<Arc<Vec<u8>>> {
+    let bytes = memory.lock().get(name).cloned();
     bytes.ok_or_else(|| Error::File { path: name.into(), reason: "no such file or folder".into() })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -124,17 +124,30 @@ export async function click(page, role, name, { at = 0.5, count = 1, ...options 
   await page.mouse.click(box.x + box.width * at, box.y + box.height / 2, { clickCount: count, delay: 60 });
 }
 
+/** Does something until it is seen to have worked, as people do whose first click missed what had just moved. */
+async function again(act, worked, tries = 3) {
+  await act();
+  try {
+    await worked(tries > 1 ? 5_000 : 60_000);
+  } catch (error) {
+    if (tries === 1) throw error;
+    await again(act, worked, tries - 1);
+  }
+}
+
 /** Takes an entry of a menu. */
 export async function choose(page, name, entry) {
-  await click(page, 'combobox', name);
-  await click(page, 'button', entry, { exact: true });
+  await again(() => click(page, 'combobox', name), (timeout) => click(page, 'button', entry, { exact: true, timeout }));
 }
 
 /** Replaces the text of a field. */
 export async function type(page, name, text) {
-  await click(page, 'textbox', name, { exact: true });
-  await page.keyboard.press('Control+a');
-  await page.keyboard.type(text);
+  const field = page.getByRole('textbox', { name, exact: true }).and(page.locator(`[aria-valuetext=${JSON.stringify(text)}]`));
+  await again(async () => {
+    await click(page, 'textbox', name, { exact: true });
+    await page.keyboard.press('Control+a');
+    await page.keyboard.type(text);
+  }, (timeout) => field.first().waitFor({ state: 'attached', timeout }));
 }
 
 /** The text of a file of the page, `null` where there is none. */

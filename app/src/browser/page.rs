@@ -126,6 +126,8 @@ impl Link {
         }
         self.0.ready.set(false);
         self.0.ended.replace(None);
+        self.0.unsent.take();
+        self.0.events.take();
         match self.spawn() {
             Ok(worker) => drop(self.0.worker.replace(Some(worker))),
             Err(error) => self.end(format!("the worker could not be started: {}", reason(&error))),
@@ -219,7 +221,7 @@ impl Picker {
     }
 
     /// Opens a dialog of the browser.
-    pub fn open(&self, pick: Pick, _ctx: &Context) {
+    pub fn open(&self, pick: Pick) {
         if let Err(error) = self.ask(pick) {
             self.push(Chosen::Refused(format!("no dialog could be opened: {}", reason(&error))));
         }
@@ -263,10 +265,11 @@ impl Picker {
         let picker = self.clone();
         spawn_local(async move {
             let whole = !matches!(pick, Pick::Texts | Pick::TextFolder | Pick::Zip);
+            let (folder, text) = (picked_folder(pick), matches!(pick, Pick::Texts | Pick::TextFolder));
+            let all = files.iter().fold(0, |all, file| mark(file) ^ all);
             let mut paths = Vec::new();
-            for file in files {
-                let path = target(pick, &file);
-                let text = matches!(pick, Pick::Texts | Pick::TextFolder);
+            for file in files.into_iter().filter(|file| !folder || !hidden(&inside(file))) {
+                let path = format!("{}/{:06x}/{}", kept_in(pick), if folder { all } else { mark(&file) } & 0xff_ffff, inside(&file));
                 if text && file.size() > MOST_TEXT_BYTES {
                     let reason = format!(
                         "{}: {:.1} GiB are too many for a browser tab; cut it into files of at most 1 GiB, or use the desktop program",
@@ -289,8 +292,8 @@ impl Picker {
                     }
                 }
             }
-            if matches!(pick, Pick::TextFolder | Pick::Init | Pick::Model) {
-                paths = paths.first().map(|path| path.split('/').take(2).collect::<Vec<_>>().join("/")).into_iter().collect();
+            if folder {
+                paths = paths.first().map(|path| path.split('/').take(3).collect::<Vec<_>>().join("/")).into_iter().collect();
             }
             if !paths.is_empty() {
                 picker.push(Chosen::Files(pick, paths));
@@ -299,15 +302,18 @@ impl Picker {
     }
 
     /// What else must be done, or is done here, so that people have what a job wrote: a folder is packed, a .zip downloaded.
-    pub fn hand_over(&self, done: &Command) -> Option<Command> {
-        match done {
-            Command::Export { out, .. } => Some(Command::Pack { folder: out.clone(), out: format!("{out}.zip") }),
-            Command::Pack { out, .. } => {
-                self.deliver(out);
-                None
+    /// A .zip that was copied in has served its purpose.
+    pub fn hand_over(&self, ended: &Command, well: bool) -> Option<Command> {
+        match ended {
+            Command::Export { out, .. } if well => return Some(Command::Pack { folder: out.clone(), out: format!("{out}.zip") }),
+            Command::Pack { out, .. } if well => self.deliver(out),
+            Command::Unpack { file, .. } if file.starts_with("zips/") => {
+                let file = file.clone();
+                spawn_local(async move { drop(remove(&file).await) });
             }
-            _ => None,
+            _ => {}
         }
+        None
     }
 
     fn deliver(&self, path: &str) {
@@ -324,24 +330,42 @@ fn files(list: FileList) -> Vec<File> {
     (0..list.length()).filter_map(|index| list.get(index)).collect()
 }
 
-/// Where a file goes.
-fn target(pick: Pick, file: &File) -> String {
-    let inside = Reflect::get(file, &"webkitRelativePath".into()).ok().and_then(|path| path.as_string()).filter(|path| !path.is_empty());
-    let inside = inside.unwrap_or_else(|| file.name());
+/// Whether a folder is chosen, not files.
+fn picked_folder(pick: Pick) -> bool {
+    matches!(pick, Pick::TextFolder | Pick::Init | Pick::Model)
+}
+
+/// The folder of the browser's file system for what is chosen.
+fn kept_in(pick: Pick) -> &'static str {
     match pick {
-        Pick::Texts | Pick::TextFolder => format!("texts/{inside}"),
-        Pick::Tokenizer => format!("tokenizers/{:x}/{inside}", file.last_modified() as u64),
-        Pick::Init | Pick::Model => format!("models/{inside}"),
-        Pick::Zip => format!("zips/{inside}"),
+        Pick::Texts | Pick::TextFolder => "texts",
+        Pick::Tokenizer => "tokenizers",
+        Pick::Init | Pick::Model => "models",
+        Pick::Zip => "zips",
     }
+}
+
+/// A file's path in the folder it was chosen with, or its name.
+fn inside(file: &File) -> String {
+    let path = Reflect::get(file, &"webkitRelativePath".into()).ok().and_then(|path| path.as_string());
+    path.filter(|path| !path.is_empty()).unwrap_or_else(|| file.name())
+}
+
+fn hidden(path: &str) -> bool {
+    path.split('/').any(|part| part.starts_with('.'))
+}
+
+/// A number that tells files of the same name apart.
+fn mark(file: &File) -> u64 {
+    (file.last_modified() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_right(32) ^ file.size() as u64
 }
 
 async fn wait<T: JsCast>(promise: Promise) -> Js<T> {
     JsFuture::from(promise).await?.dyn_into()
 }
 
-/// A file's handle, with the folders above it made where `create` says so.
-async fn handle(path: &str, create: bool) -> Js<FileSystemFileHandle> {
+/// The folder of a path, made where `create` says so, and the name in it.
+async fn place(path: &str, create: bool) -> Js<(FileSystemDirectoryHandle, &str)> {
     let mut folder: FileSystemDirectoryHandle = wait(window().navigator().storage().get_directory()).await?;
     let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
     let options = FileSystemGetDirectoryOptions::new();
@@ -349,15 +373,29 @@ async fn handle(path: &str, create: bool) -> Js<FileSystemFileHandle> {
     for step in above.split('/').filter(|step| !step.is_empty() && *step != ".") {
         folder = wait(folder.get_directory_handle_with_options(step, &options)).await?;
     }
+    Ok((folder, name))
+}
+
+async fn handle(path: &str, create: bool) -> Js<FileSystemFileHandle> {
+    let (folder, name) = place(path, create).await?;
     let options = FileSystemGetFileOptions::new();
     options.set_create(create);
     wait(folder.get_file_handle_with_options(name, &options)).await
 }
 
-/// Streams a file into the browser's file system; it appears there when all of it has come.
+async fn remove(path: &str) -> Js<()> {
+    let (folder, name) = place(path, false).await?;
+    JsFuture::from(folder.remove_entry(name)).await.map(drop)
+}
+
+/// Streams a file into the browser's file system; it is there when all of it has come.
 async fn store(file: &File, path: &str) -> Js<()> {
     let writable: FileSystemWritableFileStream = wait(handle(path, true).await?.create_writable()).await?;
-    JsFuture::from(file.stream().pipe_to(&writable)).await.map(drop)
+    let copied = JsFuture::from(file.stream().pipe_to(&writable)).await;
+    if copied.is_err() {
+        let _ = remove(path).await; // the name was taken before the first byte came
+    }
+    copied.map(drop)
 }
 
 async fn download(path: &str) -> Js<()> {

@@ -8,6 +8,8 @@ use wasm_bindgen::prelude::Closure;
 use wasm_bindgen::{JsCast, JsValue};
 use web_sys::{DedicatedWorkerGlobalScope, MessageEvent};
 
+use crate::units::one_line;
+
 /// What a worker says to its page.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Said {
@@ -29,7 +31,7 @@ fn say(scope: &DedicatedWorkerGlobalScope, said: &Said) {
 pub fn serve(scope: DedicatedWorkerGlobalScope) {
     let speaker = scope.clone();
     std::panic::set_hook(Box::new(move |info| {
-        say(&speaker, &Said::Ended(info.to_string().split_whitespace().collect::<Vec<_>>().join(" ")));
+        say(&speaker, &Said::Ended(one_line(&info.to_string())));
         console_error_panic_hook::hook(info);
     }));
     let engine = Engine::start(Store::folder(""));

@@ -40,6 +40,8 @@ use smolforge_engine::Engine;
 use smolforge_engine::protocol::{Command, Event};
 use smolforge_engine::store::Store;
 
+use crate::units::one_line;
+
 use self::progress::Screen;
 
 /// Train and run small language models on any GPU and on a plain CPU.
@@ -174,6 +176,7 @@ fn drive(command: Command, json: bool, mut show: impl FnMut(&Screen, &Event) -> 
             lost_output = Some(error);
         }
         match event {
+            Event::Held { .. } => engine.tell(job, Command::Stop), // nobody could say when to go on
             Event::Failed { error, defect: true } => return Err(Defect(error).into()),
             Event::Failed { error, .. } => return Err(anyhow::Error::msg(error)),
             Event::Done { .. } => {
@@ -215,11 +218,6 @@ where
 }
 
 const DEVICES: &[&str] = &["auto", "gpu", "cpu"];
-
-/// A message on one line, whatever it was made of.
-pub fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 /// A defect of smolforge: exit code 101.
 #[derive(Debug)]

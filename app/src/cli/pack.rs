@@ -1,5 +1,8 @@
 //! `smolforge pack` and `smolforge unpack`: a run or a model as one file, and back.
 
+use std::path::Path;
+
+use anyhow::bail;
 use smolforge_engine::protocol::Command;
 
 use super::drive;
@@ -31,6 +34,9 @@ pub struct UnpackArgs {
 impl PackArgs {
     /// Packs; the engine names what it wrote.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
+        if Path::new(&self.out).exists() {
+            bail!("--out {}: exists already; choose another file", self.out);
+        }
         drive(Command::Pack { folder: self.folder, out: self.out }, json, |_, _| Ok(()))
     }
 }

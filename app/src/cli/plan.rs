@@ -53,10 +53,10 @@ fn show(screen: &Screen, plan: &PlanReport) -> io::Result<()> {
     memory.row(["at the peak".into(), bytes(plan.peak_bytes)]);
     screen.println(format!("\n{memory}"))?;
 
-    let mut sources = Table::new(&["source", ">tokens", ">planned tokens", ">passes"]);
+    let mut sources = Table::new(&["source", ">documents", ">tokens", ">planned tokens", ">passes"]);
     for (name, source) in &plan.sources {
         let planned = count(source.planned.max(0.0).round() as u64);
-        sources.row([name.clone(), count(source.tokens), planned, format!("{:.2}", source.epochs)]);
+        sources.row([name.clone(), count(source.documents), count(source.tokens), planned, format!("{:.2}", source.epochs)]);
     }
     if !sources.is_empty() {
         screen.println(format!("\n{sources}"))?;

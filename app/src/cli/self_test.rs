@@ -1,6 +1,6 @@
 //! `smolforge self-test`: does the device compute what it should?
 
-use smolforge_engine::protocol::{Command, DeviceChoice, Event};
+use smolforge_engine::protocol::{Command, DeviceChoice, Event, KernelReport};
 
 use super::table::Table;
 use super::{DEVICES, choice, drive, is_last};
@@ -19,7 +19,7 @@ impl Args {
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let mut table = Table::new(&["", "kernel or op", ">largest error", ">tolerance"]);
         drive(Command::SelfTest { device: self.device }, json, |screen, event| {
-            if let Event::Kernel { name, passed, max_error, tolerance } = event {
+            if let Event::Kernel(KernelReport { name, passed, max_error, tolerance }) = event {
                 let error = if max_error.is_nan() { "did not run".into() } else { format!("{max_error:.1e}") };
                 table.row([if *passed { "passed" } else { "FAILED" }.into(), name.clone(), error, format!("{tolerance:.0e}")]);
             }

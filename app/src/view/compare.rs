@@ -5,15 +5,15 @@ use serde_json::Value;
 use smolforge_engine::config::FIELDS;
 use smolforge_engine::protocol::RunSummary;
 
-use super::plots;
 use super::runs::known;
+use super::{plain, plots};
 use crate::forms::Forms;
 use crate::session::{Run, Session};
 use crate::theme;
 use crate::units::{count, shares};
 
 /// The selected runs over each other.
-pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, selected: &[RunSummary]) {
+pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, selected: &[&RunSummary]) {
     let known: Vec<(&str, &Run)> = selected.iter().filter_map(|run| Some((run.path.as_str(), known(session, &run.path)?))).collect();
     ui.horizontal_wrapped(|ui| {
         ui.heading(format!("{} runs", selected.len()));
@@ -70,9 +70,8 @@ fn stages(run: &Run) -> String {
 fn short(value: &Value) -> String {
     match value {
         Value::Null => "–".into(),
-        Value::String(text) => text.clone(),
         Value::Object(map) => map.keys().cloned().collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
+        other => plain(other),
     }
 }
 

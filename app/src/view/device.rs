@@ -1,16 +1,21 @@
 //! What there is to compute on, and whether it computes what it should.
 
-use egui::{ComboBox, Grid, Response, RichText, ScrollArea, Ui};
-use smolforge_engine::protocol::{Command, DeviceChoice, DeviceInfo};
+use std::time::Duration;
+
+use egui::{ComboBox, Grid, Id, Response, RichText, ScrollArea, Ui};
+use smolforge_engine::protocol::{Command, DeviceChoice, DeviceInfo, MemoryReport};
 
 use super::Ask;
 use crate::forms::Forms;
 use crate::session::{JobState, Session};
 use crate::theme;
-use crate::units::limit;
+use crate::units::{bytes, limit};
 
 /// Width from which on cards stand in two columns.
 const TWO_COLUMNS: f32 = 800.0;
+
+/// How often memory is looked at.
+const MEMORY_EVERY_SECS: f64 = 1.0;
 
 /// The adapters, which one `auto` takes and why, and the self-test.
 pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
@@ -21,6 +26,7 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
         }
     });
     ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| {
+        memory(ui, session, asks);
         let columns = if ui.available_width() > TWO_COLUMNS { 2 } else { 1 };
         ui.columns(columns, |columns| {
             let number = columns.len();
@@ -29,6 +35,22 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
         ui.add_space(2.0 * theme::GAP);
         self_test(ui, session, &mut forms.test_device, asks);
     });
+}
+
+/// Memory in use, asked for again and again while it is in sight.
+fn memory(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
+    let (id, now) = (Id::unique("memory"), ui.input(|input| input.time));
+    let asked = ui.data(|data| data.get_temp::<f64>(id));
+    if asked.is_none_or(|asked| now - asked >= MEMORY_EVERY_SECS) {
+        ui.data_mut(|data| data.insert_temp(id, now));
+        asks.push(Ask::Begin(Command::Memory));
+    }
+    ui.ctx().request_repaint_after(Duration::from_secs_f64(MEMORY_EVERY_SECS));
+    let Some(MemoryReport { process_bytes, device_bytes, device_reserved_bytes }) = session.memory else { return };
+    let device = device_bytes.zip(device_reserved_bytes);
+    let device = device.map(|(used, taken)| format!("graphics device {} in tensors, {} taken", bytes(used), bytes(taken)));
+    let text = [Some(format!("engine {}", limit(process_bytes))), device].into_iter().flatten().collect::<Vec<_>>().join(" · ");
+    ui.label(format!("Memory in use: {text}"));
 }
 
 fn card(ui: &mut Ui, device: &DeviceInfo) {
@@ -64,7 +86,7 @@ fn card(ui: &mut Ui, device: &DeviceInfo) {
 fn self_test(ui: &mut Ui, session: &Session, device: &mut DeviceChoice, asks: &mut Vec<Ask>) {
     ui.heading("Self-test");
     ui.weak("Runs every kernel on a device and compares the numbers with those of its definition.");
-    let last = session.jobs.values().rev().find(|job| matches!(job.command, Command::SelfTest { .. }));
+    let last = session.last(|command| matches!(command, Command::SelfTest { .. }));
     let running = last.is_some_and(|job| matches!(job.state, JobState::Waiting(_) | JobState::Running));
     ui.horizontal_wrapped(|ui| {
         let label = ui.label("on");

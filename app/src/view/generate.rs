@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use egui::{DragValue, Grid, Response, RichText, ScrollArea, Slider, TextEdit, Ui};
 use smolforge_engine::protocol::{Command, GenerateRequest, Sampling};
+use smolforge_engine::train::checkpoint;
 
 use super::device::choose_device;
 use super::{Ask, START, STOP, named, pressed, with_keys};
@@ -30,7 +31,7 @@ pub fn presets(seed: u64, repetition_penalty: f32) -> [(&'static str, &'static s
 pub fn models(session: &Session) -> Vec<String> {
     let mut models: Vec<String> = session.live.iter().filter_map(|run| Some(run.saved.as_ref()?.1.clone())).collect();
     for run in session.runs.iter().flatten() {
-        models.extend(run.checkpoints.iter().rev().map(|step| checkpoint(&run.path, *step)));
+        models.extend(run.checkpoints.iter().rev().map(|step| checkpoint::folder(&run.path, *step)));
         models.extend(run.exports.iter().cloned());
     }
     let mut known = BTreeSet::new();
@@ -43,21 +44,13 @@ pub fn current(session: &Session, model: &str) -> Option<String> {
     let (path, step) = model.rsplit_once("/step_")?;
     let run = session.runs.iter().flatten().find(|run| run.path == path)?;
     let gone = !run.checkpoints.contains(&step.parse().ok()?);
-    run.checkpoints.last().filter(|_| gone).map(|newest| checkpoint(path, *newest))
-}
-
-/// The folder of a checkpoint.
-pub fn checkpoint(run: &str, step: u32) -> String {
-    format!("{run}/step_{step:06}")
+    run.checkpoints.last().filter(|_| gone).map(|newest| checkpoint::folder(path, *newest))
 }
 
 /// The left side: the next text.
 pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, asks: &mut Vec<Ask>) {
-    let models = models(session);
-    if forms.generate.model.is_empty()
-        && let Some(newest) = models.first()
-    {
-        forms.generate.model.clone_from(newest);
+    if forms.generate.model.is_empty() {
+        forms.generate.model = models(session).into_iter().next().unwrap_or_default();
     }
     let running = session.texts.iter().find(|text| session.jobs.get(&text.job).is_some_and(|job| job.state == JobState::Running));
     if let Some(text) = running
@@ -83,12 +76,12 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
     ui.separator();
     ScrollArea::vertical().id_salt("generate").auto_shrink([false, false]).show(ui, |ui| {
         ui.strong("Model");
-        if let Some(pick) = model(ui, "model", &mut forms.generate.model, &models) {
-            picker.open(pick, ui.ctx());
+        if let Some(pick) = model(ui, "model", &mut forms.generate.model, session) {
+            picker.open(pick);
         }
         ui.checkbox(&mut forms.compare, "compare with a second model").on_hover_text("The same prompt to both, side by side");
         if forms.compare {
-            let _ = model(ui, "second model", &mut forms.second, &models);
+            let _ = model(ui, "second model", &mut forms.second, session);
         }
         ui.add_space(theme::GAP);
         let label = ui.strong("Prompt");
@@ -113,7 +106,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
 }
 
 /// A folder to generate with, typed, from a menu or, for the first one, from a dialog.
-fn model(ui: &mut Ui, name: &str, chosen: &mut String, models: &[String]) -> Option<Pick> {
+fn model(ui: &mut Ui, name: &str, chosen: &mut String, session: &Session) -> Option<Pick> {
     let mut pick = None;
     ui.push_id(name, |ui| {
         ui.horizontal(|ui| {
@@ -122,6 +115,7 @@ fn model(ui: &mut Ui, name: &str, chosen: &mut String, models: &[String]) -> Opt
             let edit = ui.add(TextEdit::singleline(chosen).desired_width(width).hint_text(hint));
             named(&edit, name, chosen);
             let menu = ui.menu_button("▼", |ui| {
+                let models = models(session);
                 if models.is_empty() {
                     ui.weak("No checkpoints yet: train something first");
                 }
@@ -188,19 +182,7 @@ mod tests {
     use super::*;
 
     fn run(path: &str, state: RunState, checkpoints: &[u32]) -> RunSummary {
-        RunSummary {
-            path: path.into(),
-            state,
-            step: 9,
-            steps: 9,
-            parameters: 0,
-            changed: 0.0,
-            losses: Vec::new(),
-            best: None,
-            checkpoints: checkpoints.to_vec(),
-            size_bytes: 0,
-            exports: Vec::new(),
-        }
+        RunSummary { path: path.into(), state, checkpoints: checkpoints.to_vec(), ..RunSummary::default() }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use egui::{Align, Align2, CursorIcon, FontId, Layout, Pos2, Rect, Response, RichText, Sense, SliderClamping, Ui, pos2, vec2};
 use smolforge_engine::config::TrainConfig;
 use smolforge_engine::data::curriculum::{Curriculum, Stage};
+use smolforge_engine::data::mix_change::{MANY_EPOCHS, MixChange, updates_per_source};
 use smolforge_engine::protocol::{Command, JobId};
 
 use super::{Ask, named};
@@ -19,9 +20,6 @@ const HEIGHT: f32 = 64.0;
 /// Room for the name of a stage, or for a source with its share.
 const CELL: egui::Vec2 = vec2(200.0, 24.0);
 
-/// Passes over a source from which on it is learnt by heart (Muennighoff et al. 2023).
-const MANY_EPOCHS: f64 = 4.0;
-
 /// Changes the stages of a configuration. Weights always sum to 1.
 pub fn show(ui: &mut Ui, session: &Session, config: &mut TrainConfig) {
     let sources: Vec<String> = config.sources.keys().cloned().collect();
@@ -32,15 +30,18 @@ pub fn show(ui: &mut Ui, session: &Session, config: &mut TrainConfig) {
     let names: Vec<&str> = sources.iter().map(String::as_str).collect();
     let mut curriculum = fitting(config, &names);
     let before = curriculum.clone();
+    let mut other = false;
     ui.horizontal_wrapped(|ui| {
         if ui.button("one stage, equal shares").clicked() {
             curriculum = Curriculum::uniform(&names);
+            other = true;
         }
         let reference = Curriculum::default().scaled(Curriculum::DEFAULT_STEPS, config.steps);
         let known = reference.stages.iter().flat_map(|stage| stage.weights.keys()).all(|name| sources.contains(name));
         let button = ui.add_enabled(known, egui::Button::new("the five stages of SmolLM2"));
         if button.on_disabled_hover_text("needs sources named input, code and math").clicked() {
             curriculum = reference;
+            other = true;
         }
         if ui.button("add a stage").on_hover_text("Splits the longest stage in two").clicked() {
             split_longest(&mut curriculum, config.steps);
@@ -66,6 +67,9 @@ pub fn show(ui: &mut Ui, session: &Session, config: &mut TrainConfig) {
         curriculum.stages.remove(index);
         curriculum.stages[0].start = 0;
     }
+    if other || curriculum.stages.len() != before.stages.len() {
+        config.mix_changes.clear(); // they were made to other stages
+    }
     if !config.mix_changes.is_empty() {
         ui.horizontal_wrapped(|ui| {
             let help = "Weights that were moved in the run these settings are from; they are moved again at the same steps";
@@ -76,7 +80,10 @@ pub fn show(ui: &mut Ui, session: &Session, config: &mut TrainConfig) {
         });
     }
     let tokens_per_step = config.tokens_per_step() as f64;
-    let planned = drawn(&curriculum, config.steps, 0).into_iter().map(|(name, steps)| (name, steps * tokens_per_step)).collect();
+    let planned = updates_per_source(&curriculum, &config.mix_changes, 0, config.steps)
+        .into_iter()
+        .map(|(name, steps)| (name, steps * tokens_per_step))
+        .collect();
     passes(ui, session, config, &planned);
     if curriculum != before {
         config.data_stages = curriculum;
@@ -121,23 +128,12 @@ pub fn running(ui: &mut Ui, session: &Session, run: &Run, job: JobId, moved: &mu
     }
     ui.weak("Moved weights count from the next step on.");
     let tokens_per_step = run.info.as_ref().map_or(config.tokens_per_step(), |info| info.tokens_per_step) as f64;
-    let to_come = drawn(&shown, steps, step);
+    let recorded: Vec<MixChange> = config.mix_changes.iter().filter(|change| change.step > step).cloned().collect();
+    let to_come = updates_per_source(&shown, &recorded, step, steps);
     let planned = sources
         .iter()
         .map(|name| (name.clone(), run.steps.tokens_of(name) as f64 + to_come.get(name).copied().unwrap_or(0.0) * tokens_per_step));
     passes(ui, session, config, &planned.collect());
-}
-
-/// Steps' worth of tokens that every source gives from a step on.
-fn drawn(curriculum: &Curriculum, steps: u32, from: u32) -> BTreeMap<String, f64> {
-    let mut drawn = BTreeMap::new();
-    for (index, stage) in curriculum.stages.iter().enumerate() {
-        let (start, end) = curriculum.range(index, steps);
-        for (name, weight) in &stage.weights {
-            *drawn.entry(name.clone()).or_default() += weight * f64::from(end.saturating_sub(start.max(from)));
-        }
-    }
-    drawn
 }
 
 /// Planned tokens and, where the tokens of the texts are known, passes over every source.
@@ -288,16 +284,6 @@ mod tests {
     use smolforge_engine::config::SourceConfig;
 
     use super::*;
-
-    #[test]
-    fn planned_tokens_follow_the_stages_from_a_step_on() {
-        let stage = |start, a, b| Stage { name: String::new(), start, weights: [("a".to_string(), a), ("b".to_string(), b)].into() };
-        let curriculum = Curriculum::written(vec![stage(0, 1.0, 0.0), stage(10, 0.25, 0.75)]);
-        for (from, a, b) in [(0, 12.5, 7.5), (10, 2.5, 7.5), (16, 1.0, 3.0), (20, 0.0, 0.0)] {
-            let drawn = drawn(&curriculum, 20, from);
-            assert_eq!((drawn["a"], drawn["b"]), (a, b), "from {from}");
-        }
-    }
 
     fn sum(stage: &Stage) -> f64 {
         stage.weights.values().sum()

@@ -15,7 +15,7 @@ mod tests;
 pub mod texts;
 pub mod train;
 
-use egui::{Key, KeyboardShortcut, Modifiers, Response, Ui, WidgetInfo};
+use egui::{Id, Key, KeyboardShortcut, Modifiers, Rect, Response, Ui, WidgetInfo, vec2};
 use smolforge_engine::protocol::{Command, JobId};
 
 /// Begins what the tab is for.
@@ -46,4 +46,23 @@ pub fn with_keys(ui: &Ui, text: &str, shortcut: &KeyboardShortcut) -> String {
 /// Names a field that has no label beside it, for those who do not see it.
 pub fn named(edit: &Response, name: &str, text: &str) {
     edit.widget_info(|| WidgetInfo { label: Some(name.into()), ..WidgetInfo::text_edit(true, text, text, "") });
+}
+
+/// Draws what can be seen. What has ended keeps its height, so that it need not be drawn to know it.
+pub fn unless_hidden(ui: &mut Ui, id: Id, ended: bool, draw: impl FnOnce(&mut Ui)) {
+    let width = ui.available_width();
+    let known = ui.data(|data| data.get_temp::<(f32, f32)>(id)).filter(|(of, _)| ended && *of == width);
+    if let Some((_, height)) = known
+        && !ui.is_rect_visible(Rect::from_min_size(ui.cursor().min, vec2(width, height)))
+    {
+        ui.allocate_space(vec2(width, height));
+        return;
+    }
+    let height = ui.push_id(id, draw).response.rect.height();
+    ui.data_mut(|data| data.insert_temp(id, (width, height)));
+}
+
+/// A value as people would type it.
+pub fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
 }

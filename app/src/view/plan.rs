@@ -3,7 +3,7 @@
 use egui::{RichText, Ui};
 use smolforge_engine::protocol::{Command, PlanReport};
 
-use super::Ask;
+use super::{Ask, plain};
 use crate::forms::Forms;
 use crate::session::Session;
 use crate::theme;
@@ -44,11 +44,6 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
             });
         }
     });
-}
-
-/// A value as people would type it.
-fn plain(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), String::from)
 }
 
 fn numbers(ui: &mut Ui, plan: &PlanReport) {

@@ -1,6 +1,8 @@
 //! A run as curves.
 
-use egui::{Color32, RichText, Ui, Vec2b};
+use std::sync::Arc;
+
+use egui::{Color32, Context, Id, RichText, Ui, Vec2b};
 use egui_plot::{Corner, HoverPosition, Legend, Line, LineStyle, Plot, PlotPoints, Points, VLine, uniform_grid_spacer};
 
 use crate::forms::Plots;
@@ -15,10 +17,13 @@ const EDGE: f32 = 14.0;
 const UNSEEN: usize = 64;
 
 /// A curve: name, colour, points of step and value.
-struct Curve {
+struct Curve<'a> {
     name: String,
     color: Color32,
-    points: Vec<[f64; 2]>,
+    /// Another number whenever the points are others.
+    state: u64,
+    /// Makes the points: called when the state is another one than in the frame before, because they may be many.
+    points: Box<dyn Fn() -> Vec<[f64; 2]> + 'a>,
     dots: bool,
 }
 
@@ -26,7 +31,7 @@ struct Curve {
 struct Chart<'a> {
     title: &'a str,
     height: f32,
-    curves: Vec<Curve>,
+    curves: Vec<Curve<'a>>,
     /// Of the run, where there is only one: its stages and its changes are marked.
     run: Option<&'a Run>,
     log: bool,
@@ -84,7 +89,8 @@ fn charts(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
             let curves = runs.iter().enumerate().map(|(index, (run_name, run))| Curve {
                 name: run_name.to_string(),
                 color: theme::series(index),
-                points: smoothed(run.steps.moments.iter().map(|step| [f64::from(step.step), value(step)]), *smoothing),
+                state: state(run, *smoothing),
+                points: Box::new(|| smoothed(run.steps.moments.iter().map(|step| [f64::from(step.step), value(step)]), *smoothing)),
                 dots: false,
             });
             let count = columns.len();
@@ -100,40 +106,49 @@ fn charts(ui: &mut Ui, id: &str, runs: &[(&str, &Run)], settings: &mut Plots) {
     });
 }
 
-fn loss_curves(name: &str, index: usize, run: &Run, alone: bool, settings: &Plots, ink: Color32) -> Vec<Curve> {
+fn loss_curves<'a>(name: &str, index: usize, run: &'a Run, alone: bool, settings: &Plots, ink: Color32) -> Vec<Curve<'a>> {
     let color = theme::series(index);
-    let points = smoothed(run.steps.moments.iter().map(|step| [f64::from(step.step), step.loss]), settings.smoothing);
-    let mut curves = vec![Curve { name: if alone { "all".into() } else { name.into() }, color, points, dots: false }];
-    let held_out = run.evaluations.iter().map(|(step, loss, _)| [f64::from(*step), *loss]).collect();
+    let (smoothing, state) = (settings.smoothing, state(run, settings.smoothing));
+    let points = move || smoothed(run.steps.moments.iter().map(|step| [f64::from(step.step), step.loss]), smoothing);
+    let mut curves =
+        vec![Curve { name: if alone { "all".into() } else { name.into() }, color, state, points: Box::new(points), dots: false }];
+    let held_out = || run.evaluations.iter().map(|(step, loss, _)| [f64::from(*step), *loss]).collect();
     let held_out_name = if alone { "held out".to_string() } else { format!("{name}, held out") };
     let color = if alone { ink } else { color };
-    curves.push(Curve { name: held_out_name, color, points: held_out, dots: true });
+    curves.push(Curve { name: held_out_name, color, state, points: Box::new(held_out), dots: true });
     if alone && settings.by_source {
         let sources = run.sources();
         for (source, points) in &run.steps.source_loss {
             let place = sources.iter().position(|known| known == source).unwrap_or(0);
-            let points = smoothed(points.iter().copied(), settings.smoothing);
-            curves.push(Curve { name: source.clone(), color: theme::series(place + 1), points, dots: false });
+            let points = move || smoothed(points.iter().copied(), smoothing);
+            curves.push(Curve { name: source.clone(), color: theme::series(place + 1), state, points: Box::new(points), dots: false });
         }
     }
     curves
 }
 
+/// A number for what the curves of a run are made of.
+fn state(run: &Run, smoothing: f64) -> u64 {
+    let ends = [run.steps.moments.first(), run.last()].map(|moment| moment.map(|moment| (moment.step, moment.loss.to_bits())));
+    let last = run.evaluations.last().map(|(step, loss, _)| (*step, loss.to_bits()));
+    Id::unique((run.steps.moments.len(), ends, run.evaluations.len(), last, smoothing.to_bits())).value()
+}
+
 /// Shares over the last tokens, because one update may draw from one source only.
-fn mix_curves(run: &Run) -> Vec<Curve> {
+fn mix_curves(run: &Run) -> Vec<Curve<'_>> {
     const WINDOW: usize = 20;
     let moments = &run.steps.moments;
     let every = moments.len().div_ceil(400).max(1);
-    let windows = (0..moments.len()).step_by(every).map(|last| (last.checked_sub(WINDOW), last));
+    let windows = move || (0..moments.len()).step_by(every).map(|last| (last.checked_sub(WINDOW), last));
     let tokens = |column: &[u64], (first, last): (Option<usize>, usize)| column[last] - first.map_or(0, |first| column[first]);
-    let total = |window| run.steps.source_tokens.values().map(|column| tokens(column, window)).sum::<u64>().max(1);
+    let total = move |window| run.steps.source_tokens.values().map(|column| tokens(column, window)).sum::<u64>().max(1);
     let sources = run.sources().into_iter().enumerate();
     let known = sources.filter_map(|(place, name)| Some((place, run.steps.source_tokens.get(&name)?, name)));
     known
         .map(|(place, column, name)| {
-            let share = |window: (Option<usize>, usize)| tokens(column, window) as f64 / total(window) as f64;
-            let points = windows.clone().map(|window| [f64::from(moments[window.1].step), share(window)]).collect();
-            Curve { name, color: theme::series(place + 1), points, dots: false }
+            let share = move |window: (Option<usize>, usize)| tokens(column, window) as f64 / total(window) as f64;
+            let points = move || windows().map(|window| [f64::from(moments[window.1].step), share(window)]).collect();
+            Curve { name, color: theme::series(place + 1), state: state(run, 0.0), points: Box::new(points), dots: false }
         })
         .collect()
 }
@@ -149,6 +164,17 @@ fn smoothed(points: impl Iterator<Item = [f64; 2]>, share: f64) -> Vec<[f64; 2]>
             [step, mean / weight]
         })
         .collect()
+}
+
+/// What was made of a state in the frame before, or is made now.
+fn kept(ctx: &Context, id: Id, state: u64, make: impl FnOnce() -> Vec<[f64; 2]>) -> Arc<Vec<[f64; 2]>> {
+    let known = ctx.data(|data| data.get_temp::<(u64, Arc<Vec<[f64; 2]>>)>(id));
+    if let Some((_, points)) = known.filter(|(of, _)| *of == state) {
+        return points;
+    }
+    let points = Arc::new(make());
+    ctx.data_mut(|data| data.insert_temp(id, (state, points.clone())));
+    points
 }
 
 /// What can be seen of a curve on so many pixels: the lowest and the highest point of every one. What lies outside of
@@ -207,6 +233,7 @@ fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>, at: &mut Option<u32>) {
         plot = plot.legend(Legend::default().position(Corner::RightTop).background_alpha(0.6));
     }
     let looked_at = *at;
+    let ctx = ui.ctx().clone();
     let shown = plot.show(ui, |plot| {
         let line = |step: u32| VLine::new("", f64::from(step)).width(1.0).allow_hover(false);
         for (start, _, _) in run.iter().flat_map(|run| &run.stages).filter(|(start, _, _)| *start > 0) {
@@ -219,9 +246,14 @@ fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>, at: &mut Option<u32>) {
         let everything = plot.auto_bounds() == Vec2b::TRUE;
         let bounds = plot.plot_bounds();
         let seen = if everything { (f64::NEG_INFINITY, f64::INFINITY) } else { (bounds.min()[0], bounds.max()[0]) };
-        for curve in curves.into_iter().filter(|curve| !curve.points.is_empty()) {
-            let scale = |[x, y]: [f64; 2]| [x, if log { y.max(1e-12).log10() } else { y }];
-            let points: PlotPoints<'_> = thinned(curve.points, seen, pixels).into_iter().map(scale).collect();
+        for curve in curves {
+            let state = Id::unique((curve.state, seen.0.to_bits(), seen.1.to_bits(), pixels)).value();
+            let points = kept(&ctx, Id::unique((id, title, &curve.name)), state, || thinned((curve.points)(), seen, pixels));
+            if points.is_empty() {
+                continue;
+            }
+            let scale = |[x, y]: &[f64; 2]| [*x, if log { y.max(1e-12).log10() } else { *y }];
+            let points: PlotPoints<'_> = points.iter().map(scale).collect();
             if curve.dots {
                 plot.points(Points::new(curve.name, points).color(curve.color).radius(4.0));
             } else {

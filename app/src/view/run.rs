@@ -1,10 +1,10 @@
 //! A run: where it is, its plots, what it wrote; at its last step or at one that people look at.
 
-use egui::{RichText, Slider, Ui};
+use egui::{Id, RichText, Slider, Ui};
 
-use super::plots;
+use super::{plots, unless_hidden};
 use crate::forms::Plots;
-use crate::session::Run;
+use crate::session::{Moment, Run};
 use crate::theme;
 use crate::units::{count, duration, rate};
 
@@ -38,11 +38,13 @@ pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
         ui.add_space(theme::GAP);
         ui.strong("Samples");
         for (step, prompt, text) in samples {
-            ui.weak(format!("step {}", count(u64::from(*step))));
-            ui.horizontal_wrapped(|ui| {
-                ui.spacing_mut().item_spacing.x = 0.0;
-                ui.label(RichText::new(prompt).weak());
-                ui.label(text.trim_end());
+            unless_hidden(ui, Id::unique(("sample", name, step)), true, |ui| {
+                ui.weak(format!("step {}", count(u64::from(*step))));
+                ui.horizontal_wrapped(|ui| {
+                    ui.spacing_mut().item_spacing.x = 0.0;
+                    ui.label(RichText::new(prompt).weak());
+                    ui.label(text.trim_end());
+                });
             });
         }
     }
@@ -69,14 +71,7 @@ fn scrub(ui: &mut Ui, run: &Run, settings: &mut Plots) {
     let Some(moment) = settings.at.and_then(|at| run.steps.at(at)) else { return };
     ui.horizontal_wrapped(|ui| {
         ui.strong(format!("step {}", count(moment.step.into())));
-        let numbers = [
-            format!("loss {:.4}", moment.loss),
-            format!("learning rate {:.2e}", moment.lr),
-            format!("gradient norm {:.3}", moment.grad_norm),
-            format!("{} tokens/s", rate(moment.tokens_per_sec)),
-            format!("{} tokens seen", count(moment.total_tokens)),
-        ];
-        numbers.into_iter().for_each(|text| drop(ui.label(text)));
+        facts(moment).into_iter().for_each(|text| drop(ui.label(text)));
         let sources = run.sources();
         for (name, loss) in run.steps.source_losses_at(moment.step) {
             let place = sources.iter().position(|known| known == name).unwrap_or(0);
@@ -99,15 +94,17 @@ fn numbers(ui: &mut Ui, run: &Run) {
     ui.horizontal_wrapped(|ui| {
         let eta = if step.step < total { format!("{} to go", duration(step.eta_secs)) } else { "finished".into() };
         let stage = run.stages.iter().rev().find(|(start, _, _)| *start < step.step).map(|(_, _, name)| format!("stage {name}"));
-        let numbers = [
-            Some(format!("loss {:.4}", step.loss)),
-            Some(format!("learning rate {:.2e}", step.lr)),
-            Some(format!("gradient norm {:.3}", step.grad_norm)),
-            Some(format!("{} tokens/s", rate(step.tokens_per_sec))),
-            Some(format!("{} tokens seen", count(step.total_tokens))),
-            Some(eta),
-            stage,
-        ];
-        numbers.into_iter().flatten().for_each(|text| drop(ui.label(text)));
+        facts(step).into_iter().chain([eta]).chain(stage).for_each(|text| drop(ui.label(text)));
     });
+}
+
+/// The numbers of an update.
+fn facts(moment: &Moment) -> [String; 5] {
+    [
+        format!("loss {:.4}", moment.loss),
+        format!("learning rate {:.2e}", moment.lr),
+        format!("gradient norm {:.3}", moment.grad_norm),
+        format!("{} tokens/s", rate(moment.tokens_per_sec)),
+        format!("{} tokens seen", count(moment.total_tokens)),
+    ]
 }

@@ -1,10 +1,10 @@
 //! The runs on disk: a list, and one of them in full.
 
 use egui::{Frame, Modal, RichText, ScrollArea, Sense, Ui, UiBuilder, vec2};
-use smolforge_engine::protocol::{Command, ExportDtype, RunState, RunSummary};
+use smolforge_engine::protocol::{Command, ExportDtype, RunState, RunSummary, TrainConfig};
+use smolforge_engine::train::checkpoint;
 use web_time::{SystemTime, UNIX_EPOCH};
 
-use super::generate::checkpoint;
 use super::{Ask, compare, plots, run};
 use crate::files::{Pick, Picker};
 use crate::forms::{Forms, Tab};
@@ -26,7 +26,7 @@ pub fn list(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             asks.push(Ask::Begin(Command::Runs { folder: ".".into() }));
         }
         if ui.button("unpack …").on_hover_text("Makes a run out of a .zip that was packed here or elsewhere").clicked() {
-            picker.open(Pick::Zip, ui.ctx());
+            picker.open(Pick::Zip);
         }
         if forms.selected.len() > 1 {
             ui.weak(format!("{} selected", forms.selected.len()));
@@ -126,8 +126,8 @@ pub fn known<'a>(session: &'a Session, path: &str) -> Option<&'a Run> {
 
 /// The right side: the selected run, or the selected ones over each other.
 pub fn detail(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
-    let selected: Vec<RunSummary> =
-        forms.selected.iter().filter_map(|path| session.runs.iter().flatten().find(|run| run.path == *path).cloned()).collect();
+    let find = |path: &String| session.runs.iter().flatten().find(|run| run.path == *path);
+    let selected: Vec<&RunSummary> = forms.selected.iter().filter_map(find).collect();
     for run in &selected {
         if known(session, &run.path).is_none() && !was_asked(session, &run.path) {
             asks.push(Ask::Begin(Command::OpenRun { path: run.path.clone() }));
@@ -148,21 +148,19 @@ pub fn detail(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<
 
 /// Whether opening a run is on its way, or did not work.
 fn was_asked(session: &Session, path: &str) -> bool {
-    let last = session.jobs.values().rev().find(|job| matches!(&job.command, Command::OpenRun { path: asked } if asked == path));
-    last.is_some_and(|job| job.state != JobState::Done)
+    opening(session, path).is_some_and(|state| *state != JobState::Done)
 }
 
-fn why_not(session: &Session, path: &str) -> Option<String> {
-    session.jobs.values().rev().find_map(|job| match (&job.command, &job.state) {
-        (Command::OpenRun { path: asked }, JobState::Failed(error)) if asked == path => Some(error.clone()),
-        _ => None,
-    })
+/// How far opening a run is.
+fn opening<'a>(session: &'a Session, path: &str) -> Option<&'a JobState> {
+    let last = session.last(|command| matches!(command, Command::OpenRun { path: asked } if asked == path));
+    last.map(|job| &job.state)
 }
 
 fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, asks: &mut Vec<Ask>) {
     let path = &summary.path;
     let story = known(session, path);
-    let config = session.opened.get(path).or(story).and_then(|run| run.config.clone());
+    let config = session.opened.get(path).or(story).and_then(|run| run.config.as_ref());
     ui.horizontal_wrapped(|ui| {
         ui.heading(path);
         ui.weak(state(summary, live(session, path).is_some()));
@@ -173,9 +171,9 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
         let resume = ui.add_enabled(idle && more && config.is_some(), egui::Button::new("▶ resume"));
         let why = if more { "Something trains already" } else { "All its updates were made" };
         if resume.on_hover_text("Go on from the last checkpoint").on_disabled_hover_text(why).clicked()
-            && let Some(config) = &config
+            && let Some(config) = config
         {
-            let config = Box::new(smolforge_engine::config::TrainConfig { out: path.clone(), ..config.clone() });
+            let config = Box::new(TrainConfig { out: path.clone(), ..config.clone() });
             asks.push(Ask::Begin(Command::Train { config, resume: true }));
             forms.tab = Tab::Train;
         }
@@ -191,7 +189,7 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
         }
         let button = ui.add_enabled(config.is_some(), egui::Button::new("use these settings"));
         if button.on_hover_text("Copies its configuration for a new run").clicked()
-            && let Some(config) = &config
+            && let Some(config) = config
         {
             forms.train = config.clone();
             forms.train.out = fresh(session, path);
@@ -202,7 +200,7 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
         if button.on_hover_text("With its newest checkpoint").on_disabled_hover_text("No checkpoint yet").clicked()
             && let Some(step) = newest
         {
-            forms.generate.model = checkpoint(path, *step);
+            forms.generate.model = checkpoint::folder(path, *step);
             forms.tab = Tab::Generate;
         }
         let busy = live(session, path).is_some();
@@ -221,12 +219,12 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
     });
     confirm(ui, forms, summary, asks);
     ui.separator();
-    match (story, why_not(session, path)) {
+    match (story, opening(session, path)) {
         (Some(story), _) => drop(ScrollArea::vertical().id_salt("run").auto_shrink([false, false]).show(ui, |ui| {
             run::show(ui, path, story, &mut forms.plots);
         })),
-        (None, Some(why)) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {why}"))),
-        (None, None) => drop(ui.spinner()),
+        (None, Some(JobState::Failed(why))) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {why}"))),
+        (None, _) => drop(ui.spinner()),
     }
 }
 
@@ -285,19 +283,7 @@ mod tests {
     use super::*;
 
     fn summary(path: &str) -> RunSummary {
-        RunSummary {
-            path: path.into(),
-            state: RunState::Stopped,
-            step: 1,
-            steps: 2,
-            parameters: 0,
-            changed: 0.0,
-            losses: Vec::new(),
-            best: None,
-            checkpoints: Vec::new(),
-            size_bytes: 0,
-            exports: Vec::new(),
-        }
+        RunSummary { path: path.into(), ..RunSummary::default() }
     }
 
     #[test]
@@ -311,7 +297,7 @@ mod tests {
     #[test]
     fn what_is_unpacked_replaces_nothing() {
         let session = Session { runs: Some(vec![summary("runs/a")]), ..Session::default() };
-        assert_eq!(unpacked(&session, "/tmp/a.zip"), "runs/a-2");
+        assert_eq!(unpacked(&session, "/x/a.zip"), "runs/a-2");
         assert_eq!(unpacked(&session, "C:\\x\\b.zip"), "runs/b");
     }
 
@@ -323,7 +309,7 @@ mod tests {
         assert!(was_asked(&session, "a"));
         session.apply(1, Event::Failed { error: "damaged".into(), defect: false });
         assert!(was_asked(&session, "a"), "what failed is not tried in every frame");
-        assert_eq!(why_not(&session, "a").as_deref(), Some("damaged"));
+        assert_eq!(opening(&session, "a"), Some(&JobState::Failed("damaged".into())));
     }
 
     #[test]

@@ -15,15 +15,16 @@ use crate::units::{bytes, count};
 pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, asks: &mut Vec<Ask>) {
     ui.horizontal_wrapped(|ui| {
         if ui.button("add files …").clicked() {
-            picker.open(Pick::Texts, ui.ctx());
+            picker.open(Pick::Texts);
         }
         if ui.button("add a folder …").clicked() {
-            picker.open(Pick::TextFolder, ui.ctx());
+            picker.open(Pick::TextFolder);
         }
         ui.weak("or drop them here");
     });
     let (mut removed, mut renamed) = (None, None);
-    let train = forms.train.clone();
+    let counted = |name: &String| (session.documents_of(name, &forms.train), session.tokens_of(name, &forms.train));
+    let counted: Vec<(Option<u64>, Option<u64>)> = forms.train.sources.keys().map(counted).collect();
     for (place, (name, source)) in forms.train.sources.iter_mut().enumerate() {
         let typing = ui.horizontal(|ui| {
             ui.colored_label(theme::series(place + 1), "■");
@@ -48,8 +49,7 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             }
             typing
         });
-        let tokens = session.tokens_of(name, &train);
-        if amount(ui, session, source, tokens) {
+        if amount(ui, session, source, counted[place], asks) {
             forms.preview = Some((name.clone(), 0));
         }
         if !typing.inner && !source.paths().join("").trim().is_empty() && !was_asked(session, source, 0) {
@@ -57,40 +57,34 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
         }
     }
     if let Some(name) = removed {
-        forms.train.sources.remove(&name);
-        for stage in &mut forms.train.data_stages.stages {
-            stage.weights.remove(&name);
-        }
+        forms.leave_out(&name);
     }
-    if let Some((old, new)) = renamed.filter(|(_, new)| !forms.train.sources.contains_key(new)) {
-        if let Some(source) = forms.train.sources.remove(&old) {
-            forms.train.sources.insert(new.clone(), source);
-        }
-        for stage in &mut forms.train.data_stages.stages {
-            if let Some(weight) = stage.weights.remove(&old) {
-                stage.weights.insert(new.clone(), weight);
-            }
-        }
+    if let Some((old, new)) = renamed {
+        forms.rename(&old, &new);
     }
 }
 
 /// How much a source is; whether its texts are to be shown.
-fn amount(ui: &mut Ui, session: &Session, source: &SourceConfig, tokens: Option<u64>) -> bool {
+fn amount(ui: &mut Ui, session: &Session, source: &SourceConfig, counted: (Option<u64>, Option<u64>), asks: &mut Vec<Ask>) -> bool {
     let mut look = false;
     ui.horizontal_wrapped(|ui| {
         ui.add_space(16.0);
         if let Some(why) = why_not(session, source) {
             ui.label(RichText::new(why).small().color(theme::error(ui.visuals().dark_mode)));
+            if ui.small_button("look again").clicked() {
+                asks.push(Ask::Begin(Command::Preview { source: source.clone(), page: 0 }));
+            }
             return;
         }
         let Some(preview) = session.preview(source) else { return };
         let files = if preview.files == 1 { String::new() } else { format!(" in {} files", count(preview.files as u64)) };
-        let much = match (preview.pages, preview.documents) {
-            (1, 1) => "1 document".to_string(),
-            (1, many) => format!("{} documents", count(many as u64)),
-            (pages, _) => format!("{} pages", count(pages as u64)),
+        let documents = counted.0.or((preview.pages == 1).then_some(preview.texts.len() as u64));
+        let much = match documents {
+            Some(1) => "1 document".to_string(),
+            Some(many) => format!("{} documents", count(many)),
+            None => format!("{} pages", count(preview.pages as u64)),
         };
-        let tokens = tokens.map_or_else(|| "tokens counted by plan".into(), |tokens| format!("{} tokens to train on", count(tokens)));
+        let tokens = counted.1.map_or_else(|| "tokens counted by plan".into(), |tokens| format!("{} tokens to train on", count(tokens)));
         ui.label(RichText::new(format!("{}{files} · {much} · {tokens}", bytes(preview.size_bytes))).small().weak());
         look = ui.small_button("look").on_hover_text("Shows its texts, page by page").clicked();
     });
@@ -105,7 +99,7 @@ fn was_asked(session: &Session, source: &SourceConfig, page: usize) -> bool {
 
 /// Why the texts of a source could not be read the last time.
 fn why_not<'a>(session: &'a Session, source: &SourceConfig) -> Option<&'a str> {
-    let last = session.jobs.values().rev().find(|job| matches!(&job.command, Command::Preview { source: of, .. } if of == source))?;
+    let last = session.last(|command| matches!(command, Command::Preview { source: of, .. } if of == source))?;
     if let JobState::Failed(why) = &last.state { Some(why) } else { None }
 }
 

@@ -7,7 +7,9 @@ use egui::{Key, Modifiers, Ui};
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
 use smolforge_engine::config::{SourceConfig, TrainConfig};
-use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, PlanReport, RunInfo, RunState, RunSummary, StepReport};
+use smolforge_engine::protocol::{
+    Command, DeviceChoice, Event, GenerateRequest, KernelReport, PlanReport, PreviewReport, RunInfo, RunState, RunSummary, StepReport,
+};
 use smolforge_engine::tasks::demo;
 
 use super::{Ask, device, generate, runs, sources, texts, train};
@@ -62,33 +64,23 @@ fn config() -> TrainConfig {
 }
 
 fn summary(path: &str, state: RunState) -> RunSummary {
+    let losses = vec![(1, 3.0), (50, 2.0)];
     RunSummary {
         path: path.into(),
         state,
         step: 50,
         steps: 100,
-        parameters: 1,
-        changed: 0.0,
-        losses: vec![(1, 3.0), (50, 2.0)],
-        best: None,
+        losses,
         checkpoints: vec![25, 50],
         size_bytes: 1 << 20,
-        exports: Vec::new(),
+        ..RunSummary::default()
     }
 }
 
 fn story() -> Vec<(f64, Event)> {
-    let info = RunInfo {
-        path: "d/run".into(),
-        parameters: 1,
-        device: "a device".into(),
-        precision: "f32".into(),
-        step: 0,
-        steps: 100,
-        tokens_per_step: 1024,
-        sources: ["code", "input", "math"].map(|name| (name.to_string(), (10_000, 500))).into(),
-        fingerprint: String::new(),
-    };
+    let sources = ["code", "input", "math"].map(|name| (name.to_string(), (10_000, 500))).into();
+    let info =
+        RunInfo { path: "d/run".into(), device: "a device".into(), steps: 100, tokens_per_step: 1024, sources, ..RunInfo::default() };
     let steps = (1..=50u32).map(|step| {
         let source_tokens = BTreeMap::from([("input".to_string(), 1024)]);
         Event::Step(StepReport { step, loss: 3.0 - f64::from(step) / 50.0, source_tokens, tokens: 1024, ..StepReport::default() })
@@ -176,18 +168,7 @@ fn a_weight_that_is_moved_is_asked_for_once() {
 fn make_it_fit_takes_up_what_the_plan_suggests() {
     let mut session = Session::default();
     let suggestion = BTreeMap::from([("batch_size".to_string(), 2.into()), ("accumulation".to_string(), 4.into())]);
-    let report = PlanReport {
-        parameters: 1,
-        device: "a device".into(),
-        memory_bytes: BTreeMap::from([("weights".to_string(), 4)]),
-        peak_bytes: 4,
-        tokens: 1,
-        sources: BTreeMap::new(),
-        flops: 1.0,
-        expected_secs: 0.0,
-        warnings: Vec::new(),
-        suggestion: Some(suggestion),
-    };
+    let report = PlanReport { suggestion: Some(suggestion), ..PlanReport::default() };
     session.sent(1, Command::Plan { config: Box::new(config()), budget_bytes: None });
     session.apply(1, Event::Plan(report));
     session.apply(1, Event::Done { hints: Vec::new(), stopped: false });
@@ -213,7 +194,7 @@ fn sources_are_read_when_they_are_there_and_page_by_page() {
     let setup = Harness::builder().with_size(egui::vec2(800.0, 600.0)).with_context_setup(theme::apply);
     let mut harness = setup.build_ui_state(view, state);
     assert_eq!(harness.state().asks.first(), Some(&asked(0)));
-    let shown = |page, text: &str| Event::Preview { size_bytes: 9, files: 1, documents: 1, page, pages: 2, texts: vec![text.into()] };
+    let shown = |page, text: &str| Event::Preview(PreviewReport { size_bytes: 9, files: 1, page, pages: 2, texts: vec![text.into()] });
     let session = &mut harness.state_mut().session;
     session.sent(1, Command::Preview { source: source.clone(), page: 0 });
     session.apply(1, shown(0, "the first page"));
@@ -342,7 +323,7 @@ fn the_self_test_is_run_and_says_what_failed() {
     session.sent(1, Command::SelfTest { device: DeviceChoice::Cpu });
     session.apply(1, Event::Started { job: "self_test".into(), version: String::new() });
     for (name, passed) in [("rms_norm", true), ("adamw", false)] {
-        session.apply(1, Event::Kernel { name: name.into(), passed, max_error: 0.5, tolerance: 0.1 });
+        session.apply(1, Event::Kernel(KernelReport { name: name.into(), passed, max_error: 0.5, tolerance: 0.1 }));
     }
     session.apply(1, Event::Done { hints: Vec::new(), stopped: false });
     harness.run_steps(2);

@@ -4,7 +4,7 @@ use egui::{Align, Id, Label, Layout, RichText, ScrollArea, Ui, vec2};
 use smolforge_engine::protocol::{Command, GenerateRequest, JobId, Sampling};
 
 use super::generate::models;
-use super::{Ask, STOP, with_keys};
+use super::{Ask, STOP, unless_hidden, with_keys};
 use crate::forms::Forms;
 use crate::session::{Job, JobState, Session, Text, Token};
 use crate::theme;
@@ -48,20 +48,6 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &Forms, asks: &mut Vec<Ask>) 
             });
         }
     });
-}
-
-/// Draws what can be seen. What has ended keeps its height, so that it need not be drawn to know it.
-fn unless_hidden(ui: &mut Ui, id: Id, ended: bool, draw: impl FnOnce(&mut Ui)) {
-    let width = ui.available_width();
-    let known = ui.data(|data| data.get_temp::<(f32, f32)>(id)).filter(|(of, _)| ended && *of == width);
-    if let Some((_, height)) = known
-        && !ui.is_rect_visible(egui::Rect::from_min_size(ui.cursor().min, vec2(width, height)))
-    {
-        ui.allocate_space(vec2(width, height));
-        return;
-    }
-    let height = ui.push_id(id, draw).response.rect.height();
-    ui.data_mut(|data| data.insert_temp(id, (width, height)));
 }
 
 /// Side by side where there is room, else below each other.

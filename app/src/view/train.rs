@@ -1,19 +1,24 @@
 //! Texts, their mix, the configuration of a run, and the run in progress.
 
+use std::sync::LazyLock;
+
 use egui::{ComboBox, RichText, ScrollArea, TextEdit, Ui};
 use serde_json::Value;
 use smolforge_engine::config::{FIELDS, Field, TrainConfig};
 use smolforge_engine::protocol::{Command, DeviceChoice, JobId};
 
-use super::{Ask, START, STOP, mix, plan, pressed, run, sources, with_keys};
+use super::{Ask, START, STOP, mix, plain, plan, pressed, run, sources, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::Forms;
 use crate::session::{Job, JobState, Session};
 use crate::theme;
-use crate::units::{bytes, count};
+use crate::units::amount;
 
 /// Updates of the demo run: a minute or two on two CPU cores.
 const DEMO_STEPS: u32 = 600;
+
+/// Values of the keys that nobody has changed.
+static DEFAULTS: LazyLock<Value> = LazyLock::new(|| serde_json::to_value(TrainConfig::default()).unwrap_or_default());
 
 /// Words of the keys that take one of a few.
 fn words(key: &str) -> &'static [&'static str] {
@@ -48,7 +53,6 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             mix::show(ui, session, &mut forms.train);
             plan::show(ui, session, forms, asks);
             ui.add_space(theme::GAP);
-            let defaults = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
             let values = serde_json::to_value(&forms.train).unwrap_or_default();
             let mut groups: Vec<&str> = FIELDS.iter().map(|field| field.group).collect();
             groups.dedup();
@@ -59,7 +63,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
                         let shown =
                             |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages" | "mix_changes");
                         for field in FIELDS.iter().filter(shown) {
-                            row(ui, field, &values[field.name], &defaults[field.name], forms, picker);
+                            row(ui, field, &values[field.name], &DEFAULTS[field.name], forms, picker);
                             ui.end_row();
                         }
                     });
@@ -73,7 +77,7 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
     ui.horizontal_wrapped(|ui| match busy {
         Some((id, job)) => {
             let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("pause", Command::Pause) };
-            if ui.add_enabled(!job.stopping, egui::Button::new(label)).clicked() {
+            if ui.add_enabled(!job.stopping && job.state == JobState::Running, egui::Button::new(label)).clicked() {
                 asks.push(Ask::Tell(id, command));
             }
             let stop = ui.add_enabled(!job.stopping, egui::Button::new("stop and save"));
@@ -91,18 +95,17 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
             let wrong = forms.drafts.values().any(|(_, why)| why.is_some());
             let ready = !forms.train.sources.is_empty() && !wrong;
             let why_not = if wrong { "A value below is not one yet" } else { "Add texts first" };
-            let config = Box::new(forms.train.clone());
             let start = ui.add_enabled(ready, egui::Button::new(RichText::new("▶ train").strong()));
             let start = start.on_hover_text(with_keys(ui, "Starts the run", &START));
             if start.on_disabled_hover_text(why_not).clicked() || (ready && pressed(ui, &START)) {
-                asks.push(Ask::Begin(Command::Train { config: config.clone(), resume: false }));
+                asks.push(Ask::Begin(Command::Train { config: Box::new(forms.train.clone()), resume: false }));
             }
             let planning = session.active(|command| matches!(command, Command::Plan { .. })).is_some();
             let plan = ui
                 .add_enabled(ready && !planning, egui::Button::new("plan"))
                 .on_hover_text("Memory, passes over the texts and time, before it starts");
             if plan.clicked() {
-                asks.push(Ask::Begin(Command::Plan { config, budget_bytes: None }));
+                asks.push(Ask::Begin(Command::Plan { config: Box::new(forms.train.clone()), budget_bytes: None }));
             }
             if ui.button("demo").on_hover_text("A small run on texts that the program writes itself").clicked() {
                 asks.push(demo(session));
@@ -115,8 +118,7 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
     let progress = session.jobs.values().rev().find_map(|job| job.progress.as_ref().filter(|_| job.state == JobState::Running));
     if let Some((task, done, total, unit)) = progress {
         let share = *done as f32 / (*total).max(1) as f32;
-        let amount = |number: u64| if unit == "bytes" { bytes(number) } else { count(number) };
-        ui.add(egui::ProgressBar::new(share).text(format!("{task}: {} of {}", amount(*done), amount(*total))));
+        ui.add(egui::ProgressBar::new(share).text(format!("{task}: {} of {}", amount(*done, unit), amount(*total, unit))));
     }
 }
 
@@ -130,11 +132,7 @@ fn demo(session: &Session) -> Ask {
 
 /// A key: its name, its value, and a way back to the default.
 fn row(ui: &mut Ui, field: &Field, value: &Value, default: &Value, forms: &mut Forms, picker: &Picker) {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    };
+    let text = |value: &Value| if value.is_null() { String::new() } else { plain(value) };
     let changed = value != default;
     let name = field.name.replace('_', " ");
     let label = if changed { RichText::new(name).strong() } else { RichText::new(name) };
@@ -159,7 +157,7 @@ fn row(ui: &mut Ui, field: &Field, value: &Value, default: &Value, forms: &mut F
             _ => None,
         };
         if let Some(pick) = pick.filter(|_| ui.small_button("…").clicked()) {
-            picker.open(pick, ui.ctx());
+            picker.open(pick);
         }
         if changed
             && ui

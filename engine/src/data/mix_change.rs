@@ -89,11 +89,15 @@ pub fn weights_at<'a>(curriculum: &'a Curriculum, changes: &'a [MixChange], stag
     last.map_or(&curriculum.stages[stage].weights, |change| &change.weights)
 }
 
-/// Updates of the whole run per source, each counted by the share that the source has in it.
-pub fn updates_per_source(curriculum: &Curriculum, changes: &[MixChange], steps: u32) -> BTreeMap<String, f64> {
+/// Passes over a source from which on it is learnt by heart (Muennighoff et al. 2023).
+pub const MANY_EPOCHS: f64 = 4.0;
+
+/// Updates after the first `from` per source, each counted by the share that the source has in it.
+pub fn updates_per_source(curriculum: &Curriculum, changes: &[MixChange], from: u32, steps: u32) -> BTreeMap<String, f64> {
     let mut updates = BTreeMap::new();
     for stage in 0..curriculum.stages.len() {
         let (start, end) = curriculum.range(stage, steps);
+        let start = start.max(from).min(end);
         let inside = changes.iter().filter(|change| change.stage == stage && (start..end).contains(&change.step));
         let mut cuts: Vec<u32> = [start].into_iter().chain(inside.map(|change| change.step)).chain([end]).collect();
         cuts.dedup();
@@ -140,12 +144,21 @@ mod tests {
     #[test]
     fn planned_updates_follow_the_changes() {
         let stages = stages();
-        let before = updates_per_source(&stages, &[], 505);
+        let before = updates_per_source(&stages, &[], 0, 505);
         assert!((before["math"] - (100.0 * 0.2 + 205.0 * 0.3)).abs() < 1e-9, "{before:?}");
         // Before its first step a stage is changed as a whole, later from there on.
-        let after = updates_per_source(&stages, &[change(30, 2, 0.5), change(150, 1, 0.6), change(150, 1, 0.6)], 505);
+        let after = updates_per_source(&stages, &[change(30, 2, 0.5), change(150, 1, 0.6), change(150, 1, 0.6)], 0, 505);
         assert!((after["code"] - (50.0 * 0.2 + 50.0 * 0.6 + 100.0 * 0.5 + 205.0 * 0.3)).abs() < 1e-9, "{after:?}");
         assert!((after.values().sum::<f64>() - 505.0).abs() < 1e-9);
+        let code_later: f64 = (2..5)
+            .map(|stage| {
+                stages.stages[stage].weights.get("code").copied().unwrap_or(0.0)
+                    * f64::from(stages.range(stage, 505).1 - stages.range(stage, 505).0)
+            })
+            .sum();
+        let rest = updates_per_source(&stages, &[change(150, 1, 0.6)], 120, 505);
+        assert!((rest["code"] - (30.0 * 0.2 + 50.0 * 0.6 + code_later)).abs() < 1e-9, "{rest:?}");
+        assert!((rest.values().sum::<f64>() - 385.0).abs() < 1e-9);
     }
 
     #[test]

@@ -94,6 +94,11 @@ pub fn peak_rss_bytes() -> u64 {
     status_kib("VmHWM:") << 10
 }
 
+/// Resident memory of this process, in bytes; 0 where the system does not tell.
+pub fn memory_bytes() -> u64 {
+    memory_stats::memory_stats().map_or(0, |stats| stats.physical_mem as u64)
+}
+
 /// Memory that is free for use, in bytes: of the machine, or of the container where that has less. `None` where
 /// the system does not tell.
 pub fn available_memory_bytes() -> Option<u64> {

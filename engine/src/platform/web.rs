@@ -87,8 +87,13 @@ pub fn cpu_name() -> String {
     "WebAssembly".into()
 }
 
-/// Memory of the module, in bytes.
+/// Memory of the module, in bytes: it never shrinks.
 pub fn peak_rss_bytes() -> u64 {
+    memory_bytes()
+}
+
+/// Memory of the module, in bytes.
+pub fn memory_bytes() -> u64 {
     (core::arch::wasm32::memory_size(0) as u64) << 16
 }
 

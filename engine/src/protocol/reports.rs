@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// What a run is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunInfo {
     /// Folder of the run.
     pub path: String,
@@ -28,7 +28,7 @@ pub struct RunInfo {
 }
 
 /// A run as a list shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunSummary {
     /// Folder of the run.
     pub path: String,
@@ -56,7 +56,7 @@ pub struct RunSummary {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
     /// All updates were made.
@@ -66,6 +66,7 @@ pub enum RunState {
     /// It failed and says why in its log.
     Failed,
     /// It is in progress, or its process was killed.
+    #[default]
     Open,
 }
 
@@ -145,6 +146,46 @@ impl TextScore {
     }
 }
 
+/// A page of the texts of a source.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PreviewReport {
+    /// Bytes of all its files.
+    pub size_bytes: u64,
+    /// Its files.
+    pub files: usize,
+    /// Which page, from 0.
+    pub page: usize,
+    /// Pages in all.
+    pub pages: usize,
+    /// The documents of which this page shows something, each cut to 2000 characters.
+    pub texts: Vec<String>,
+}
+
+/// What a self-test found of a kernel or op.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KernelReport {
+    /// Its name.
+    pub name: String,
+    /// Whether it does what its definition says.
+    pub passed: bool,
+    /// Largest difference, relative to the size of the numbers.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub max_error: f64,
+    /// Largest difference that is no fault.
+    pub tolerance: f64,
+}
+
+/// Memory in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// Bytes of the process, or of the engine's module in a browser; 0 where the system does not tell.
+    pub process_bytes: u64,
+    /// Bytes of tensors on the graphics device; `None` before one was opened.
+    pub device_bytes: Option<u64>,
+    /// Bytes that were taken from the graphics device, those kept for reuse included.
+    pub device_reserved_bytes: Option<u64>,
+}
+
 /// One adapter and what it can do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeviceInfo {
@@ -176,7 +217,7 @@ impl DeviceInfo {
 }
 
 /// What a run would need.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlanReport {
     /// Parameters of the model.
     pub parameters: u64,
@@ -203,8 +244,10 @@ pub struct PlanReport {
 }
 
 /// One source in a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct SourcePlan {
+    /// Its documents, the held-out ones included.
+    pub documents: u64,
     /// Training tokens on disk.
     pub tokens: u64,
     /// Tokens the run will draw.

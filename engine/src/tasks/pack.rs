@@ -19,10 +19,10 @@ use crate::train::{runs, tokens};
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
 /// Writes a folder as a `.zip`: of a run everything that it needs to be resumed, the tokens of its texts included; hidden
-/// files (locks, temporaries, caches) are left out.
+/// files (locks, temporaries, caches) and what was packed before are left out. A file that exists is replaced.
 ///
 /// # Errors
-/// [`Error::Config`] for what is no run or model, and for a file that exists; [`Error::File`] while the run is in
+/// [`Error::Config`] for what is no run or model, and where a folder has the name; [`Error::File`] while the run is in
 /// progress; [`Error::DiskFull`]. Nothing is left behind then.
 pub async fn run(folder: &str, out: &str, store: &Store, control: &Control) -> Result<()> {
     let folder = folder.trim_end_matches('/');
@@ -32,8 +32,8 @@ pub async fn run(folder: &str, out: &str, store: &Store, control: &Control) -> R
             "{folder}: neither a run nor a model's folder; there is no config.yaml and no config.json in it"
         )));
     }
-    if store.exists(out).await {
-        return Err(Error::Config(format!("--out {out}: exists already; choose another file")));
+    if store.is_folder(out).await {
+        return Err(Error::Config(format!("--out {out}: is a folder; choose another file")));
     }
     let _lock = if is_run { Some(runs::hold(store, folder).await?) } else { None };
     let mut entries = files(store, folder).await?;
@@ -57,8 +57,8 @@ async fn files(store: &Store, folder: &str) -> Result<Vec<(String, Entry)>> {
     let inside = format!("{folder}/");
     let named = runs::files(store, folder).await?.into_iter().filter_map(|entry| {
         let name = entry.name.strip_prefix(&inside)?.to_string();
-        let hidden = name.split('/').any(|part| part.starts_with('.'));
-        (!hidden).then_some((name, entry))
+        let left_out = name.ends_with(".zip") || name.split('/').any(|part| part.starts_with('.'));
+        (!left_out).then_some((name, entry))
     });
     Ok(named.collect())
 }

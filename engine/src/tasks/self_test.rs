@@ -18,7 +18,7 @@ use crate::ops::attention::{self, Mask};
 use crate::ops::embedding_f16::embedding_f16;
 use crate::ops::linear_f16::linear_f16;
 use crate::ops::{cross_entropy, embedding, kernels_enabled, linear, rms_norm, rope, swiglu};
-use crate::protocol::{DeviceChoice, Event};
+use crate::protocol::{DeviceChoice, Event, KernelReport};
 use crate::train::gradients_of;
 
 /// Largest difference, in units of the largest number: sums in another order, fused products, other roots.
@@ -78,7 +78,7 @@ pub async fn run(choice: DeviceChoice, control: &Control) -> Result<()> {
         let max_error = AssertUnwindSafe(computed).catch_unwind().await.ok().and_then(Result::ok).unwrap_or(f64::NAN);
         let passed = max_error <= TOLERANCE; // what is no number is not
         off.extend((!passed).then_some(*name));
-        control.emit(Event::Kernel { name: (*name).into(), passed, max_error, tolerance: TOLERANCE });
+        control.emit(Event::Kernel(KernelReport { name: (*name).into(), passed, max_error, tolerance: TOLERANCE }));
     }
     if !off.is_empty() {
         let advice = "update its driver, set SMOLFORGE_KERNELS=off, or use --device cpu";
@@ -359,7 +359,7 @@ mod tests {
         let (control, _, events) = Control::connect();
         block_on(run(DeviceChoice::Cpu, &control)).unwrap();
         let told: Vec<Event> = std::iter::from_fn(|| Some(events.try_recv().ok()?.1)).collect();
-        let passed = told.iter().filter(|event| matches!(event, Event::Kernel { passed: true, .. })).count();
+        let passed = told.iter().filter(|event| matches!(event, Event::Kernel(kernel) if kernel.passed)).count();
         assert_eq!(passed, KERNEL_CHECKS.len() + OP_CHECKS.len(), "{told:?}");
     }
 }

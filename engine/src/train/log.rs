@@ -108,12 +108,12 @@ impl RunLog {
             return Ok(());
         }
         let time = now();
-        self.events.write(line(time, event)?.as_bytes())?;
         let text = self.lines.push(event);
         if !text.is_empty() {
             self.text.write(text.as_bytes())?;
         }
-        self.record_in_tensorboard(time, event)
+        self.record_in_tensorboard(time, event)?;
+        self.events.write(line(time, event)?.as_bytes()) // last: what is in here is in all of them
     }
 
     /// Tags as Hugging Face's Trainer writes them.
@@ -198,7 +198,7 @@ fn read_line(line: &[u8]) -> serde_json::Result<(f64, Event)> {
 }
 
 /// Whether a run that goes on after `step` updates will say this (again).
-fn is_later(event: &Event, step: u32, due: bool) -> bool {
+pub(super) fn is_later(event: &Event, step: u32, due: bool) -> bool {
     match event {
         Event::Step(report) => report.step > step,
         Event::Evaluated { step: at, .. } | Event::Sample { step: at, .. } => *at > step || (due && *at == step),

@@ -93,6 +93,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
             run.state.skipped_in_a_row += 1;
         }
         run.state.step += 1;
+        run.state.due = true; // what comes after a step
         run.report(report, finite, started.elapsed().as_secs_f64() - (run.control.waited_secs() - waited))?;
         if run.state.skipped_in_a_row >= config.max_skipped {
             let (sources, checkpoint) = (run.source_names(&batches).join(", "), run.last_checkpoint());

@@ -1,9 +1,10 @@
 //! A pre-training run: from a configuration to weights, and what it leaves on disk.
 
 mod reweigh;
+mod room;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use web_time::Instant;
 
@@ -51,6 +52,8 @@ pub struct Run<'a> {
     tokenizer: Tokenizer,
     sources: Vec<String>,
     log: RunLog,
+    /// Events that are not in the log yet.
+    unwritten: VecDeque<Event>,
     started: Instant,
     pace: Pace,
     evaluations: (u32, u32),
@@ -69,7 +72,15 @@ pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Co
         Some(run) => run,
         None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
     };
-    let result = train(&mut run).await;
+    let result = loop {
+        match train(&mut run).await {
+            Err(full @ Error::DiskFull { .. }) => match run.wait_for_room(full).await {
+                Ok(()) => {}
+                Err(error) => break Err(error),
+            },
+            result => break result,
+        }
+    };
     let ended = result.map(|ended| (ended, run.hints(ended)));
     let last = match &ended {
         Ok((ended, hints)) => Event::Done { hints: hints.clone(), stopped: *ended == Ended::Stopped },
@@ -268,6 +279,7 @@ impl<'a> Run<'a> {
             tokenizer,
             sources,
             log,
+            unwritten: VecDeque::new(),
             started: Instant::now(),
             pace,
             evaluations: (0, 0),
@@ -308,11 +320,17 @@ impl<'a> Run<'a> {
     }
 
     fn emit(&mut self, event: Event) -> Result<()> {
-        for text in self.control.take_warnings() {
-            self.log.record(&Event::Notice { warning: true, text })?;
-        }
-        self.log.record(&event)?;
+        let warnings = self.control.take_warnings().into_iter().map(|text| Event::Notice { warning: true, text });
+        self.unwritten.extend(warnings.chain([event.clone()]));
         self.control.emit(event);
+        self.write_down()
+    }
+
+    fn write_down(&mut self) -> Result<()> {
+        while let Some(event) = self.unwritten.front() {
+            self.log.record(event)?;
+            self.unwritten.pop_front();
+        }
         Ok(())
     }
 
@@ -392,9 +410,8 @@ impl<'a> Run<'a> {
 
     /// Evaluation, samples, the end of a stage and checkpoints, as they are due after a step.
     ///
-    /// Interrupted, it saves that this step still owes them, and they are made up for when the run goes on.
+    /// Interrupted, it saves that this step still owes them (`due`), and they are made up for when the run goes on.
     pub(super) async fn after_step(&mut self) -> Result<Flow> {
-        self.state.due = true;
         let step = self.state.step;
         let index = self.config.data_stages.stage_at(step - 1);
         let (_, stage_end) = self.config.data_stages.range(index, self.config.steps);

@@ -8,7 +8,7 @@ use crate::control::{Control, Flow};
 use crate::data::jsonl::text_of;
 use crate::data::raw::{find, lossy};
 use crate::error::{Error, Result};
-use crate::protocol::Event;
+use crate::protocol::{Event, PreviewReport};
 use crate::store::{Blob, Store};
 
 /// Bytes of the files that make a page.
@@ -54,8 +54,7 @@ pub async fn preview(config: &SourceConfig, page: usize, store: &Store, control:
     match trouble {
         Some(why) if texts.is_empty() => Err(Error::Data(format!("page {page} has no row with text: {why}"))),
         _ => {
-            let (files, documents) = (source.files.len(), texts.len());
-            control.emit(Event::Preview { size_bytes: size, files, documents, page, pages, texts });
+            control.emit(Event::Preview(PreviewReport { size_bytes: size, files: source.files.len(), page, pages, texts }));
             Ok(())
         }
     }
@@ -122,11 +121,9 @@ mod tests {
         files.iter().for_each(|(name, bytes)| block_on(store.write(name, bytes)).unwrap());
         let (control, _, events) = Control::connect();
         block_on(preview(&SourceConfig::Path(at.into()), page, &store, &control))?;
-        let Ok((_, Event::Preview { size_bytes, files, documents, page: told, pages, texts })) = events.try_recv() else {
-            panic!("no page")
-        };
-        assert!(told == page && documents == texts.len());
-        Ok((size_bytes, files, pages, texts))
+        let Ok((_, Event::Preview(report))) = events.try_recv() else { panic!("no page") };
+        assert_eq!(report.page, page);
+        Ok((report.size_bytes, report.files, report.pages, report.texts))
     }
 
     #[test]
