@@ -121,16 +121,30 @@ async fn exports(store: &Store, path: &str) -> Result<Vec<String>> {
     Ok(exports)
 }
 
+/// The first of the files that make a folder one of a run that this one lacks.
+async fn lacks(store: &Store, folder: &str) -> Option<&'static str> {
+    for file in ["config.yaml", "events.jsonl"] {
+        if !store.exists(&format!("{folder}/{file}")).await {
+            return Some(file);
+        }
+    }
+    None
+}
+
+/// Whether a folder is one of a run.
+pub async fn is_run(store: &Store, folder: &str) -> bool {
+    lacks(store, folder).await.is_none()
+}
+
 /// Removes a run with all its files.
 ///
 /// # Errors
 /// [`Error::Config`] for what is no run, or holds another one; [`Error::File`] while it is in progress.
 pub async fn delete(store: &Store, path: &str) -> Result<()> {
     let path = path.trim_end_matches('/');
-    for file in ["config.yaml", "events.jsonl"] {
-        if path.is_empty() || !store.exists(&format!("{path}/{file}")).await {
-            return Err(Error::Config(format!("{path:?} is no run: it has no {file}; nothing was removed")));
-        }
+    let missing = if path.is_empty() { Some("name") } else { lacks(store, path).await };
+    if let Some(file) = missing {
+        return Err(Error::Config(format!("{path:?} is no run: it has no {file}; nothing was removed")));
     }
     let own = format!("{path}/events.jsonl");
     if let Some(other) = files(store, path).await?.iter().find(|entry| entry.name.ends_with("/events.jsonl") && entry.name != own) {
