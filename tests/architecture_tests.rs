@@ -39,7 +39,9 @@ fn only_in(folder: &str, needle: &str, allowed: &[&str]) {
 
 #[test]
 fn platforms_differ_in_one_place() {
-    only_in("engine", "target_arch = \"wasm32\"", &["engine/src/platform/"]);
+    let wasm = "target_arch = \"wasm32\"";
+    only_in("engine", wasm, &["engine/src/platform/"]);
+    only_in("app/src", wasm, &["app/src/main.rs", "app/src/files.rs"]);
     only_in("engine", "std::fs", &["engine/src/platform/"]);
     only_in("engine", "std::thread", &["engine/src/platform/"]);
     only_in("engine", "std::time::", &[]);

@@ -320,7 +320,7 @@ pub async fn read_text(store: &Store, file: &str, control: &Control) -> Result<S
         while let Some((text, _)) = reader.next_piece(size) {
             all.push_str(&text);
         }
-        if control.breathe().await == Flow::Stop {
+        if control.breathe_if_due().await == Flow::Stop {
             break;
         }
     }
@@ -336,17 +336,22 @@ pub async fn count(store: &Store, file: &str, tokenizer: &Tokenizer, control: &C
     let source = Source::open(store, file, &SourceConfig::Path(file.into())).await?;
     let task = format!("tokenize {file}");
     let mut reader = source.reader();
-    let (mut tokens, mut text_bytes) = (0, 0);
+    let (mut tokens, mut text_bytes, mut waiting) = (0, 0, 0);
     while let Some(size) = reader.next_document().await? {
         while let Some((text, _)) = reader.next_piece(size) {
             text_bytes += text.len() as u64;
             tokens += tokenizer.encode(&text).len() as u64;
-            control.progress(&task, reader.position(), source.size_bytes, "bytes");
-            if control.breathe().await == Flow::Stop {
+            waiting += text.len();
+            if waiting >= 1 << 18 {
+                waiting = 0;
+                control.progress(&task, reader.position(), source.size_bytes, "bytes");
+            }
+            if control.breathe_if_due().await == Flow::Stop {
                 return Ok(None);
             }
         }
     }
+    control.progress(&task, source.size_bytes, source.size_bytes, "bytes");
     reader.report.tell(file, control);
     let replaced_bytes = reader.report.replaced_bytes;
     Ok(Some(Event::Tokenized { file: file.into(), size_bytes: source.size_bytes, text_bytes, tokens, replaced_bytes }))

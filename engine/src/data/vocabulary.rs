@@ -31,18 +31,24 @@ pub async fn train(
         let share = TOKENIZER_BYTES as f64 / source.size_bytes().max(1) as f64;
         let mut draw = Random::new(source.size_bytes());
         let mut reader = source.reader();
+        let mut waiting = 0;
         while let Some(size) = reader.next_document().await? {
             documents += 1;
             while let Some((text, _)) = reader.next_piece(size) {
                 if draw.f64() < share {
                     trainer.feed(&text)?;
                 }
-                control.progress(&task, reader.position(), source.size_bytes(), "bytes");
-                if control.breathe().await == Flow::Stop {
+                waiting += text.len();
+                if waiting >= 1 << 18 {
+                    waiting = 0;
+                    control.progress(&task, reader.position(), source.size_bytes(), "bytes");
+                }
+                if control.breathe_if_due().await == Flow::Stop {
                     return Ok(None);
                 }
             }
         }
+        control.progress(&task, source.size_bytes(), source.size_bytes(), "bytes");
     }
     if documents == 0 {
         return Err(Error::Data("no text to learn a vocabulary from: there is only white space".into()));
@@ -53,6 +59,7 @@ pub async fn train(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Event;
     use futures_lite::future::block_on;
 
     #[test]
@@ -65,5 +72,23 @@ mod tests {
         let tokenizer = block_on(train(&store, &sources.into(), 300, &quiet)).unwrap().unwrap();
         assert!(tokenizer.token_id("Ġhello").is_some() && tokenizer.token_id("Ġworld").is_some());
         assert_eq!(tokenizer.token_id("<|"), None, "the separator is a token, not text");
+    }
+
+    #[test]
+    fn small_documents_are_not_told_one_by_one() {
+        let store = Store::memory();
+        block_on(store.write("a.txt", "a few words<|endoftext|>".repeat(30_000).as_bytes())).unwrap();
+        let (control, signals, events) = Control::connect();
+        let sources = [("a".to_string(), SourceConfig::Path("a.txt".into()))].into();
+        block_on(train(&store, &sources, 260, &control)).unwrap().unwrap();
+        let read = |(_, event)| match event {
+            Event::Progress { task, done, total, .. } => (task == "read a").then_some((done, total)),
+            _ => None,
+        };
+        let told: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).filter_map(read).collect();
+        assert!((2..=4).contains(&told.len()) && told.is_sorted(), "{told:?}");
+        assert_eq!(told.last(), Some(&(720_000, 720_000)));
+        signals.stop();
+        assert!(block_on(train(&store, &sources, 260, &control)).unwrap().is_none());
     }
 }

@@ -53,7 +53,7 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
             "{out}: there is a demo already; go on with it by `smolforge train --resume --out {out}/run`, or choose another --out"
         )));
     }
-    for (name, text) in builtin::one_by_one(seed, CORPUS_BYTES) {
+    for (name, text) in builtin::corpora(seed, CORPUS_BYTES) {
         let path = format!("{out}/corpora/{name}.txt");
         store.write(&path, text.as_bytes()).await?;
         control.emit(Event::Wrote { what: format!("corpus `{name}`"), path });

@@ -26,7 +26,7 @@ pub(super) const PIECE_BYTES: usize = 1 << 20;
 /// progress; [`Error::DiskFull`]. Nothing is left behind then.
 pub async fn run(folder: &str, out: &str, store: &Store, control: &Control) -> Result<()> {
     let folder = folder.trim_end_matches('/');
-    let is_run = holds_run(store, folder).await;
+    let is_run = runs::is_run(store, folder).await;
     if !is_run && !store.exists(&format!("{folder}/config.json")).await {
         return Err(Error::Config(format!(
             "{folder}: neither a run nor a model's folder; there is no config.yaml and no config.json in it"
@@ -45,11 +45,6 @@ pub async fn run(folder: &str, out: &str, store: &Store, control: &Control) -> R
         control.emit(Event::Wrote { what: if is_run { "run" } else { "model" }.into(), path: out.into() });
     }
     Ok(())
-}
-
-/// Whether a folder is one of a run.
-pub(super) async fn holds_run(store: &Store, folder: &str) -> bool {
-    store.exists(&format!("{folder}/config.yaml")).await && store.exists(&format!("{folder}/events.jsonl")).await
 }
 
 /// What goes into the `.zip`: the name there and the file.

@@ -7,11 +7,12 @@ use zip::ZipArchive;
 use zip::read::ZipFile;
 use zip::result::ZipError;
 
-use super::pack::{PIECE_BYTES, holds_run};
+use super::pack::PIECE_BYTES;
 use crate::control::{Control, Flow};
 use crate::error::{Error, Result};
 use crate::protocol::Event;
 use crate::store::{Blob, Store};
+use crate::train::runs;
 
 /// Files in a `.zip`.
 const MOST_FILES: usize = 100_000;
@@ -41,7 +42,7 @@ pub async fn run(file: &str, out: &str, store: &Store, control: &Control) -> Res
     match unpack(file, &temporary, store, control).await {
         Ok(Flow::Continue) => {
             store.rename(&temporary, out).await?;
-            let is_run = holds_run(store, out).await;
+            let is_run = runs::is_run(store, out).await;
             control.emit(Event::Wrote { what: if is_run { "run" } else { "model" }.into(), path: out.into() });
             Ok(())
         }

@@ -187,7 +187,8 @@ fn line(time: f64, event: &Event) -> Result<String> {
     Ok(text + "\n")
 }
 
-fn read_line(line: &[u8]) -> serde_json::Result<(f64, Event)> {
+/// Reads a line with its Unix time.
+pub(super) fn read_line(line: &[u8]) -> serde_json::Result<(f64, Event)> {
     #[derive(Deserialize)]
     struct Read {
         time: f64,

@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::checkpoint;
-use super::log::read_events;
+use super::log::{read_events, read_line};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::protocol::{Event, RunState, RunSummary};
-use crate::store::{Entry, Lock, Store};
+use crate::store::{Blob, Entry, Lock, Store};
 
 /// How deep below a folder runs are looked for.
 const DEPTH: usize = 3;
@@ -20,13 +20,23 @@ const LOCK: &str = ".lock";
 /// Points of a loss curve in a list.
 const POINTS: usize = 64;
 
-/// What logs said when they were last read, by folder: with the size that the log had then.
-#[derive(Debug, Default)]
-pub struct ReadLogs(RefCell<BTreeMap<String, (u64, Told)>>);
+/// Bytes of a log that are read at once.
+const PIECE_BYTES: u64 = 256 << 10;
 
-/// What a log says of its run.
-#[derive(Debug, Clone)]
+/// The last bytes that were read of a log, by which it is known again: some lines, each with its time.
+const END_BYTES: usize = 4096;
+
+/// What logs have said so far, by folder.
+#[derive(Debug, Default)]
+pub struct ReadLogs(RefCell<BTreeMap<String, Told>>);
+
+/// What a log says of its run, as far as it was read.
+#[derive(Debug)]
 struct Told {
+    /// Bytes that were read.
+    bytes: u64,
+    /// The last of them.
+    end: Vec<u8>,
     state: RunState,
     step: u32,
     parameters: u64,
@@ -35,15 +45,15 @@ struct Told {
     best: Option<(f64, u32)>,
 }
 
-/// All runs below a folder, the one changed last first. What cannot be read is left out; a log that has not grown
-/// since it is in `known` is not read again.
+/// All runs below a folder, the one changed last first. What cannot be read is left out; of a log in `known` only what
+/// was added since is read.
 pub async fn list(store: &Store, folder: &str, known: &ReadLogs) -> Vec<RunSummary> {
     let mut runs = Vec::new();
     let mut folders = vec![(folder.to_string(), 0)];
     while let Some((folder, depth)) = folders.pop() {
+        platform::yield_now().await;
         if store.exists(&format!("{folder}/events.jsonl")).await {
             runs.extend(summary(store, &folder, known).await.ok());
-            platform::yield_now().await;
         } else if depth < DEPTH {
             let inside = store.list(&folder).await.unwrap_or_default().into_iter();
             let inside = inside.map(|entry| Entry { name: entry.name.strip_prefix("./").unwrap_or(&entry.name).to_string(), ..entry });
@@ -57,53 +67,96 @@ pub async fn list(store: &Store, folder: &str, known: &ReadLogs) -> Vec<RunSumma
 async fn summary(store: &Store, path: &str, known: &ReadLogs) -> Result<RunSummary> {
     let config = config(store, path).await?;
     let files = files(store, path).await?;
-    let log = format!("{path}/events.jsonl");
-    let log_bytes = files.iter().find(|entry| entry.name == log).map_or(0, |entry| entry.size_bytes);
-    let kept = known.0.borrow().get(path).filter(|(bytes, _)| *bytes == log_bytes).map(|(_, told)| told.clone());
-    let told = match kept {
-        Some(told) => told,
-        None => {
-            let told = read(store, path).await?;
-            known.0.borrow_mut().insert(path.to_string(), (log_bytes, told.clone()));
-            told
-        }
-    };
-    Ok(RunSummary {
+    let (checkpoints, exports) = (checkpoint::steps(store, path).await?, exports(store, path).await?);
+    let kept = known.0.borrow_mut().remove(path).unwrap_or_default();
+    let told = kept.read_on(store, &format!("{path}/events.jsonl")).await?;
+    let summary = RunSummary {
         path: path.into(),
         state: told.state,
         step: told.step,
         steps: config.steps,
         parameters: told.parameters,
         changed: told.changed,
-        losses: told.losses,
+        losses: told.curve(),
         best: told.best,
-        checkpoints: checkpoint::steps(store, path).await?,
+        checkpoints,
         size_bytes: files.iter().map(|entry| entry.size_bytes).sum(),
-        exports: exports(store, path).await?,
-    })
+        exports,
+    };
+    known.0.borrow_mut().insert(path.to_string(), told);
+    Ok(summary)
 }
 
-async fn read(store: &Store, path: &str) -> Result<Told> {
-    let events = read_events(store, path).await?;
-    let changed = events.last().map_or(0.0, |(time, _)| *time);
-    let mut told = Told { state: RunState::Open, step: 0, parameters: 0, changed, losses: Vec::new(), best: None };
-    let mut losses = Vec::new();
-    for (_, event) in &events {
-        match event {
-            Event::Run(info) => (told.state, told.parameters) = (RunState::Open, info.parameters),
-            Event::Step(report) => {
-                told.step = report.step;
-                losses.extend(report.loss.is_finite().then_some((report.step, report.loss)));
+impl Default for Told {
+    /// Of a log of which nothing was read.
+    fn default() -> Self {
+        Self { bytes: 0, end: Vec::new(), state: RunState::Open, step: 0, parameters: 0, changed: 0.0, losses: Vec::new(), best: None }
+    }
+}
+
+impl Told {
+    /// Reads what was added to the log; all of it where what was read before is no longer its beginning, as after a
+    /// resumed run has cut it back.
+    async fn read_on(mut self, store: &Store, log: &str) -> Result<Self> {
+        loop {
+            // Opened for every piece: what a browser opens ends to be readable with the next line that is written.
+            let blob = store.open(log).await?;
+            if *blob.read(self.bytes - self.end.len() as u64..self.bytes)? != *self.end {
+                self = Self::default();
             }
-            Event::Evaluated { step, loss, best: true, .. } => told.best = Some((*loss, *step)),
-            Event::Done { stopped, .. } => told.state = if *stopped { RunState::Stopped } else { RunState::Finished },
-            Event::Failed { .. } => told.state = RunState::Failed,
+            if self.read_lines(&blob).map_err(|why| Error::format(log, why.to_string()))? {
+                return Ok(self);
+            }
+            platform::yield_now().await;
+        }
+    }
+
+    /// Reads the next lines; whether they are the last ones.
+    fn read_lines(&mut self, blob: &Blob) -> Result<bool> {
+        let mut length = PIECE_BYTES;
+        let (piece, whole) = loop {
+            let piece = blob.read(self.bytes..self.bytes + length)?;
+            match piece.iter().rposition(|byte| *byte == b'\n') {
+                Some(at) => break (piece, at + 1),
+                None if (piece.len() as u64) < length => break (piece, 0),
+                None => length *= 2,
+            }
+        };
+        let (lines, rest) = piece.split_at(whole);
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            self.hear(read_line(line).map_err(|e| Error::Data(format!("not an event of smolforge: {e}")))?);
+        }
+        let is_last = (piece.len() as u64) < length;
+        // A line that is still being written counts as soon as it can be read.
+        let unfinished = if is_last { read_line(rest).ok() } else { None };
+        let read = if unfinished.is_some() { &piece } else { lines };
+        self.bytes += read.len() as u64;
+        self.end.extend_from_slice(&read[read.len().saturating_sub(END_BYTES)..]);
+        self.end.drain(..self.end.len().saturating_sub(END_BYTES));
+        unfinished.into_iter().for_each(|line| self.hear(line));
+        Ok(is_last)
+    }
+
+    fn hear(&mut self, (time, event): (f64, Event)) {
+        self.changed = time;
+        match event {
+            Event::Run(info) => (self.state, self.parameters) = (RunState::Open, info.parameters),
+            Event::Step(report) => {
+                self.step = report.step;
+                self.losses.extend(report.loss.is_finite().then_some((report.step, report.loss)));
+            }
+            Event::Evaluated { step, loss, best: true, .. } => self.best = Some((loss, step)),
+            Event::Done { stopped, .. } => self.state = if stopped { RunState::Stopped } else { RunState::Finished },
+            Event::Failed { .. } => self.state = RunState::Failed,
             _ => {}
         }
     }
-    let every = losses.len().div_ceil(POINTS).max(1);
-    told.losses = losses.chunks(every).map(|part| *part.last().expect("chunks are not empty")).collect();
-    Ok(told)
+
+    /// The losses, thinned to a list's curve.
+    fn curve(&self) -> Vec<(u32, f64)> {
+        let every = self.losses.len().div_ceil(POINTS).max(1);
+        self.losses.chunks(every).map(|part| *part.last().expect("chunks are not empty")).collect()
+    }
 }
 
 /// Folders of weights that were exported into the run's folder; the demo writes them beside it.
@@ -121,16 +174,30 @@ async fn exports(store: &Store, path: &str) -> Result<Vec<String>> {
     Ok(exports)
 }
 
+/// The first of the files that make a folder one of a run that this one lacks.
+async fn lacks(store: &Store, folder: &str) -> Option<&'static str> {
+    for file in ["config.yaml", "events.jsonl"] {
+        if !store.exists(&format!("{folder}/{file}")).await {
+            return Some(file);
+        }
+    }
+    None
+}
+
+/// Whether a folder is one of a run.
+pub async fn is_run(store: &Store, folder: &str) -> bool {
+    lacks(store, folder).await.is_none()
+}
+
 /// Removes a run with all its files.
 ///
 /// # Errors
 /// [`Error::Config`] for what is no run, or holds another one; [`Error::File`] while it is in progress.
 pub async fn delete(store: &Store, path: &str) -> Result<()> {
     let path = path.trim_end_matches('/');
-    for file in ["config.yaml", "events.jsonl"] {
-        if path.is_empty() || !store.exists(&format!("{path}/{file}")).await {
-            return Err(Error::Config(format!("{path:?} is no run: it has no {file}; nothing was removed")));
-        }
+    let missing = if path.is_empty() { Some("name") } else { lacks(store, path).await };
+    if let Some(file) = missing {
+        return Err(Error::Config(format!("{path:?} is no run: it has no {file}; nothing was removed")));
     }
     let own = format!("{path}/events.jsonl");
     if let Some(other) = files(store, path).await?.iter().find(|entry| entry.name.ends_with("/events.jsonl") && entry.name != own) {
@@ -200,6 +267,7 @@ mod tests {
     use futures_lite::future::block_on;
 
     use super::*;
+    use crate::protocol::StepReport;
 
     fn write(store: &Store, name: &str, text: &str) {
         block_on(store.write(name, text.as_bytes())).unwrap();
@@ -213,17 +281,81 @@ mod tests {
 
     const DONE: &str = "{\"time\":5.0,\"event\":\"done\",\"hints\":[],\"stopped\":true}\n";
 
+    /// Lines of steps; `seed` gives other losses and times.
+    fn steps(range: std::ops::RangeInclusive<u32>, seed: f64) -> String {
+        let line = |step: u32| {
+            let loss = if step == 7 { f64::NAN } else { seed / f64::from(step) };
+            let report = StepReport { step, loss, ..StepReport::default() };
+            let mut line = serde_json::to_value(Event::Step(report)).unwrap();
+            line["time"] = (seed + f64::from(step)).into();
+            format!("{line}\n")
+        };
+        range.map(line).collect()
+    }
+
+    /// What is read on tells the same as what is read from the beginning.
+    #[track_caller]
+    fn check_told(log: &str, store: &Store, known: &ReadLogs) {
+        write(store, "runs/a/events.jsonl", log);
+        let [told, anew] = [known, &ReadLogs::default()].map(|known| block_on(list(store, "runs", known)));
+        assert_eq!(told, anew);
+        assert_eq!(told.len(), 1);
+    }
+
     #[test]
-    fn a_log_that_has_not_grown_is_read_once() {
+    fn logs_that_grow_and_are_cut_are_told_as_they_are() {
         let store = Store::memory();
-        run(&store, "runs/a", DONE);
+        run(&store, "runs/a", "");
         let known = ReadLogs::default();
-        let state = || block_on(list(&store, "runs", &known))[0].state;
-        assert_eq!(state(), RunState::Stopped);
-        write(&store, "runs/a/events.jsonl", &DONE.replace("true}", "true]")); // damaged, of the same size: not looked at
-        assert_eq!(state(), RunState::Stopped);
-        write(&store, "runs/a/events.jsonl", &DONE.replace("true", "false"));
-        assert_eq!(state(), RunState::Finished);
+        check_told("", &store, &known);
+        let first = steps(1..=4000, 3.0);
+        assert!(first.len() as u64 > 2 * PIECE_BYTES);
+        check_told(&first, &store, &known);
+        check_told(&(first.clone() + DONE), &store, &known);
+        // Resumed: cut back, and grown beyond where it was; then to the very length that it had.
+        let cut = steps(1..=3000, 3.0);
+        let grown = cut.clone() + &steps(3001..=4500, 4.123_456);
+        check_told(&grown, &store, &known);
+        check_told(&grown.replace(".123456", ".654321"), &store, &known);
+        check_told(&(cut.clone() + DONE), &store, &known);
+        check_told(&steps(1..=3, 5.0), &store, &known);
+        check_told("", &store, &known);
+        // One line that is longer than a piece.
+        let long = serde_json::json!({"time": 9.0, "event": "notice", "warning": true, "text": "x".repeat(3 * PIECE_BYTES as usize)});
+        check_told(&format!("{cut}{long}\n{DONE}"), &store, &known);
+    }
+
+    #[test]
+    fn a_last_line_that_is_half_written_counts_when_it_is_whole() {
+        let store = Store::memory();
+        run(&store, "runs/a", "");
+        let known = ReadLogs::default();
+        let log = steps(1..=3, 3.0) + DONE + &steps(4..=4, 3.0);
+        for length in 0..=log.len() {
+            check_told(&log[..length], &store, &known);
+        }
+        check_told(&log[..log.len() - 9], &store, &known);
+        check_told(&(log + "\n" + DONE), &store, &known);
+    }
+
+    #[test]
+    fn what_was_read_of_a_log_is_not_read_again() {
+        let store = Store::memory();
+        let log = steps(1..=100, 3.0);
+        run(&store, "runs/a", &log);
+        let known = ReadLogs::default();
+        let summary = |known: &ReadLogs| block_on(list(&store, "runs", known)).pop();
+        assert_eq!(summary(&known).unwrap().state, RunState::Open);
+        // Damaged far before its end, which shows who looks there.
+        write(&store, "runs/a/events.jsonl", &(log.replacen('{', "[", 1) + DONE));
+        let told = summary(&known).unwrap();
+        assert_eq!((told.state, told.step, told.losses.len()), (RunState::Stopped, 100, 50));
+        assert_eq!(summary(&ReadLogs::default()), None);
+        // What was added is damaged: not a run any longer, until it is mended.
+        write(&store, "runs/a/events.jsonl", &(log.clone() + DONE + "{}\n"));
+        assert_eq!(summary(&known), None);
+        write(&store, "runs/a/events.jsonl", &(log + &DONE.replace("true", "false")));
+        assert_eq!(summary(&known).unwrap().state, RunState::Finished);
     }
 
     #[test]
