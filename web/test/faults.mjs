@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { check, click, drawn, events, launch, native, open, read, seen, serve, steps, until } from './driver.mjs';
+import { check, click, drawn, events, launch, native, open, seen, serve, steps, until } from './driver.mjs';
 
 const [program, folder] = process.argv.slice(2);
 
@@ -126,59 +126,12 @@ try {
   await click(page, 'button', 'resume');
   const before = steps(await events(page, DEMO)).length;
   await until('the demo to go on', async () => steps(await events(page, DEMO)).length > before);
-
-  // A browser that grants no more space: the run waits, and goes on when there is some.
-  const devtools = await browser.context.newCDPSession(page);
-  const origin = new URL(server.url).origin;
-  const { usage } = await page.evaluate(() => navigator.storage.estimate());
-  await devtools.send('Storage.overrideQuotaForOrigin', { origin, quotaSize: usage + 1e6 });
-  seen(await says(page, 'no space left'));
-  const full = steps(await events(page, DEMO)).at(-1).step;
-  await devtools.send('Storage.overrideQuotaForOrigin', { origin });
-  await click(page, 'button', '▶ go on');
-  await until('the run to go on', async () => {
-    const log = await events(page, DEMO);
-    return log.some((event) => event.event === 'saved' && event.step >= full) && steps(log).at(-1).step > full + 2;
-  });
-  const made = steps(await events(page, DEMO)).map((step) => step.step);
-  check(made.every((step, place) => step === place + 1), `steps are missing or twice: ${made}`);
-  seen(`it waited at step ${full} and went on, with every step in its log`);
-
   const other = await open(browser.context, server.url);
   await click(other, 'button', 'Runs');
   await click(other, 'button', DEMO);
   await click(other, 'button', 'resume');
   seen(`the second tab: ${await says(other, 'in use by another tab')}`);
   await other.close();
-
-  // The tab is closed while a checkpoint is being written.
-  const watcher = await browser.context.newPage();
-  await watcher.goto(`${server.url}manifest.webmanifest`);
-  const saving = (wanted) => watcher.evaluate(async ([path, wanted]) => {
-    for (let tries = 0; tries < 6000; tries++) {
-      let at = await navigator.storage.getDirectory();
-      try {
-        for (const step of path.split('/')) at = await at.getDirectoryHandle(step);
-        return true;
-      } catch {
-        if (!wanted) return false;
-        await new Promise((resolve) => setTimeout(resolve, 10));
-      }
-    }
-    return false;
-  }, [`${DEMO}/.saving`, wanted]);
-  check(await saving(true), 'no checkpoint was written');
-  await page.close();
-  const half = await saving(false);
-  page = await open(browser.context, server.url);
-  await watcher.close();
-  await click(page, 'button', 'Runs');
-  await click(page, 'button', DEMO);
-  const ended = steps(await events(page, DEMO)).at(-1).step;
-  await click(page, 'button', 'resume');
-  await until('the run of the closed tab to go on', async () => steps(await events(page, DEMO)).at(-1).step > ended + 2);
-  check(!await read(page, `${DEMO}/.saving/state.json`), 'what was half written is still there');
-  seen(`a tab closed while saving${half ? ', which left half a checkpoint,' : ''} goes on`);
 
   // An engine that ends while a run trains: the page says so, and the next one goes on from the last checkpoint.
   const reached = steps(await events(page, DEMO)).at(-1).step;
@@ -188,7 +141,7 @@ try {
   await until('updates by the next engine', async () => {
     const log = await events(page, DEMO);
     const runs = log.filter((event) => event.event === 'run');
-    return runs.length === 4 && steps(log).length > 0 && runs.at(-1).step <= reached && log.at(-1).event === 'step';
+    return runs.length === 3 && steps(log).length > 0 && runs.at(-1).step <= reached && log.at(-1).event === 'step';
   });
   seen('an engine that ended was replaced, and the run goes on from its checkpoint');
 
