@@ -174,11 +174,14 @@ fn refused(entries: &[Entry], words: &str) {
 
 #[test]
 fn what_others_zip_is_read() {
-    let model = [entry(b"around/config.json", b"{}"), entry(b"around/", b""), entry(b"around/a/b.txt", b"b"), entry(b"__MACOSX/._x", b"?")];
+    let odd = entry(b"around/console.com10.nul", b"fine");
+    let model =
+        [entry(b"around/config.json", b"{}"), entry(b"around/", b""), entry(b"around/a/b.txt", b"b"), odd, entry(b"__MACOSX/._x", b"?")];
     let (store, result) = unpacked(&zip_of(&model), "out");
     result.unwrap();
     assert_eq!(block_on(store.read_text("out/config.json")).unwrap(), "{}");
     assert_eq!(block_on(store.read_text("out/a/b.txt")).unwrap(), "b");
+    assert_eq!(block_on(store.read_text("out/console.com10.nul")).unwrap(), "fine");
     assert!(!block_on(store.exists("out/__MACOSX")));
 }
 
@@ -199,9 +202,18 @@ fn hostile_files_are_refused_and_leave_nothing() {
         b"con\nfig",
         b"",
         b"..",
+        b"...",
+        b"a./b",
+        b"a ",
+        b"a?b",
+        b"CON",
+        b"aux.json",
+        b"a/Nul .tar.gz",
+        b"com1",
     ] {
         refused(&with(entry(name, b"x")), "no name that a packed file may have");
     }
+    refused(&with(Entry { flags: 1 << 11, ..entry("lpt³.txt".as_bytes(), b"x") }), "no name that a packed file may have");
     let link = Entry { mode: 0o120_777, ..entry(b"link", b"/etc/passwd") };
     refused(&with(link), "is a link");
     refused(&with(entry(b"config.json", b"again")), "same name");
