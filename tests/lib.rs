@@ -2,10 +2,9 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::{DType, Tensor, TensorData, f16};
+use burn::tensor::{Tensor, f16};
 use futures_lite::future::block_on;
 use smolforge_engine::data::Batch;
-use smolforge_engine::data::random::Random;
 use smolforge_engine::device::Compute;
 use smolforge_engine::generate::{load, read_f32};
 use smolforge_engine::model::safetensors::SafeFile;
@@ -13,6 +12,8 @@ use smolforge_engine::model::{Llama, hub};
 use smolforge_engine::platform;
 use smolforge_engine::protocol::DeviceChoice;
 use smolforge_engine::store::Store;
+use smolforge_engine::tasks::self_test;
+pub use smolforge_engine::tasks::self_test::{halves, numbers, words};
 
 /// The CPU device, and wgpu where there is an adapter (a must with `SMOLFORGE_REQUIRE_GPU=1`).
 pub fn devices() -> Vec<Compute> {
@@ -67,31 +68,14 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     block_on(read_f32(tensor)).expect("read")
 }
 
-/// Normal-ish numbers from a seed: sums of four uniform ones.
-pub fn random(seed: u64, n: usize) -> Vec<f32> {
-    let mut random = Random::new(seed);
-    (0..n).map(|_| (0..4).map(|_| random.f64() as f32 - 0.5).sum()).collect()
-}
-
-/// A matrix of [`random`] numbers.
+/// A matrix of [`numbers`] on a device.
 pub fn matrix(seed: u64, rows: usize, columns: usize, compute: &Compute) -> Tensor<2> {
-    Tensor::from_data(TensorData::new(random(seed, rows * columns), [rows, columns]), (&compute.device, DType::F32))
+    self_test::matrix(seed, rows, columns, &compute.device)
 }
 
-/// [`random`] numbers as f16.
-pub fn halves(seed: u64, n: usize) -> Vec<f16> {
-    random(seed, n).into_iter().map(f16::from_f32).collect()
-}
-
-/// A matrix that is kept as f16.
+/// A matrix on a device that is kept as f16.
 pub fn half_matrix(values: &[f16], columns: usize, compute: &Compute) -> Tensor<2> {
-    let shape = [values.len() / columns, columns];
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), (&compute.device, DType::F16))
-}
-
-/// Two f16 a word, as kernels see them.
-pub fn words(values: &[f16]) -> Vec<u32> {
-    values.chunks(2).map(|pair| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16).collect()
+    self_test::half_matrix(values, columns, &compute.device)
 }
 
 /// Largest absolute difference; NaN counts as infinite.

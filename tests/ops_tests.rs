@@ -6,6 +6,7 @@ use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::adamw::{AdamW, Moments};
 use smolforge_engine::ops::attention::{Mask, Shape};
 use smolforge_engine::ops::{adamw, attention, cross_entropy, embedding, embedding_f16, linear, linear_f16, rms_norm, rope, swiglu};
+use smolforge_engine::tasks::self_test;
 use smolforge_shaders::cpu as twins;
 use smolforge_tests::*;
 
@@ -13,13 +14,8 @@ type Op<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
 
 /// Value of `op` and the gradients of `Σ op(x)·weights` by every input.
 fn value_and_gradients(op: Op, inputs: &[Tensor<2>]) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let leaves: Vec<Tensor<2>> = inputs.iter().map(|x| Tensor::from_inner(x.clone()).require_grad()).collect();
-    let y = op(&leaves);
-    let [rows, columns] = y.dims();
-    let weights = Tensor::<2>::from_data(TensorData::new(random(99, rows * columns), [rows, columns]), (&y.device(), DType::F32));
-    let mut grads = (y.clone() * weights).sum().backward();
-    let gradient = |x: &Tensor<2>, grads: &mut _| values(x.grad_remove(grads).expect("a gradient"));
-    (values(y.inner()), leaves.iter().map(|x| gradient(x, &mut grads)).collect())
+    let mut computed = self_test::value_and_gradients(op, inputs.to_vec()).into_iter().map(values);
+    (computed.next().unwrap(), computed.collect())
 }
 
 /// Equal but for f32 sums in another order: 2·10⁻⁵ of the largest element.
@@ -45,11 +41,11 @@ fn check_parity(name: &str, fast: Op, reference: Op, inputs: &[Tensor<2>]) {
 #[track_caller]
 fn check_finite_differences(name: &str, op: Op, inputs: &[Tensor<2>]) {
     let (value, gradients) = value_and_gradients(op, inputs);
-    let weights = random(99, value.len());
+    let weights = numbers(99, value.len());
     let objective = |inputs: &[Tensor<2>]| values(op(inputs)).iter().zip(&weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum::<f64>();
     for (i, gradient) in gradients.iter().enumerate() {
         let [rows, columns] = inputs[i].dims();
-        let direction = random(7 + i as u64, rows * columns);
+        let direction = numbers(7 + i as u64, rows * columns);
         let step = 1e-2f32;
         let moved = |sign: f32| {
             let mut inputs = inputs.to_vec();
@@ -101,7 +97,7 @@ fn linear_in_mixed_precision_rounds_operands_and_product_to_f16() {
         for (n, k, m) in [(2, 63, 65), (3, 1000, 64)] {
             let inputs = [matrix(1, n, k, &compute), matrix(2, m, k, &compute)];
             let (y, gradients) = value_and_gradients(&|x| linear::linear(x[0].clone(), x[1].clone(), true), &inputs);
-            let (x, w, dy) = (random(1, n * k), random(2, m * k), random(99, n * m));
+            let (x, w, dy) = (numbers(1, n * k), numbers(2, m * k), numbers(99, n * m));
             let name = |what: &str| format!("{what} of {n}x{k}x{m} on {}", compute.info.name);
             check_half_product(&name("value"), &y, [n, k, m], |i, l| x[i * k + l], |l, j| w[j * k + l]);
             check_half_product(&name("dx"), &gradients[0], [n, m, k], |i, l| dy[i * m + l], |l, j| w[l * k + j]);
@@ -141,7 +137,7 @@ fn rms_norm_is_its_definition_and_its_twins() {
                 check_finite_differences(&name, fast, &inputs);
             }
             let (value, gradients) = value_and_gradients(fast, &inputs);
-            let (x, w, dy) = (random(1, n * d), random(2, d), random(99, n * d));
+            let (x, w, dy) = (numbers(1, n * d), numbers(2, d), numbers(99, n * d));
             let (y, scales) = twins::rms_norm(&x, &w, 1e-5);
             check_close(&format!("{name}: y and its twin"), &value, &y);
             check_close(&format!("{name}: dx and its twin"), &gradients[0], &twins::rms_norm_dx(&dy, &x, &w, &scales));

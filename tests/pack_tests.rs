@@ -2,10 +2,13 @@
 
 use futures_lite::future::block_on;
 use smolforge_engine::control::Control;
+use smolforge_engine::data::tokens::{Counts, TokenWriter};
+use smolforge_engine::data::vocabulary;
 use smolforge_engine::error::Result;
 use smolforge_engine::protocol::Event;
 use smolforge_engine::store::Store;
 use smolforge_engine::tasks::{pack, unpack};
+use smolforge_engine::text::Tokenizer;
 use smolforge_engine::train::{Ended, checkpoint, runs};
 use smolforge_tests::cpu;
 
@@ -71,12 +74,40 @@ fn tokens_that_a_run_brought_are_not_believed_either() {
     // The shard of another source under the name of this one, and a damaged one.
     let bytes = |at: usize| block_on(elsewhere.read(&files[at].name)).unwrap().to_vec();
     let (first, other) = (bytes(1), bytes(3));
-    for wrong in [other, first[..first.len() - 1].to_vec(), Vec::new()] {
+    let tokenizer = block_on(Tokenizer::load(&elsewhere, "runs/small/tokenizer.json")).unwrap();
+    let forged = |vocab_size| forged_tokens(&first, vocab_size, tokenizer.end_of_text());
+    for wrong in [other, first[..first.len() - 1].to_vec(), Vec::new(), forged(1 << 16), forged(8)] {
         block_on(elsewhere.write(&files[1].name, &wrong)).unwrap();
-        run(&elsewhere, &config, true, None).0.unwrap_err();
+        let error = run(&elsewhere, &config, true, None).0.unwrap_err().to_string();
+        assert!(error.starts_with(&files[1].name) && error.ends_with("or unpack the run again"), "{error}");
     }
+    // Ids that the model does not have, where the file says it knows better.
+    block_on(elsewhere.write(&files[1].name, &forged(tokenizer.vocab_size()))).unwrap();
+    run(&elsewhere, &config, true, Some(4)).0.unwrap();
     block_on(elsewhere.write(&files[1].name, &first)).unwrap();
     run(&elsewhere, &config, true, None).0.unwrap();
+}
+
+/// A whole file of tokens with the key of this one: ids that no tokenizer of the tests has.
+fn forged_tokens(file: &[u8], vocab_size: usize, end_of_text: Option<u32>) -> Vec<u8> {
+    let store = Store::memory();
+    block_on(async {
+        let mut writer = TokenWriter::create(&store, "forged", file[16..48].try_into().unwrap(), vocab_size, end_of_text).await.unwrap();
+        writer.push(&[60_000; 2000]).unwrap();
+        writer.finish(Counts::default()).await.unwrap();
+    });
+    block_on(store.read("forged")).unwrap().to_vec()
+}
+
+#[test]
+fn a_run_that_comes_with_the_tokenizer_of_a_larger_model_is_refused() {
+    cpu();
+    let (store, config) = small_run(6);
+    run(&store, &config, false, Some(3)).0.unwrap();
+    let larger = block_on(vocabulary::train(&store, &config.sources, 2000, &Control::connect().0)).unwrap().unwrap();
+    block_on(store.write("runs/small/tokenizer.json", larger.json())).unwrap();
+    let error = run(&store, &config, true, None).0.unwrap_err().to_string();
+    assert!(error.contains("use the tokenizer that belongs to the model"), "{error}");
 }
 
 #[test]
@@ -178,11 +209,14 @@ fn refused(entries: &[Entry], words: &str) {
 
 #[test]
 fn what_others_zip_is_read() {
-    let model = [entry(b"around/config.json", b"{}"), entry(b"around/", b""), entry(b"around/a/b.txt", b"b"), entry(b"__MACOSX/._x", b"?")];
+    let odd = entry(b"around/console.com10.nul", b"fine");
+    let model =
+        [entry(b"around/config.json", b"{}"), entry(b"around/", b""), entry(b"around/a/b.txt", b"b"), odd, entry(b"__MACOSX/._x", b"?")];
     let (store, result) = unpacked(&zip_of(&model), "out");
     result.unwrap();
     assert_eq!(block_on(store.read_text("out/config.json")).unwrap(), "{}");
     assert_eq!(block_on(store.read_text("out/a/b.txt")).unwrap(), "b");
+    assert_eq!(block_on(store.read_text("out/console.com10.nul")).unwrap(), "fine");
     assert!(!block_on(store.exists("out/__MACOSX")));
 }
 
@@ -203,9 +237,18 @@ fn hostile_files_are_refused_and_leave_nothing() {
         b"con\nfig",
         b"",
         b"..",
+        b"...",
+        b"a./b",
+        b"a ",
+        b"a?b",
+        b"CON",
+        b"aux.json",
+        b"a/Nul .tar.gz",
+        b"com1",
     ] {
         refused(&with(entry(name, b"x")), "no name that a packed file may have");
     }
+    refused(&with(Entry { flags: 1 << 11, ..entry("lpt³.txt".as_bytes(), b"x") }), "no name that a packed file may have");
     let link = Entry { mode: 0o120_777, ..entry(b"link", b"/etc/passwd") };
     refused(&with(link), "is a link");
     refused(&with(entry(b"config.json", b"again")), "same name");

@@ -311,7 +311,7 @@ fn non_finite_updates_are_skipped_and_end_the_run_with_the_checkpoint_intact() {
 fn one_batch_overfits() {
     let shape = LlamaConfig::preset("nano").unwrap().with_vocab(300);
     let config = TrainConfig { weight_decay: 0.0, ..TrainConfig::default() };
-    let tokens: Vec<i64> = random(11, 2 * 33).iter().map(|x| ((x.abs() * 1000.0) as i64) % 300).collect();
+    let tokens: Vec<i64> = numbers(11, 2 * 33).iter().map(|x| ((x.abs() * 1000.0) as i64) % 300).collect();
     let batch = batch(&tokens[..64], &tokens[1..65], 32);
     let mut model = Llama::random(&shape, &cpu(), 32, 5).trainable();
     let mut optimizer = Optimizer::new(&model);

@@ -50,7 +50,7 @@ fn ops_equal_their_twins_on_every_device() {
     for compute in devices() {
         for (n, d) in [(1, 1), (2, 63), (3, 64), (65, 65), (1000, 96)] {
             let (x, w) = (matrix(1, n, d, &compute), matrix(2, 1, d, &compute));
-            let (y, _) = cpu::rms_norm(&random(1, n * d), &random(2, d), 1e-5);
+            let (y, _) = cpu::rms_norm(&numbers(1, n * d), &numbers(2, d), 1e-5);
             assert!(max_difference(&values(rms_norm(x, w, 1e-5)), &y) < 1e-4, "rms_norm {n}x{d} on {}", compute.info.name);
             let step = AdamW {
                 lr: 0.01,
@@ -73,9 +73,9 @@ fn ops_equal_their_twins_on_every_device() {
                 inverse_root: 1.0 / 0.0975f32.sqrt(),
                 grad_scale: 0.5,
             };
-            let (mut param, mut m) = (random(1, n * d), random(2, n * d));
-            let mut v: Vec<f32> = random(3, n * d).iter().map(|x| x * x).collect();
-            cpu::adamw(&mut param, &mut m, &mut v, &random(4, n * d), &params);
+            let (mut param, mut m) = (numbers(1, n * d), numbers(2, n * d));
+            let mut v: Vec<f32> = numbers(3, n * d).iter().map(|x| x * x).collect();
+            cpu::adamw(&mut param, &mut m, &mut v, &numbers(4, n * d), &params);
             for (what, a, b) in [("param", found.param, param), ("m", found.m, m), ("v", found.v, v)] {
                 assert!(max_difference(&values(a), &b) < 1e-4, "{what} {n}x{d} on {}", compute.info.name);
             }
@@ -89,7 +89,7 @@ fn products_with_f16_weights_equal_their_twin() {
         let rows = [1, 2, 15, 16, 17, 63, 64, 65, 70];
         let sizes = rows.into_iter().flat_map(|n| [(8, 1), (64, 2), (1000, 63), (72, 64), (8, 65), (576, 1000)].map(|(k, m)| (n, k, m)));
         for (n, k, m) in sizes {
-            let (x, w) = (random(1, n * k), halves(2, m * k));
+            let (x, w) = (numbers(1, n * k), halves(2, m * k));
             let y = values(linear_f16(matrix(1, n, k, &compute), half_matrix(&w, k, &compute)));
             let expected = cpu::linear_f16(&x, &words(&w), k);
             let absolute = |x: &f32| x.abs();

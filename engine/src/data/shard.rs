@@ -38,6 +38,12 @@ pub struct Shard {
 }
 
 impl Shard {
+    async fn open(store: &Store, files: &[String; 2], key: &[u8; 32], name: &str, hash: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        let training = Tokens::open(store, &files[0], key, tokenizer.vocab_size()).await?;
+        let held_out = Tokens::open(store, &files[1], key, tokenizer.vocab_size()).await?;
+        Ok(Self { name: name.into(), training, held_out, hash: hash.into() })
+    }
+
     /// Hash of the text, the tokenizer and the split.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -86,11 +92,7 @@ pub async fn build(
     let hash = hasher.finalize().to_hex()[..32].to_string();
     let files = file_names(cache_folder, &hash);
 
-    let open = async || -> Result<Shard> {
-        let training = Tokens::open(store, &files[0], &key).await?;
-        let held_out = Tokens::open(store, &files[1], &key).await?;
-        Ok(Shard { name: name.into(), training, held_out, hash: hash.clone() })
-    };
+    let open = async || Shard::open(store, &files, &key, name, &hash, tokenizer).await;
     if store.exists(&files[0]).await && store.exists(&files[1]).await {
         match open().await {
             Ok(shard) => {
@@ -232,7 +234,7 @@ pub(crate) mod tests {
                 }
                 let text_bytes = 3 * writer.count();
                 writer.finish(Counts { text_bytes, ..Counts::default() }).await.unwrap();
-                Tokens::open(&store, part, &key).await.unwrap()
+                Tokens::open(&store, part, &key, 1000).await.unwrap()
             })
         };
         Shard { name: name.into(), training: file("training", documents), held_out: file("held_out", held_out), hash: name.into() }

@@ -132,18 +132,19 @@ pub struct Tokens {
     count: usize,
     index: usize,
     documents: usize,
-    vocab_size: u32,
+    vocab_size: usize,
     counts: Counts,
 }
 
 impl Tokens {
-    /// Maps a file that was written for `key` and checks all of it.
+    /// Maps a file that was written for `key` with a tokenizer of so many ids, and checks all of it: others may have
+    /// made it.
     ///
     /// # Errors
     /// [`Error::Format`] where it is not whole, was written for something else, or is damaged.
-    pub async fn open(store: &Store, name: &str, key: &[u8; 32]) -> Result<Self> {
+    pub async fn open(store: &Store, name: &str, key: &[u8; 32], vocab_size: usize) -> Result<Self> {
         let bytes = store.read(name).await?;
-        let bad = |why: &str| Error::format(name, format!("{why}; delete it, and it is made again"));
+        let bad = |why: &str| Error::format(name, why);
         if bytes.len() < HEADER + FOOTER {
             return Err(bad("too short for a token file"));
         }
@@ -151,10 +152,10 @@ impl Tokens {
         if !bytes.starts_with(MAGIC) || !bytes.ends_with(MAGIC) {
             return Err(bad("not a whole token file"));
         }
-        if bytes[16..48] != key[..] {
+        if bytes[16..48] != key[..] || u32_at(&bytes, 12) as usize != vocab_size {
             return Err(bad("made from other text or with another tokenizer"));
         }
-        let (width, vocab_size) = (u32_at(&bytes, 8) as usize, u32_at(&bytes, 12));
+        let width = u32_at(&bytes, 8) as usize;
         let [count, documents, text_bytes, replaced_bytes, skipped_rows] = [0, 8, 16, 24, 32].map(|at| u64_at(&bytes, footer + at));
         let size = |count: u64, width: usize| usize::try_from(count).ok()?.checked_mul(width);
         let index = size(count, width).and_then(|bytes| bytes.checked_add(HEADER)?.checked_next_multiple_of(8));
@@ -171,7 +172,26 @@ impl Tokens {
             return Err(bad("damaged: its checksum is wrong"));
         }
         let counts = Counts { text_bytes, replaced_bytes, skipped_rows };
-        Ok(Self { bytes, width, count: count as usize, index, documents: documents as usize, vocab_size, counts })
+        let tokens = Self { bytes, width, count: count as usize, index, documents: documents as usize, vocab_size, counts };
+        if !tokens.index_is_ordered().await {
+            return Err(bad("damaged: its documents do not begin one after the other"));
+        }
+        Ok(tokens)
+    }
+
+    /// Whether every document begins behind the one before, and within the tokens.
+    async fn index_is_ordered(&self) -> bool {
+        let mut least = 0;
+        for piece in self.bytes[self.index..self.index + 8 * self.documents].chunks(8 << 20) {
+            for start in piece.chunks_exact(8).map(|bytes| u64_at(bytes, 0)) {
+                if start < least || start >= self.count as u64 {
+                    return false;
+                }
+                least = start + 1;
+            }
+            platform::yield_now().await;
+        }
+        true
     }
 
     /// How many tokens there are.
@@ -199,8 +219,8 @@ impl Tokens {
         let end = range.end.min(self.count);
         let start = range.start.min(end);
         let bytes = &self.bytes[HEADER + start * self.width..HEADER + end * self.width];
-        // The checksum holds, so every id is below the vocabulary's size: a belt for the braces.
-        let last = self.vocab_size.saturating_sub(1);
+        // Of a file of ours every id is below the vocabulary's size; another file's checksum may hold, too.
+        let last = self.vocab_size.saturating_sub(1) as u32;
         let token = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |number, byte| number << 8 | u32::from(*byte)).min(last);
         bytes.chunks_exact(self.width).map(token).collect()
     }
@@ -243,9 +263,47 @@ mod tests {
             writer.end_document().unwrap();
             assert_eq!(writer.count(), 9);
             writer.finish(Counts { text_bytes: 20, replaced_bytes: 1, skipped_rows: 2 }).await.unwrap();
-            Tokens::open(&store, "t", &[7; 32]).await.unwrap()
+            Tokens::open(&store, "t", &[7; 32], vocab_size).await.unwrap()
         });
         (store, tokens)
+    }
+
+    /// The file again, with this done to it and a checksum that is right.
+    fn forged(store: &Store, change: impl Fn(&mut [u8])) -> Result<Tokens> {
+        let mut bytes = block_on(store.read("t")).unwrap().to_vec();
+        change(&mut bytes);
+        let footer = bytes.len() - FOOTER;
+        let checksum = *blake3::hash(&bytes[..footer + 40]).as_bytes();
+        bytes[footer + 40..footer + 72].copy_from_slice(&checksum);
+        block_on(store.write("forged", &bytes)).unwrap();
+        block_on(Tokens::open(store, "forged", &[7; 32], 11))
+    }
+
+    #[test]
+    fn forged_ids_are_bounded_by_the_tokenizer() {
+        let (store, _) = written(11);
+        let id = |bytes: &mut [u8]| bytes[HEADER + 2..HEADER + 4].fill(0xff);
+        assert_eq!(forged(&store, id).unwrap().read(0..3), [5, 10, 7]);
+        let error = forged(&store, |bytes| {
+            id(bytes);
+            bytes[12..16].fill(0xff); // a vocabulary that has it
+        });
+        let error = error.unwrap_err().to_string();
+        assert_eq!(error, "forged: made from other text or with another tokenizer");
+    }
+
+    #[test]
+    fn a_forged_index_is_refused() {
+        let (store, _) = written(11);
+        let index = HEADER + (9 * 2usize).next_multiple_of(8); // 0, 4, 6, 7 of nine tokens
+        let with = |document: usize, start: u64| {
+            forged(&store, move |bytes| bytes[index + 8 * document..][..8].copy_from_slice(&start.to_le_bytes()))
+        };
+        for (document, start) in [(0, 5), (1, 7), (2, 4), (2, 7), (3, 6), (3, 9), (3, 1 << 40), (0, u64::MAX), (3, u64::MAX)] {
+            let error = with(document, start).unwrap_err().to_string();
+            assert_eq!(error, "forged: damaged: its documents do not begin one after the other");
+        }
+        assert_eq!(with(3, 8).unwrap().starts(1..9), [4, 6, 8]);
     }
 
     #[test]
@@ -268,11 +326,11 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[i] ^= 1;
             block_on(store.write("t", &damaged)).unwrap();
-            assert!(block_on(Tokens::open(&store, "t", &[7; 32])).is_err(), "byte {i}");
+            assert!(block_on(Tokens::open(&store, "t", &[7; 32], 11)).is_err(), "byte {i}");
             block_on(store.write("t", &whole[..i])).unwrap();
-            assert!(block_on(Tokens::open(&store, "t", &[7; 32])).is_err(), "cut to {i}");
+            assert!(block_on(Tokens::open(&store, "t", &[7; 32], 11)).is_err(), "cut to {i}");
         }
         block_on(store.write("t", &whole)).unwrap();
-        assert!(block_on(Tokens::open(&store, "t", &[8; 32])).is_err(), "another key");
+        assert!(block_on(Tokens::open(&store, "t", &[8; 32], 11)).is_err(), "another key");
     }
 }

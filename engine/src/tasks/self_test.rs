@@ -103,7 +103,7 @@ async fn largest_error(pairs: Pairs, control: &Control) -> Result<f64> {
 }
 
 /// Numbers about 0 from a seed: sums of four uniform ones.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
+pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
     let mut random = Random::new(seed);
     (0..count).map(|_| (0..4).map(|_| random.f64() as f32 - 0.5).sum()).collect()
 }
@@ -112,7 +112,8 @@ fn tensor(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Ten
     Tensor::from_data(TensorData::new(values, [rows, columns]), (device, DType::F32))
 }
 
-fn matrix(seed: u64, rows: usize, columns: usize, device: &Device) -> Tensor<2> {
+/// A matrix of [`numbers`].
+pub fn matrix(seed: u64, rows: usize, columns: usize, device: &Device) -> Tensor<2> {
     tensor(numbers(seed, rows * columns), rows, columns, device)
 }
 
@@ -120,8 +121,23 @@ fn cpu() -> Device {
     Compute::cpu().device
 }
 
-/// `op(inputs)` and the gradients of `Σ op(inputs)·w` by every input, for seeded `w`.
-fn value_and_gradients(op: impl Fn(&[Tensor<2>]) -> Tensor<2>, inputs: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
+/// [`numbers`] as f16.
+pub fn halves(seed: u64, count: usize) -> Vec<f16> {
+    numbers(seed, count).into_iter().map(f16::from_f32).collect()
+}
+
+/// A matrix that is kept as f16.
+pub fn half_matrix(values: &[f16], columns: usize, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len() / columns, columns]), (device, DType::F16))
+}
+
+/// Two f16 a word, as kernels see them.
+pub fn words(values: &[f16]) -> Vec<u32> {
+    values.chunks(2).map(|pair| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16).collect()
+}
+
+/// `op(inputs)` and the gradients of `Σ op(inputs)·w` by every input, for `w` of [`numbers`] from seed 99.
+pub fn value_and_gradients(op: impl Fn(&[Tensor<2>]) -> Tensor<2>, inputs: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
     let leaves: Vec<Tensor<2>> = inputs.into_iter().map(|x| Tensor::from_inner(x).require_grad()).collect();
     let y = op(&leaves);
     let [rows, columns] = y.dims();
@@ -141,29 +157,22 @@ fn compared(
     found.into_iter().zip(value_and_gradients(definition, inputs(&cpu()))).collect()
 }
 
-/// Numbers in f16 as a tensor, and two a word as kernels see them.
-fn halves(seed: u64, rows: usize, columns: usize, device: &Device) -> (Tensor<2>, Vec<u32>) {
-    let values: Vec<f16> = numbers(seed, rows * columns).into_iter().map(f16::from_f32).collect();
-    let words = values.chunks(2).map(|pair| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16).collect();
-    (Tensor::from_data(TensorData::new(values, [rows, columns]), (device, DType::F16)), words)
-}
-
 /// `n`: rows of the input, which decide the kernel.
 fn linear_f16_kernel(device: &Device, n: usize) -> Pairs {
     let pair = |(k, m): (usize, usize)| {
-        let (w, words) = halves(2, m, k, device);
-        let expected = twins::linear_f16(&numbers(1, n * k), &words, k);
-        (linear_f16(matrix(1, n, k, device), w), tensor(expected, n, m, &cpu()))
+        let w = halves(2, m * k);
+        let expected = twins::linear_f16(&numbers(1, n * k), &words(&w), k);
+        (linear_f16(matrix(1, n, k, device), half_matrix(&w, k, device)), tensor(expected, n, m, &cpu()))
     };
     [(8, 1), (64, 63), (72, 64), (576, 65)].into_iter().map(pair).collect()
 }
 
 fn embedding_f16_kernel(device: &Device) -> Pairs {
     let pair = |(rows, d): (usize, usize)| {
-        let (table, words) = halves(1, rows, d, device);
+        let table = halves(1, rows * d);
         let tokens: Vec<i32> = (0..70).map(|i| (i * i % rows) as i32).collect();
-        let expected = twins::embedding_f16(&words, &tokens, d / 2, 0);
-        (embedding_f16(&[table], ids(tokens.clone(), device)), tensor(expected, tokens.len(), d, &cpu()))
+        let expected = twins::embedding_f16(&words(&table), &tokens, d / 2, 0);
+        (embedding_f16(&[half_matrix(&table, d, device)], ids(tokens.clone(), device)), tensor(expected, tokens.len(), d, &cpu()))
     };
     [(1, 8), (63, 64), (1000, 72)].into_iter().map(pair).collect()
 }

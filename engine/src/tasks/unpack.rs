@@ -159,9 +159,17 @@ fn allowed(name: &str) -> Option<&str> {
     let name = name.strip_suffix('/').unwrap_or(name);
     let plain = |part: &str| {
         let bad = |c: char| c.is_control() || matches!(c, '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|');
-        !part.is_empty() && part != "." && part != ".." && part.len() <= 200 && !part.contains(bad)
+        !part.is_empty() && !part.ends_with(['.', ' ']) && part.len() <= 200 && !part.contains(bad) && !is_device(part)
     };
     (name.len() <= 1000 && name.split('/').all(plain)).then_some(name)
+}
+
+/// Whether Windows means a device by a name, whatever ending it has: `CON`, `nul.txt`, `COM1`.
+fn is_device(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or(name).trim_end().to_ascii_uppercase();
+    let numbered = || stem.strip_prefix("COM").or(stem.strip_prefix("LPT")).unwrap_or_default();
+    matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
+        || matches!(numbered(), "0" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9" | "¹" | "²" | "³")
 }
 
 /// Takes off the folder that file managers put around what they zip.

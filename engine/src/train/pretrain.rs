@@ -120,6 +120,7 @@ impl Shape {
             }
         };
         if resume && let Some(model) = resume::newest_shape(store, &config.out).await {
+            generate::fits(&tokenizer, &model)?;
             return Ok(Some(Self { tokenizer, model }));
         }
         let mut model = match &config.init {
@@ -171,7 +172,7 @@ pub async fn shards(
             Ok(Some(shard)) => shards.push((name.clone(), shard)),
             Ok(None) => return Ok(None),
             Err(error) if resume && error.is_missing() => {
-                let Some(shard) = tokens::brought(store, &config.out, name).await? else {
+                let Some(shard) = tokens::brought(store, &config.out, name, tokenizer).await? else {
                     let advice = "put the text there again: the run has not brought its tokens along";
                     return Err(Error::Resume(format!("source {name}: {error}; {advice}")));
                 };

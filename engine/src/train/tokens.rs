@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::data::shard::{self, Shard};
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::text::Tokenizer;
 
 /// In a run's folder: hash of the shard of every source.
 const RECORD: &str = "shards.json";
@@ -51,11 +52,11 @@ pub async fn hashes(store: &Store, run: &str) -> Result<BTreeMap<String, String>
 ///
 /// # Errors
 /// Damaged files.
-pub async fn brought(store: &Store, run: &str, source: &str) -> Result<Option<Shard>> {
+pub async fn brought(store: &Store, run: &str, source: &str, tokenizer: &Tokenizer) -> Result<Option<Shard>> {
     let hashes = hashes(store, run).await?;
     let Some(hash) = hashes.get(source) else { return Ok(None) };
     for folder in [format!("{run}/{OWN}"), cache(run)] {
-        if let Some(shard) = shard::brought(store, &folder, source, hash).await? {
+        if let Some(shard) = shard::brought(store, &folder, source, hash, tokenizer).await? {
             return Ok(Some(shard));
         }
     }
