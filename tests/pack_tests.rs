@@ -9,10 +9,10 @@ use smolforge_engine::protocol::Event;
 use smolforge_engine::store::Store;
 use smolforge_engine::tasks::{pack, unpack};
 use smolforge_engine::text::Tokenizer;
-use smolforge_engine::train::{Ended, checkpoint, runs};
+use smolforge_engine::train::{checkpoint, runs};
 use smolforge_tests::cpu;
 
-use crate::run_tests::{losses, run, small_run, weights};
+use crate::run_tests::{resume, run, small_run, weights, whole_run};
 
 fn packed(store: &Store, folder: &str) -> Vec<u8> {
     block_on(store.remove("x.zip")).unwrap();
@@ -31,9 +31,8 @@ fn unpacked(bytes: &[u8], out: &str) -> (Store, Result<()>) {
 #[test]
 fn a_run_goes_on_elsewhere_without_its_texts() {
     cpu();
-    let (whole_store, config) = small_run(8);
-    let (_, whole) = run(&whole_store, &config, false, None);
-    let (store, _) = small_run(8);
+    let (store, config) = small_run(8);
+    let (whole_store, whole) = whole_run(&config);
     run(&store, &config, false, Some(4)).0.unwrap();
     let zip = packed(&store, "runs/small/");
     assert_eq!(packed(&store, "runs/small"), zip, "the same folder gives the same bytes");
@@ -42,9 +41,7 @@ fn a_run_goes_on_elsewhere_without_its_texts() {
     result.unwrap();
     let Event::Opened { config, .. } = block_on(runs::open(&elsewhere, "moved/here")).unwrap() else { panic!("another event") };
     assert_eq!(config.out, "moved/here");
-    let (ended, rest) = run(&elsewhere, &config, true, None);
-    assert_eq!(ended.unwrap(), Ended::Finished);
-    assert_eq!(losses(&rest), losses(&whole[whole.len() - rest.len()..]));
+    resume(&elsewhere, &config, &whole);
     let last = block_on(elsewhere.read(&format!("{}/model.safetensors", checkpoint::folder("moved/here", 8)))).unwrap().to_vec();
     assert_eq!(last, weights(&whole_store, 8), "byte for byte the run that never moved");
 

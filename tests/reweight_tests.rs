@@ -1,17 +1,17 @@
 //! Weights that are moved while a run is in progress.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
-use futures_lite::future::{block_on, or};
+use futures_lite::future::block_on;
 use smolforge_engine::Engine;
 use smolforge_engine::config::TrainConfig;
-use smolforge_engine::control::Control;
 use smolforge_engine::protocol::{Command, Event};
 use smolforge_engine::store::Store;
-use smolforge_engine::train::{Ended, pretrain};
+use smolforge_engine::train::Ended;
 use smolforge_tests::cpu;
 
-use crate::run_tests::{run, small_run, told, weights};
+use crate::run_tests::{run, small_run, told, watched, weights, whole_run};
 
 fn shares<const N: usize>(shares: [(&str, f64); N]) -> BTreeMap<String, f64> {
     shares.into_iter().map(|(source, share)| (source.to_string(), share)).collect()
@@ -25,24 +25,15 @@ fn recorded(store: &Store) -> TrainConfig {
 /// Runs; at the report of step 3 asks for other shares of the present stage and the next one, and dies at the report of
 /// `dies_at`.
 fn run_and_move(store: &Store, config: &TrainConfig, dies_at: Option<u32>) {
-    let (control, signals, events) = Control::connect();
-    let job = async {
-        let ended = pretrain::run(config, false, store, &control).await.unwrap().0;
-        assert!(ended == Ended::Finished && dies_at.is_none());
-    };
-    let watch = async {
-        while let Ok((_, event)) = events.recv().await {
-            let Event::Step(report) = event else { continue };
-            if report.step == 3 {
-                signals.reweight(2, shares([("math", 3.0), ("code", 1.0)]));
-                signals.reweight(3, shares([("code", 1.0)]));
-            }
-            if Some(report.step) == dies_at {
-                return;
-            }
+    let (ended, _) = watched(store, config, false, |event, signals| {
+        let Event::Step(report) = event else { return ControlFlow::Continue(()) };
+        if report.step == 3 {
+            signals.reweight(2, shares([("math", 3.0), ("code", 1.0)]));
+            signals.reweight(3, shares([("code", 1.0)]));
         }
-    };
-    block_on(or(job, watch)); // dies: dropped in the middle
+        if Some(report.step) == dies_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(ended.map(Result::unwrap), dies_at.is_none().then_some(Ended::Finished));
 }
 
 #[test]
@@ -60,14 +51,12 @@ fn moved_weights_are_recorded_and_repeat_exactly() {
     assert!(report.contains("on stage 3 had other shares") && report.contains("mix_changes:"));
 
     // The same run once more, from what it has recorded.
-    let (again, _) = small_run(14);
-    run(&again, &recorded(&store), false, None).0.unwrap();
+    let (again, _) = whole_run(&recorded(&store));
     assert_eq!(told(&again), told(&store));
     assert_eq!(weights(&again, 14), weights(&store, 14));
 
     // A run that was never changed is another one.
-    let (other, config) = small_run(14);
-    run(&other, &config, false, None).0.unwrap();
+    let (other, _) = whole_run(&config);
     assert_ne!(weights(&other, 14), weights(&store, 14));
 }
 
@@ -78,8 +67,7 @@ fn a_run_that_died_after_weights_were_moved_resumes_as_it_was() {
     for dies_at in [5, 10] {
         let (store, config) = small_run(14);
         run_and_move(&store, &config, Some(dies_at));
-        let (whole, _) = small_run(14);
-        run(&whole, &recorded(&store), false, None).0.unwrap();
+        let (whole, _) = whole_run(&recorded(&store));
         // Whoever resumes may know nothing of the change.
         assert_eq!(run(&store, &config, true, None).0.unwrap(), Ended::Finished);
         assert_eq!(told(&store), told(&whole), "died at {dies_at}");
@@ -100,9 +88,8 @@ fn another_change_than_the_recorded_one_is_refused_on_resume() {
 #[test]
 fn what_cannot_be_moved_is_told_and_changes_nothing() {
     cpu();
-    let (whole, config) = small_run(8);
-    run(&whole, &config, false, None).0.unwrap();
-    let (store, _) = small_run(8);
+    let (store, config) = small_run(8);
+    let (whole, _) = whole_run(&config);
     let engine = Engine::start(store.clone());
     let train = engine.send(Command::Train { config: Box::new(config.clone()), resume: false });
     let second = engine.send(Command::Train { config: Box::new(config), resume: false });

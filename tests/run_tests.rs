@@ -1,11 +1,12 @@
 //! Whole runs: what a user starts, stops, kills and resumes.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
 use futures_lite::future::block_on;
 use smolforge_engine::config::{SourceConfig, TrainConfig};
-use smolforge_engine::control::Control;
+use smolforge_engine::control::{Control, Signals};
 use smolforge_engine::data::builtin;
 use smolforge_engine::model::{Llama, LlamaConfig};
 use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, StepReport};
@@ -45,28 +46,61 @@ pub fn small_run(steps: u32) -> (Store, TrainConfig) {
     (store, config)
 }
 
-/// Runs, and asks for a stop at the first event for which `when` holds.
+/// A run that nothing interrupts, in a store of its own.
+pub fn whole_run(config: &TrainConfig) -> (Store, Vec<StepReport>) {
+    let (store, _) = small_run(config.steps);
+    let (ended, steps) = run(&store, config, false, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    (store, steps)
+}
+
+/// Resumes a run and expects the steps that it lacks of `whole`; returns the number of the first.
+pub fn resume(store: &Store, config: &TrainConfig, whole: &[StepReport]) -> u32 {
+    let (ended, rest) = run(store, config, true, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    assert_eq!(losses(&rest), losses(&whole[whole.len() - rest.len()..]), "same batches, same losses, bit for bit");
+    rest[0].step
+}
+
+/// Runs and shows every event to `watch`; where that breaks, the run is dropped in the middle as if its process had died.
+pub fn watched(
+    store: &Store,
+    config: &TrainConfig,
+    resume: bool,
+    mut watch: impl FnMut(&Event, &Signals) -> ControlFlow<()>,
+) -> (Option<Result<Ended, Error>>, Vec<StepReport>) {
+    let (control, signals, events) = Control::connect();
+    let job = async { Some(pretrain::run(config, resume, store, &control).await.map(|(ended, _)| ended)) };
+    let mut steps = Vec::new();
+    let watching = async {
+        while let Ok((_, event)) = events.recv().await {
+            let died = watch(&event, &signals).is_break();
+            steps.extend(step_of(event));
+            if died {
+                return None;
+            }
+        }
+        unreachable!("the job ends first")
+    };
+    let ended = block_on(futures_lite::future::or(job, watching));
+    steps.extend(std::iter::from_fn(|| events.try_recv().ok()).filter_map(|(_, event)| step_of(event)));
+    (ended, steps)
+}
+
+/// Runs, and asks for a stop at every event for which `when` holds.
 pub fn run_until(
     store: &Store,
     config: &TrainConfig,
     resume: bool,
     when: impl Fn(&Event) -> bool,
 ) -> (Result<Ended, Error>, Vec<StepReport>) {
-    let (control, signals, events) = Control::connect();
-    let job = async { pretrain::run(config, resume, store, &control).await.map(|(ended, _)| ended) };
-    let mut steps = Vec::new();
-    let watch = async {
-        while let Ok((_, event)) = events.recv().await {
-            if when(&event) {
-                signals.stop();
-            }
-            steps.extend(step_of(event));
+    let (ended, steps) = watched(store, config, resume, |event, signals| {
+        if when(event) {
+            signals.stop();
         }
-        unreachable!("the job ends first")
-    };
-    let ended = block_on(futures_lite::future::or(job, watch));
-    steps.extend(std::iter::from_fn(|| events.try_recv().ok()).filter_map(|(_, event)| step_of(event)));
-    (ended, steps)
+        ControlFlow::Continue(())
+    });
+    (ended.expect("nothing ends the process"), steps)
 }
 
 /// Runs; asks for a stop after the report of `stop_after`.
@@ -90,17 +124,12 @@ pub fn weights(store: &Store, step: u32) -> Vec<u8> {
 #[test]
 fn a_stopped_and_resumed_run_is_the_run_that_never_stopped() {
     cpu();
-    let (whole_store, config) = small_run(10);
-    let (ended, whole) = run(&whole_store, &config, false, None);
-    assert_eq!(ended.unwrap(), Ended::Finished);
-    let (store, _) = small_run(10);
-    let (ended, mut parts) = run(&store, &config, false, Some(4));
+    let (store, config) = small_run(10);
+    let (whole_store, whole) = whole_run(&config);
+    let (ended, begun) = run(&store, &config, false, Some(4));
     assert_eq!(ended.unwrap(), Ended::Stopped);
-    let (ended, rest) = run(&store, &config, true, None);
-    assert_eq!(ended.unwrap(), Ended::Finished);
-    assert!(rest[0].step == parts.last().unwrap().step + 1, "the next step follows");
-    parts.extend(rest);
-    assert_eq!(losses(&parts), losses(&whole), "same batches, same losses, bit for bit");
+    assert_eq!(losses(&begun), losses(&whole[..begun.len()]));
+    assert_eq!(resume(&store, &config, &whole), begun.last().unwrap().step + 1, "the next step follows");
     assert_eq!(weights(&store, 10), weights(&whole_store, 10));
     assert_eq!(told(&store), told(&whole_store), "and the same story");
 }
@@ -121,11 +150,10 @@ pub fn told(store: &Store) -> Vec<String> {
 #[test]
 fn an_evaluation_that_was_interrupted_is_told_once_and_is_still_the_best() {
     cpu();
-    let (whole_store, mut config) = small_run(6);
+    let (store, mut config) = small_run(6);
     config.sample_every = 4;
     config.sample_tokens = 20;
-    run(&whole_store, &config, false, None).0.unwrap();
-    let (store, _) = small_run(6);
+    let (whole_store, _) = whole_run(&config);
     let evaluated = |event: &Event| matches!(event, Event::Evaluated { step: 4, .. });
     assert_eq!(run_until(&store, &config, false, evaluated).0.unwrap(), Ended::Stopped);
     assert_eq!(run(&store, &config, true, None).0.unwrap(), Ended::Finished);
@@ -135,26 +163,14 @@ fn an_evaluation_that_was_interrupted_is_told_once_and_is_still_the_best() {
 #[test]
 fn a_run_that_died_resumes_from_its_last_checkpoint() {
     cpu();
-    let (whole_store, config) = small_run(8);
-    let (_, whole) = run(&whole_store, &config, false, None);
-    let (store, _) = small_run(8);
-    let (control, _, events) = Control::connect();
-    let died = async {
-        let mut run = pretrain::Run::prepare(config.clone(), false, &store, &control).await.unwrap().unwrap();
-        let until_five = async {
-            while let Ok((_, event)) = events.recv().await {
-                if matches!(&event, Event::Step(report) if report.step == 5) {
-                    break;
-                }
-            }
-        };
-        futures_lite::future::or(async { drop(smolforge_engine::train::train(&mut run).await) }, until_five).await;
-    };
-    block_on(died); // dropped in the middle: steps 4 and 5 are not saved
-    let (ended, rest) = run(&store, &config, true, None);
-    assert_eq!(ended.unwrap(), Ended::Finished);
-    assert!(rest[0].step <= 5);
-    assert_eq!(losses(&rest), losses(&whole[rest[0].step as usize - 1..]));
+    let (store, config) = small_run(8);
+    let (whole_store, whole) = whole_run(&config);
+    let died = watched(&store, &config, false, |event, _| match event {
+        Event::Step(report) if report.step == 5 => ControlFlow::Break(()), // steps 4 and 5 are not saved
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(died.0.is_none());
+    assert!(resume(&store, &config, &whole) <= 5);
     assert_eq!(weights(&store, 8), weights(&whole_store, 8));
 }
 
@@ -274,11 +290,10 @@ fn shares_of_training_tokens_follow_the_curriculum() {
 #[test]
 fn non_finite_updates_are_skipped_and_end_the_run_with_the_checkpoint_intact() {
     cpu();
-    let (whole_store, mut config) = small_run(12);
+    let (store, mut config) = small_run(12);
     config.save_every = 1;
     config.save_total_limit = 1;
-    run(&whole_store, &config, false, None).0.unwrap();
-    let (store, _) = small_run(12);
+    let (whole_store, _) = whole_run(&config);
     run(&store, &config, false, Some(3)).0.unwrap();
     let good = weights(&store, 3);
 
@@ -346,11 +361,10 @@ fn both_devices_train_alike() {
 #[test]
 fn texts_are_written_while_a_run_waits_and_change_nothing_of_it() {
     cpu();
-    let (whole_store, mut config) = small_run(12);
+    let (store, mut config) = small_run(12);
     (config.save_every, config.eval_every) = (2, 0);
-    run(&whole_store, &config, false, None).0.unwrap();
+    let (whole_store, _) = whole_run(&config);
 
-    let (store, _) = small_run(12);
     let engine = Engine::start(store.clone());
     let train = engine.send(Command::Train { config: Box::new(config), resume: false });
     let request = GenerateRequest {
@@ -453,42 +467,55 @@ fn overflows_of_mixed_precision_halve_the_loss_scale_and_are_not_counted() {
 }
 
 #[test]
+fn a_checkpoint_that_is_asked_for_is_written_once_and_the_run_goes_on() {
+    cpu();
+    let (store, mut config) = small_run(8);
+    (config.save_every, config.eval_every) = (8, 0);
+    let (whole_store, whole) = whole_run(&config);
+    let (ended, steps) = watched(&store, &config, false, |event, signals| {
+        if matches!(event, Event::Step(report) if report.step == 5) {
+            signals.save();
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(ended.unwrap().unwrap(), Ended::Finished);
+    assert_eq!(losses(&steps), losses(&whole));
+    let saved = |store: &Store| {
+        let events = block_on(smolforge_engine::train::log::read_events(store, "runs/small")).unwrap();
+        events.into_iter().filter_map(|(_, event)| if let Event::Saved { step, .. } = event { Some(step) } else { None }).collect()
+    };
+    let (mut expected, saved): (Vec<u32>, Vec<u32>) = (saved(&whole_store), saved(&store));
+    assert!(!expected.contains(&6), "{expected:?}");
+    expected.push(6); // after the step in progress
+    expected.sort_unstable();
+    assert_eq!(saved, expected);
+    assert_eq!(weights(&store, 8), weights(&whole_store, 8));
+}
+
+#[test]
 fn a_run_on_a_full_disk_waits_until_there_is_room() {
     cpu();
-    let (whole_store, config) = small_run(8);
-    run(&whole_store, &config, false, None).0.unwrap();
+    let (_, config) = small_run(8);
+    let (whole_store, _) = whole_run(&config);
     // Full when a step, an evaluation or the end of the run is written down.
-    let moments: [fn(&Event) -> bool; 3] = [
-        |event| matches!(event, Event::Step(report) if report.step == 2),
-        |event| matches!(event, Event::Step(report) if report.step == 4),
-        |event| matches!(event, Event::Step(report) if report.step == 7),
-    ];
-    for full in moments {
-        let (store, config) = small_run(8);
-        let (control, signals, events) = Control::connect();
-        let job = async { pretrain::run(&config, false, &store, &control).await.map(|(ended, _)| ended) };
-        let watch = async {
-            let mut held = 0;
-            while let Ok((_, event)) = events.recv().await {
-                if full(&event) {
-                    store.set_room(0);
-                }
-                if let Event::Held { why } = &event {
-                    assert!(why.contains("no space left") && why.contains("free some space"), "{why}");
-                    held += 1;
-                    if held == 2 {
-                        store.set_room(u64::MAX);
-                    }
-                    signals.pause(false);
-                }
-                if matches!(event, Event::Wrote { .. }) {
-                    break;
-                }
+    for full in [2, 4, 7] {
+        let (store, _) = small_run(8);
+        let mut held = 0;
+        let (ended, _) = watched(&store, &config, false, |event, signals| {
+            if matches!(event, Event::Step(report) if report.step == full) {
+                store.set_room(0);
             }
-            held
-        };
-        let (ended, held) = block_on(futures_lite::future::zip(job, watch));
-        assert_eq!(ended.unwrap(), Ended::Finished);
+            if let Event::Held { why } = event {
+                assert!(why.contains("no space left") && why.contains("free some space"), "{why}");
+                held += 1;
+                if held == 2 {
+                    store.set_room(u64::MAX);
+                }
+                signals.pause(false);
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(ended.unwrap().unwrap(), Ended::Finished);
         assert_eq!(held, 2, "gone on too early, it waits again");
         assert_eq!(told(&store), told(&whole_store));
         for file in ["model.safetensors", "optimizer.safetensors"] {
@@ -501,26 +528,26 @@ fn a_run_on_a_full_disk_waits_until_there_is_room() {
 #[test]
 fn a_run_on_a_full_disk_can_be_stopped_and_resumed() {
     cpu();
-    let (whole_store, config) = small_run(8);
-    let (_, whole) = run(&whole_store, &config, false, None);
-    let (store, _) = small_run(8);
-    let (control, signals, events) = Control::connect();
-    let job = async { pretrain::run(&config, false, &store, &control).await };
-    let watch = async {
-        while let Ok((_, event)) = events.recv().await {
-            if matches!(&event, Event::Step(report) if report.step == 5) {
+    for room_is_made in [false, true] {
+        let (store, config) = small_run(8);
+        let (_, whole) = whole_run(&config);
+        let (ended, steps) = run_until(&store, &config, false, |event| {
+            if matches!(event, Event::Step(report) if report.step == 5) {
                 store.set_room(0);
             }
-            if matches!(event, Event::Held { .. }) {
-                signals.stop();
-                return;
+            let held = matches!(event, Event::Held { .. });
+            if held && room_is_made {
+                store.set_room(u64::MAX);
             }
+            held
+        });
+        if room_is_made {
+            assert_eq!(ended.unwrap(), Ended::Stopped);
+            assert_eq!(resume(&store, &config, &whole), steps.last().unwrap().step + 1, "nothing is made again");
+        } else {
+            assert!(matches!(ended, Err(Error::DiskFull { .. })));
+            store.set_room(u64::MAX);
+            resume(&store, &config, &whole);
         }
-    };
-    let (ended, ()) = block_on(futures_lite::future::zip(job, watch));
-    assert!(matches!(ended, Err(Error::DiskFull { .. })));
-    store.set_room(u64::MAX);
-    let (ended, rest) = run(&store, &config, true, None);
-    assert_eq!(ended.unwrap(), Ended::Finished);
-    assert_eq!(losses(&rest), losses(&whole[whole.len() - rest.len()..]));
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use egui::{Align, CentralPanel, Context, Key, KeyboardShortcut, Layout, Modifiers, Panel, ThemePreference, Ui, ViewportCommand};
-use smolforge_engine::protocol::{Command, Event, TrainConfig};
+use smolforge_engine::protocol::{Command, Event, GenerateRequest, TrainConfig};
 
 use crate::files::{Chosen, Pick, Picker};
 use crate::forms::{Forms, Tab};
@@ -35,6 +35,8 @@ pub struct App {
     picker: Picker,
     /// Whether the window closes as soon as nothing trains.
     closing: bool,
+    /// Whether the list of runs is an old one.
+    changed: bool,
     /// How often the engine was started again without asking.
     revived: u32,
 }
@@ -47,10 +49,8 @@ impl App {
         // As JSON, because the format of eframe's file cannot tell the variants of an untagged enum apart.
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
         let mut forms: Forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-        let waited = std::mem::take(&mut forms.queue).into_iter().map(Command::Generate);
-        let trained = forms.training.take().filter(|_| Link::goes_on()).into_iter().flat_map(resumed);
-        let begin = [Command::Devices, runs()].into_iter().chain(trained).chain(waited).map(Ask::Begin).collect();
-        let mut app = Self { link, session: Session::default(), forms, picker, closing: false, revived: 0 };
+        let begin = first(forms.training.take().filter(|_| Link::goes_on()), std::mem::take(&mut forms.queue));
+        let mut app = Self { link, session: Session::default(), forms, picker, closing: false, changed: false, revived: 0 };
         app.perform(begin);
         app
     }
@@ -72,7 +72,7 @@ impl App {
 
     /// Folds what the engine said since the last frame.
     fn drain(&mut self) {
-        let (mut changed, mut begin) = (false, Vec::new());
+        let mut begin = Vec::new();
         while let Some((id, event)) = self.link.next() {
             let ended = matches!(event, Event::Done { .. } | Event::Failed { .. });
             let command = self.session.jobs.get(&id).map(|job| &job.command);
@@ -81,7 +81,7 @@ impl App {
                 let well = matches!(event, Event::Done { stopped: false, .. });
                 begin.extend(self.picker.hand_over(command, well).map(Ask::Begin));
             }
-            changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
+            self.changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
             if ended && matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Delete { .. })) {
                 self.session.forget();
             }
@@ -93,7 +93,10 @@ impl App {
                 }
             }
         }
-        begin.extend(changed.then(|| Ask::Begin(runs())));
+        if self.changed && self.session.active(|command| matches!(command, Command::Runs { .. })).is_none() {
+            self.changed = false;
+            begin.push(Ask::Begin(runs()));
+        }
         self.perform(begin);
     }
 
@@ -152,11 +155,9 @@ impl App {
 
     fn revive(&mut self, why: &str) {
         self.link.restart();
-        let waited = self.session.unfinished().into_iter().map(Command::Generate);
-        let again = self.session.lost(&format!("the engine ended and was started again: {why}"));
-        self.perform(
-            [Command::Devices, runs()].into_iter().chain(again.into_iter().flat_map(resumed)).chain(waited).map(Ask::Begin).collect(),
-        );
+        let waited = self.session.unfinished();
+        let trained = self.session.lost(&format!("the engine ended and was started again: {why}"));
+        self.perform(first(trained, waited));
     }
 
     /// Lets a run be saved before the window closes.
@@ -318,7 +319,13 @@ fn changes_runs(command: &Command) -> bool {
     )
 }
 
-/// Goes on with the run in a folder, as it was begun; its past is read first.
+/// What a window asks of a new engine: what there is, and to go on with what trained and what waited.
+fn first(trained: Option<String>, waited: Vec<GenerateRequest>) -> Vec<Ask> {
+    let trained = trained.into_iter().flat_map(resumed);
+    [Command::Devices, runs()].into_iter().chain(trained).chain(waited.into_iter().map(Command::Generate)).map(Ask::Begin).collect()
+}
+
+/// Goes on with the run in a folder, as it was begun; its past is read beside.
 fn resumed(out: String) -> [Command; 2] {
     let config = Box::new(TrainConfig { out: out.clone(), ..TrainConfig::default() });
     [Command::OpenRun { path: out }, Command::Train { config, resume: true }]

@@ -138,6 +138,11 @@ impl Session {
             self.kernels.clear();
         }
         if trains && let Some(run) = &mut self.live {
+            if let (Command::Train { resume: true, .. }, Event::Run(info)) = (&job.command, &event)
+                && let Some(past) = self.opened.get(&info.path).filter(|_| run.steps.moments.is_empty())
+            {
+                run.clone_from(past); // it may have been read only now
+            }
             run.apply(&event);
         }
         match event {
@@ -279,12 +284,15 @@ impl Session {
     /// The folder of the run that trains or waits to go on, or that a lost device has just ended.
     pub fn in_progress(&self) -> Option<String> {
         let last = self.last(|command| matches!(command, Command::Train { .. } | Command::Demo { .. }))?;
-        let live = || Some(self.live.as_ref()?.info.as_ref()?.path.clone());
-        match (&last.state, &last.command) {
-            (JobState::Running, _) => live(),
-            (JobState::Failed(error), _) if error.contains("device") => live(), // may come before the news of the loss
-            (JobState::Waiting(_), Command::Train { config, resume: true }) => Some(config.out.clone()),
-            _ => None,
+        let on_disk = match &last.command {
+            Command::Train { config, resume: true } => Some(config.out.clone()),
+            _ if matches!(last.state, JobState::Waiting(_)) => None, // nothing of it is there yet
+            _ => self.live.as_ref().and_then(|run| Some(run.info.as_ref()?.path.clone())),
+        };
+        match &last.state {
+            JobState::Done => None,
+            JobState::Failed(error) if !error.contains("device") => None, // may come before the news of the loss
+            _ => on_disk,
         }
     }
 
@@ -427,8 +435,15 @@ mod tests {
         session.apply(1, step(6, 1.0));
         let steps: Vec<u32> = session.live.iter().flat_map(|run| &run.steps.moments).map(|step| step.step).collect();
         assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
-        session.sent(2, Command::Train { config, resume: false });
+        // The past may be read only after the run was begun.
+        let past = session.opened.remove("r").expect("it was read");
+        session.sent(2, Command::Train { config: config.clone(), resume: true });
         session.apply(2, started());
+        session.opened.insert("r".into(), past);
+        session.apply(2, Event::Run(RunInfo { path: "r".into(), step: 5, steps: 9, ..RunInfo::default() }));
+        assert_eq!(session.live.as_ref().map(|run| run.steps.moments.len()), Some(5));
+        session.sent(3, Command::Train { config, resume: false });
+        session.apply(3, started());
         assert!(session.live.is_some_and(|run| run.steps.moments.is_empty()), "a new run has no past");
     }
 
@@ -446,6 +461,8 @@ mod tests {
         assert_eq!(session.in_progress(), None);
         session.sent(2, train("b", true));
         assert_eq!(session.in_progress().as_deref(), Some("b"));
+        session.apply(2, Event::Started { job: "train".into(), version: String::new() });
+        assert_eq!(session.in_progress().as_deref(), Some("b"), "it is still being prepared");
         assert_eq!(session.lost("gone").as_deref(), Some("b"));
     }
 

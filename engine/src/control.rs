@@ -30,6 +30,7 @@ type Reweight = (usize, BTreeMap<String, f64>);
 pub struct Signals {
     stopping: Cell<bool>,
     paused: Cell<bool>,
+    saving: Cell<bool>,
     guests: Cell<usize>,
     waited_secs: Cell<f64>,
     reweights: RefCell<Vec<Reweight>>,
@@ -43,6 +44,7 @@ impl Signals {
         Rc::new(Self {
             stopping: Cell::new(false),
             paused: Cell::new(false),
+            saving: Cell::new(false),
             guests: Cell::new(0),
             waited_secs: Cell::new(0.0),
             reweights: RefCell::default(),
@@ -60,6 +62,11 @@ impl Signals {
     pub fn pause(&self, paused: bool) {
         self.paused.set(paused);
         self.wake();
+    }
+
+    /// Save after the step, and go on.
+    pub fn save(&self) {
+        self.saving.set(true);
     }
 
     /// Other weights for a stage, from the next step on.
@@ -149,10 +156,8 @@ impl Control {
 
     /// Waits, because of something that people must do first, until the shell says to go on or to stop.
     pub async fn hold(&self, why: String) -> Flow {
-        if self.flow() == Flow::Continue {
-            self.signals.pause(true);
-            self.emit(Event::Held { why });
-        }
+        self.signals.pause(true);
+        self.emit(Event::Held { why });
         self.breathe().await
     }
 
@@ -164,6 +169,11 @@ impl Control {
     /// Stages and weights that were asked for since the last call.
     pub fn take_reweights(&self) -> Vec<Reweight> {
         self.signals.reweights.take()
+    }
+
+    /// Whether a checkpoint was asked for since the last call.
+    pub fn take_save(&self) -> bool {
+        self.signals.saving.take()
     }
 
     /// Seconds that this job has waited in [`Control::breathe`].

@@ -53,7 +53,7 @@ impl Engine {
         job
     }
 
-    /// Says something about a job: `Stop`, `Pause`, `Continue`, `Move`, `Reweight`.
+    /// Says something about a job: `Stop`, `Pause`, `Continue`, `Save`, `Move`, `Reweight`.
     pub fn tell(&self, job: JobId, command: Command) {
         let _ = self.commands.try_send((job, command)); // an engine that has ended needs no telling
     }
@@ -90,7 +90,7 @@ impl Actor {
     async fn receive(self: Rc<Self>, commands: Receiver<(JobId, Command)>, executor: Rc<LocalExecutor<'static>>) {
         while let Ok((job, command)) = commands.recv().await {
             match command {
-                Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } | Command::Reweight { .. } => {
+                Command::Stop | Command::Pause | Command::Continue | Command::Save | Command::Move { .. } | Command::Reweight { .. } => {
                     [&self.jobs, &self.texts].iter().for_each(|queue| queue.tell(job, &command));
                 }
                 Command::Devices
@@ -196,6 +196,7 @@ impl Queue {
                 Command::Stop => signals.stop(),
                 Command::Pause => signals.pause(true),
                 Command::Continue => signals.pause(false),
+                Command::Save => signals.save(),
                 Command::Reweight { stage, weights } => signals.reweight(*stage, weights.clone()),
                 _ => {}
             }
@@ -294,7 +295,7 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
         Command::Unpack { file, out } => unpack::run(&file, &out, store, control).await?,
         Command::SelfTest { device } => self_test::run(device, control).await?,
         // About a job, and no job.
-        Command::Stop | Command::Pause | Command::Continue | Command::Move { .. } | Command::Reweight { .. } => {}
+        Command::Stop | Command::Pause | Command::Continue | Command::Save | Command::Move { .. } | Command::Reweight { .. } => {}
     }
     let stopped = control.flow() == Flow::Stop;
     Ok((if stopped { Ended::Stopped } else { Ended::Finished }, Vec::new()))

@@ -21,7 +21,7 @@ pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
 pub type JobId = u64;
 
 /// What a shell asks of the engine, with the id of the job that it begins, or that it is about (`Stop`, `Pause`,
-/// `Continue`, `Move`, `Reweight`).
+/// `Continue`, `Save`, `Move`, `Reweight`).
 ///
 /// Jobs wait for their turn in two queues. Texts are generated while a longer job of the other queue waits between two
 /// of its micro-batches; questions about what is on disk are answered at once.
@@ -154,6 +154,8 @@ pub enum Command {
     Pause,
     /// Go on after `Pause`.
     Continue,
+    /// Write a checkpoint after the present step, and go on.
+    Save,
     /// Give a job that waits another place.
     Move {
         /// 0: the next one.

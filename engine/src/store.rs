@@ -227,8 +227,11 @@ impl Store {
     /// [`Error::File`].
     pub async fn append(&self, name: &str) -> Result<Appender> {
         match self {
-            Self::Folder(root) => Ok(Appender::File(platform::AppendFile::open(&path(root, name), name).await?)),
-            Self::Memory(_) => Ok(Appender::Memory { store: self.clone(), name: name.into() }),
+            Self::Folder(root) => Ok(Appender::to(End::File(platform::AppendFile::open(&path(root, name), name).await?))),
+            Self::Memory(memory) => {
+                memory.lock().entry(name.into()).or_default();
+                Ok(Appender::to(End::Memory(memory.clone(), name.into())))
+            }
         }
     }
 
@@ -361,35 +364,45 @@ impl Writer {
     }
 }
 
-/// A blob that grows at its end.
-pub enum Appender {
-    /// An open file.
+/// A blob that grows at its end. What has no room there waits here.
+pub struct Appender {
+    end: End,
+    waiting: Vec<u8>,
+}
+
+enum End {
     File(platform::AppendFile),
-    /// A blob of a store in memory.
-    Memory {
-        /// The store.
-        store: Store,
-        /// The blob.
-        name: String,
-    },
+    Memory(Arc<InMemory>, String),
 }
 
 impl Appender {
-    /// Adds bytes; they have reached the operating system when this returns.
+    fn to(end: End) -> Self {
+        Self { end, waiting: Vec::new() }
+    }
+
+    /// Bytes for the next [`Appender::flush`].
+    pub fn push(&mut self, data: &[u8]) {
+        self.waiting.extend_from_slice(data);
+    }
+
+    /// Writes what waits, all of it or nothing; it has reached the operating system when this returns.
     ///
     /// # Errors
-    /// [`Error::DiskFull`] or [`Error::File`].
-    pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        match self {
-            Self::File(file) => file.write(data),
-            Self::Memory { store: Store::Memory(memory), name } => {
-                let mut blobs = memory.lock();
-                memory.fits(&blobs, name, data.len())?;
-                Arc::make_mut(blobs.entry(name.clone()).or_default()).extend_from_slice(data);
-                Ok(())
-            }
-            Self::Memory { .. } => Ok(()),
+    /// [`Error::DiskFull`] or [`Error::File`]; it then waits on.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
         }
+        match &mut self.end {
+            End::File(file) => file.write(&self.waiting)?,
+            End::Memory(memory, name) => {
+                let mut blobs = memory.lock();
+                memory.fits(&blobs, name, self.waiting.len())?;
+                Arc::make_mut(blobs.entry(name.clone()).or_default()).extend_from_slice(&self.waiting);
+            }
+        }
+        self.waiting.clear();
+        Ok(())
     }
 }
 

@@ -27,13 +27,21 @@ export function check(holds, what) {
 /** The steps among events. */
 export const steps = (log) => log.filter((event) => event.event === 'step');
 
-/** The program's steps as it makes them on the CPU device with these arguments, and what ends it. */
-export function native(program, cwd, ...job) {
+/** A text that a small model learns fast. */
+export const story = (sentences) =>
+  Array.from({ length: sentences }, (_, i) => `${i} geese and ${(i * 7) % 13} foxes walk to the river. `).join('');
+
+/** Losses by step that the program makes on the CPU device with these arguments; at step `stop` it gets a signal. */
+export async function losses(program, cwd, job, { stop = Infinity, signal = 'SIGINT' } = {}) {
   const run = spawn(resolve(program), ['--json', ...job, '--device', 'cpu'], { cwd, stdio: ['ignore', 'pipe', 'ignore'] });
-  async function* made() {
-    for await (const line of createInterface(run.stdout)) yield* steps([JSON.parse(line)]);
+  const made = new Map();
+  for await (const line of createInterface(run.stdout)) {
+    for (const { step, loss } of steps([JSON.parse(line)])) {
+      made.set(step, loss);
+      if (step === stop) run.kill(signal);
+    }
   }
-  return { steps: made(), kill: (signal) => run.kill(signal) };
+  return made;
 }
 
 /** `smolforge web` on a free port: its address, and what ends it. */
@@ -125,7 +133,7 @@ export async function click(page, role, name, { at = 0.5, count = 1, ...options 
 }
 
 /** Does something until it is seen to have worked, as people do whose first click missed what had just moved. */
-async function again(act, worked, tries = 3) {
+export async function again(act, worked, tries = 3) {
   await act();
   try {
     await worked(tries > 1 ? 5_000 : 60_000);
@@ -149,6 +157,16 @@ export async function type(page, name, text) {
     await page.keyboard.type(text);
   }, (timeout) => field.first().waitFor({ state: 'attached', timeout }));
 }
+
+/** Chooses a file in a dialog that a button opens. */
+export async function pick(page, button, file) {
+  const chooser = page.waitForEvent('filechooser');
+  await click(page, 'button', button);
+  await (await chooser).setFiles(file);
+}
+
+/** What is written on the canvas. */
+export const texts = (page) => page.locator('#mirror > div').allTextContents();
 
 /** The text of a file of the page, `null` where there is none. */
 export async function read(page, path) {

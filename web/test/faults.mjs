@@ -4,33 +4,13 @@ import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { check, click, drawn, events, launch, native, open, seen, serve, steps, until } from './driver.mjs';
+import { check, click, drawn, events, launch, losses, open, pick, seen, serve, steps, story, texts, until } from './driver.mjs';
 
 const [program, folder] = process.argv.slice(2);
 
 /** Waits for a sentence on the canvas. */
-const says = (page, words, seconds = 60) => until(`the page to say "${words}"`, async () => {
-  const texts = await page.locator('#mirror > div').allTextContents();
-  return texts.find((text) => text.includes(words));
-}, seconds);
-
-/** Chooses a file in a dialog that a button opens. */
-async function pick(page, button, file) {
-  const chooser = page.waitForEvent('filechooser');
-  await click(page, 'button', button);
-  await (await chooser).setFiles(file);
-}
-
-/** Trains natively, up to step `stop` and what comes on top of it, and returns the losses by step. */
-async function train(cwd, stop, ...job) {
-  const run = native(program, cwd, 'train', ...job);
-  const losses = new Map();
-  for await (const { step, loss } of run.steps) {
-    losses.set(step, loss);
-    if (step === stop) run.kill('SIGINT');
-  }
-  return losses;
-}
+const says = (page, words, seconds = 60) =>
+  until(`the page to say "${words}"`, async () => (await texts(page)).find((text) => text.includes(words)), seconds);
 
 const server = await serve(program, folder);
 const browser = await launch();
@@ -67,10 +47,10 @@ try {
 
   // A run that was begun on the desktop goes on here, and makes the losses that it would have made there.
   const text = join(files, 'story.txt');
-  writeFileSync(text, Array.from({ length: 3000 }, (_, i) => `${i} geese and ${(i * 7) % 13} foxes walk to the river. `).join(''));
-  const shape = ['--preset', 'nano', '--source', 'story=story.txt', '--tokenizer-vocab-size', '300', '--batch-size', '2', '--sequence-length', '64', '--accumulation', '1', '--steps', '14'];
-  const whole = await train(files, Infinity, ...shape, '--out', 'whole');
-  await train(files, 6, ...shape, '--out', 'begun');
+  writeFileSync(text, story(3000));
+  const job = ['train', '--preset', 'nano', '--source', 'story=story.txt', '--tokenizer-vocab-size', '300', '--batch-size', '2', '--sequence-length', '64', '--accumulation', '1', '--steps', '14'];
+  const whole = await losses(program, files, [...job, '--out', 'whole']);
+  await losses(program, files, [...job, '--out', 'begun'], { stop: 6 });
   execFileSync(program, ['pack', 'begun', '--out', 'begun.zip'], { cwd: files, stdio: 'ignore' });
   await pick(page, 'unpack', join(files, 'begun.zip'));
   await click(page, 'button', 'begun', { timeout: 30_000 });
@@ -126,12 +106,64 @@ try {
   await click(page, 'button', 'resume');
   const before = steps(await events(page, DEMO)).length;
   await until('the demo to go on', async () => steps(await events(page, DEMO)).length > before);
+
+  // A browser that grants no more space: the run waits, and goes on when there is some.
+  const devtools = await browser.context.newCDPSession(page);
+  const origin = new URL(server.url).origin;
+  const { usage } = await page.evaluate(() => navigator.storage.estimate());
+  await devtools.send('Storage.overrideQuotaForOrigin', { origin, quotaSize: usage });
+  await click(page, 'button', 'save', { exact: true });
+  seen(await says(page, 'no space left'));
+  const full = steps(await events(page, DEMO)).at(-1).step;
+  await devtools.send('Storage.overrideQuotaForOrigin', { origin });
+  await click(page, 'button', '▶ go on');
+  await until('the run to go on', async () => {
+    const log = await events(page, DEMO);
+    return log.some((event) => event.event === 'saved' && event.step >= full) && steps(log).at(-1).step > full + 2;
+  });
+  const made = steps(await events(page, DEMO)).map((step) => step.step);
+  check(made.every((step, place) => step === place + 1), `steps are missing or twice: ${made}`);
+  seen(`it waited at step ${full} and went on, with every step in its log`);
+
   const other = await open(browser.context, server.url);
   await click(other, 'button', 'Runs');
   await click(other, 'button', DEMO);
   await click(other, 'button', 'resume');
   seen(`the second tab: ${await says(other, 'in use by another tab')}`);
   await other.close();
+
+  // The tab is closed while a checkpoint is being written.
+  const watcher = await browser.context.newPage();
+  await watcher.goto(`${server.url}manifest.webmanifest`);
+  const saving = (wanted) => watcher.evaluate(async ([path, wanted]) => {
+    for (let tries = 0; tries < 6000; tries++) {
+      let at = await navigator.storage.getDirectory();
+      try {
+        for (const step of path.split('/')) at = await at.getDirectoryHandle(step);
+        return true;
+      } catch {
+        if (!wanted) return false;
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+    }
+    return false;
+  }, [`${DEMO}/.saving`, wanted]);
+  const begun = saving(true);
+  await click(page, 'button', 'save', { exact: true });
+  check(await begun, 'no checkpoint was written');
+  await page.close();
+  const half = await saving(false);
+  page = await open(browser.context, server.url);
+  await click(page, 'button', 'Runs');
+  await click(page, 'button', DEMO);
+  const ended = steps(await events(page, DEMO)).at(-1).step;
+  await click(page, 'button', 'resume');
+  await until('the run of the closed tab to go on', async () => steps(await events(page, DEMO)).at(-1).step > ended + 2);
+  await click(page, 'button', 'save', { exact: true });
+  await until('another checkpoint', async () => (await events(page, DEMO)).some((event) => event.event === 'saved' && event.step > ended));
+  check(!await saving(false), 'what was half written is still there');
+  await watcher.close();
+  seen(`a tab closed while saving${half ? ', which left half a checkpoint,' : ''} goes on`);
 
   // An engine that ends while a run trains: the page says so, and the next one goes on from the last checkpoint.
   const reached = steps(await events(page, DEMO)).at(-1).step;
@@ -141,7 +173,7 @@ try {
   await until('updates by the next engine', async () => {
     const log = await events(page, DEMO);
     const runs = log.filter((event) => event.event === 'run');
-    return runs.length === 3 && steps(log).length > 0 && runs.at(-1).step <= reached && log.at(-1).event === 'step';
+    return runs.length === 4 && steps(log).length > 0 && runs.at(-1).step <= reached && log.at(-1).event === 'step';
   });
   seen('an engine that ended was replaced, and the run goes on from its checkpoint');
 
@@ -155,7 +187,7 @@ try {
 } catch (error) {
   console.error(`FAILED: ${error.message}`);
   if (page) {
-    console.error((await page.locator('#mirror > div').allTextContents()).filter((text) => /error|warning/.test(text)).join('\n'));
+    console.error((await texts(page)).filter((text) => /error|warning/.test(text)).join('\n'));
     await page.screenshot({ path: join(tmpdir(), 'smolforge-browser-faults.png') });
   }
   process.exitCode = 1;

@@ -122,6 +122,8 @@ impl Link {
     /// Starts another worker in the place of one that has ended.
     pub fn restart(&self) {
         if let Some(old) = self.0.worker.take() {
+            old.set_onmessage(None);
+            old.set_onerror(None); // what it still has to say is of no interest
             old.terminate();
         }
         self.0.ready.set(false);
@@ -266,7 +268,7 @@ impl Picker {
         spawn_local(async move {
             let whole = !matches!(pick, Pick::Texts | Pick::TextFolder | Pick::Zip);
             let (folder, text) = (picked_folder(pick), matches!(pick, Pick::Texts | Pick::TextFolder));
-            let all = files.iter().fold(0, |all, file| mark(file) ^ all);
+            let all = files.iter().fold(0, |all: u64, file| all.wrapping_mul(31).wrapping_add(mark(file)));
             let mut paths = Vec::new();
             for file in files.into_iter().filter(|file| !folder || !hidden(&inside(file))) {
                 let path = format!("{}/{:06x}/{}", kept_in(pick), if folder { all } else { mark(&file) } & 0xff_ffff, inside(&file));

@@ -41,7 +41,8 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
 fn memory(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {
     let (id, now) = (Id::unique("memory"), ui.input(|input| input.time));
     let asked = ui.data(|data| data.get_temp::<f64>(id));
-    if asked.is_none_or(|asked| now - asked >= MEMORY_EVERY_SECS) {
+    let answered = session.active(|command| matches!(command, Command::Memory)).is_none();
+    if answered && asked.is_none_or(|asked| now - asked >= MEMORY_EVERY_SECS) {
         ui.data_mut(|data| data.insert_temp(id, now));
         asks.push(Ask::Begin(Command::Memory));
     }

@@ -24,6 +24,9 @@ pub const START: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Ke
 /// Stops what the tab shows.
 pub const STOP: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Period);
 
+/// Saves what the tab shows.
+pub const SAVE: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::S);
+
 /// What a click asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ask {

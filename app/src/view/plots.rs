@@ -246,9 +246,9 @@ fn chart(ui: &mut Ui, id: &str, chart: Chart<'_>, at: &mut Option<u32>) {
         let everything = plot.auto_bounds() == Vec2b::TRUE;
         let bounds = plot.plot_bounds();
         let seen = if everything { (f64::NEG_INFINITY, f64::INFINITY) } else { (bounds.min()[0], bounds.max()[0]) };
-        for curve in curves {
+        for (place, curve) in curves.into_iter().enumerate() {
             let state = Id::unique((curve.state, seen.0.to_bits(), seen.1.to_bits(), pixels)).value();
-            let points = kept(&ctx, Id::unique((id, title, &curve.name)), state, || thinned((curve.points)(), seen, pixels));
+            let points = kept(&ctx, Id::unique((id, title, place, &curve.name)), state, || thinned((curve.points)(), seen, pixels));
             if points.is_empty() {
                 continue;
             }

@@ -94,7 +94,8 @@ fn numbers(ui: &mut Ui, run: &Run) {
     ui.horizontal_wrapped(|ui| {
         let eta = if step.step < total { format!("{} to go", duration(step.eta_secs)) } else { "finished".into() };
         let stage = run.stages.iter().rev().find(|(start, _, _)| *start < step.step).map(|(_, _, name)| format!("stage {name}"));
-        facts(step).into_iter().chain([eta]).chain(stage).for_each(|text| drop(ui.label(text)));
+        let saved = run.saved.as_ref().map(|(step, _)| format!("saved at step {}", count(u64::from(*step))));
+        facts(step).into_iter().chain([eta]).chain(stage).chain(saved).for_each(|text| drop(ui.label(text)));
     });
 }
 

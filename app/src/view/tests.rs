@@ -135,9 +135,11 @@ fn train_begins_the_run_of_the_form_by_click_and_by_keys() {
 }
 
 #[test]
-fn a_run_in_progress_is_paused_and_stopped() {
+fn a_run_in_progress_is_paused_saved_and_stopped() {
     let mut harness = window(training(), Forms::default(), train_form);
     assert_eq!(click(&mut harness, "pause"), [Ask::Tell(1, Command::Pause)]);
+    assert_eq!(click(&mut harness, "save"), [Ask::Tell(1, Command::Save)]);
+    assert_eq!(keys(&mut harness, Key::S), [Ask::Tell(1, Command::Save)]);
     assert_eq!(click(&mut harness, "stop and save"), [Ask::Tell(1, Command::Stop)]);
     assert_eq!(keys(&mut harness, Key::Period), [Ask::Tell(1, Command::Stop)]);
     harness.state_mut().session.told(1, &Command::Stop);
@@ -319,7 +321,7 @@ fn the_self_test_is_run_and_says_what_failed() {
     let view = |ui: &mut Ui, state: &mut State| device::show(ui, &state.session, &mut state.forms, &mut state.asks);
     let mut harness = window(Session::default(), Forms { test_device: DeviceChoice::Cpu, ..Forms::default() }, view);
     let asks = click(&mut harness, "run the self-test");
-    assert_eq!(asks, [Ask::Begin(Command::Memory), Ask::Begin(Command::SelfTest { device: DeviceChoice::Cpu })]);
+    assert_eq!(asks, [Ask::Begin(Command::SelfTest { device: DeviceChoice::Cpu })]);
     let session = &mut harness.state_mut().session;
     session.sent(1, Command::SelfTest { device: DeviceChoice::Cpu });
     session.apply(1, Event::Started { job: "self_test".into(), version: String::new() });
@@ -329,6 +331,18 @@ fn the_self_test_is_run_and_says_what_failed() {
     session.apply(1, Event::Done { hints: Vec::new(), stopped: false });
     harness.run_steps(2);
     assert!(harness.query_by_label("1 of 2 pass").is_some() && harness.query_by_label("fail").is_some());
+}
+
+#[test]
+fn memory_in_use_is_asked_for_again_when_the_last_answer_has_come() {
+    let view = |ui: &mut Ui, state: &mut State| device::show(ui, &state.session, &mut state.forms, &mut state.asks);
+    let mut harness = window(Session::default(), Forms::default(), view);
+    harness.run_steps(8); // two seconds
+    assert_eq!(harness.state().asks, []);
+    let (job, _) = harness.state().session.active(|command| matches!(command, Command::Memory)).expect("asked for at once");
+    harness.state_mut().session.apply(job, Event::Done { hints: Vec::new(), stopped: false });
+    harness.run_steps(2);
+    assert_eq!(harness.state().asks, [Ask::Begin(Command::Memory)]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use smolforge_engine::config::{FIELDS, Field, TrainConfig};
 use smolforge_engine::protocol::{Command, DeviceChoice, JobId};
 
-use super::{Ask, START, STOP, mix, plain, plan, pressed, run, sources, with_keys};
+use super::{Ask, SAVE, START, STOP, mix, plain, plan, pressed, run, sources, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::Forms;
 use crate::session::{Job, JobState, Session};
@@ -79,6 +79,12 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
             let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("pause", Command::Pause) };
             if ui.add_enabled(!job.stopping && job.state == JobState::Running, egui::Button::new(label)).clicked() {
                 asks.push(Ask::Tell(id, command));
+            }
+            let runs = !job.stopping && !job.paused && job.state == JobState::Running;
+            let save = ui.add_enabled(runs, egui::Button::new("save")).on_disabled_hover_text("The run must be going on for that");
+            let save = save.on_hover_text(with_keys(ui, "Writes a checkpoint after this step and goes on", &SAVE));
+            if save.clicked() || (runs && pressed(ui, &SAVE)) {
+                asks.push(Ask::Tell(id, Command::Save));
             }
             let stop = ui.add_enabled(!job.stopping, egui::Button::new("stop and save"));
             let help = with_keys(ui, "Finishes the micro-batch and saves; the run can go on later", &STOP);

@@ -126,7 +126,6 @@ async fn tokenize(
     let mut text_bytes = [0u64; 2];
     let (task, total) = (format!("tokenize {}", source.name()), source.size_bytes());
     let mut reader = source.reader();
-    let mut waiting = 0;
     while let Some(size) = reader.next_document().await? {
         let cut = split.cut(size);
         training.begin_document();
@@ -137,13 +136,8 @@ async fn tokenize(
             let writer = if held { &mut held_out } else { &mut training };
             writer.push(&tokenizer.encode(&text))?;
             last = Some(held);
-            waiting += text.len();
-            if waiting >= 1 << 18 {
-                waiting = 0;
-                control.progress(&task, reader.position(), total, "bytes");
-                if control.breathe().await == Flow::Stop {
-                    return Ok(Flow::Stop);
-                }
+            if reader.breathe(&task, control).await == Flow::Stop {
+                return Ok(Flow::Stop);
             }
         }
         // Where a tail is held out, the training part has no end: the text went on.

@@ -147,7 +147,17 @@ impl Source {
 
     /// Begins to read.
     pub fn reader(&self) -> Reader {
-        Reader { source: self.clone(), file: 0, open: None, offset: 0, line: 0, read_before: 0, document: None, report: Report::default() }
+        Reader {
+            source: self.clone(),
+            file: 0,
+            open: None,
+            offset: 0,
+            line: 0,
+            read_before: 0,
+            told: 0,
+            document: None,
+            report: Report::default(),
+        }
     }
 }
 
@@ -159,6 +169,7 @@ pub struct Reader {
     offset: usize,
     line: u64,
     read_before: u64,
+    told: u64,
     document: Option<Document>,
     report: Report,
 }
@@ -267,6 +278,16 @@ impl Reader {
         Some((text, at >= cut))
     }
 
+    /// Between two pieces: tells how far the reading is, a quarter of a mebibyte at a time, and lets others run.
+    pub async fn breathe(&mut self, task: &str, control: &Control) -> Flow {
+        let at = self.position();
+        if at >= self.told + (1 << 18) {
+            self.told = at;
+            control.progress(task, at, self.source.size_bytes, "bytes");
+        }
+        control.breathe_if_due().await
+    }
+
     /// Bytes of the files that were read so far.
     pub fn position(&self) -> u64 {
         let inside = match &self.document {
@@ -336,17 +357,12 @@ pub async fn count(store: &Store, file: &str, tokenizer: &Tokenizer, control: &C
     let source = Source::open(store, file, &SourceConfig::Path(file.into())).await?;
     let task = format!("tokenize {file}");
     let mut reader = source.reader();
-    let (mut tokens, mut text_bytes, mut waiting) = (0, 0, 0);
+    let (mut tokens, mut text_bytes) = (0, 0);
     while let Some(size) = reader.next_document().await? {
         while let Some((text, _)) = reader.next_piece(size) {
             text_bytes += text.len() as u64;
             tokens += tokenizer.encode(&text).len() as u64;
-            waiting += text.len();
-            if waiting >= 1 << 18 {
-                waiting = 0;
-                control.progress(&task, reader.position(), source.size_bytes, "bytes");
-            }
-            if control.breathe_if_due().await == Flow::Stop {
+            if reader.breathe(&task, control).await == Flow::Stop {
                 return Ok(None);
             }
         }

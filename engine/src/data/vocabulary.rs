@@ -31,19 +31,13 @@ pub async fn train(
         let share = TOKENIZER_BYTES as f64 / source.size_bytes().max(1) as f64;
         let mut draw = Random::new(source.size_bytes());
         let mut reader = source.reader();
-        let mut waiting = 0;
         while let Some(size) = reader.next_document().await? {
             documents += 1;
             while let Some((text, _)) = reader.next_piece(size) {
                 if draw.f64() < share {
                     trainer.feed(&text)?;
                 }
-                waiting += text.len();
-                if waiting >= 1 << 18 {
-                    waiting = 0;
-                    control.progress(&task, reader.position(), source.size_bytes(), "bytes");
-                }
-                if control.breathe_if_due().await == Flow::Stop {
+                if reader.breathe(&task, control).await == Flow::Stop {
                     return Ok(None);
                 }
             }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
@@ -346,6 +346,7 @@ fn remove_stale(path: &Path, prefix: &str) {
 /// A file that grows at its end.
 pub struct AppendFile {
     file: File,
+    size: u64,
     name: String,
 }
 
@@ -353,12 +354,21 @@ impl AppendFile {
     /// Opens or makes the file.
     pub async fn open(path: &str, name: &str) -> Result<Self> {
         make_parent(Path::new(path), name)?;
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::file(name, &e))?;
-        Ok(Self { file, name: name.into() })
+        let open = || {
+            let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+            Ok((file.seek(SeekFrom::End(0))?, file))
+        };
+        let (size, file) = open().map_err(|e| Error::file(name, &e))?;
+        Ok(Self { file, size, name: name.into() })
     }
 
-    /// Adds bytes.
+    /// Adds bytes, all of them or none.
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        self.file.write_all(data).map_err(|e| Error::file(&self.name, &e))
+        let written = self.file.write_all(data);
+        match written {
+            Ok(()) => self.size += data.len() as u64,
+            Err(_) => drop(self.file.set_len(self.size).and_then(|()| self.file.seek(SeekFrom::Start(self.size)))),
+        }
+        written.map_err(|e| Error::file(&self.name, &e))
     }
 }

@@ -68,7 +68,7 @@ impl RunLog {
             kept.truncate(end);
         }
         let mut log = Self::open(store, folder, config_yaml, log_every, kept).await?;
-        log.board.resumed(now(), step)?;
+        log.board.resumed(now(), step);
         Ok(log)
     }
 
@@ -99,25 +99,33 @@ impl RunLog {
         self.config_yaml = config_yaml;
     }
 
-    /// Writes an event down. Progress and streamed text are passing and leave no trace.
+    /// Takes an event for the next [`RunLog::flush`]. Progress and streamed text are passing and leave no trace.
     ///
     /// # Errors
-    /// [`Error::File`] or [`Error::DiskFull`].
-    pub fn record(&mut self, event: &Event) -> Result<()> {
+    /// [`Error::Internal`].
+    pub fn push(&mut self, event: &Event) -> Result<()> {
         if matches!(event, Event::Progress { .. } | Event::Text { .. }) {
             return Ok(());
         }
         let time = now();
-        let text = self.lines.push(event);
-        if !text.is_empty() {
-            self.text.write(text.as_bytes())?;
-        }
-        self.record_in_tensorboard(time, event)?;
-        self.events.write(line(time, event)?.as_bytes()) // last: what is in here is in all of them
+        self.events.push(line(time, event)?.as_bytes());
+        self.text.push(self.lines.push(event).as_bytes());
+        self.push_to_tensorboard(time, event);
+        Ok(())
+    }
+
+    /// Writes down what was taken.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::DiskFull`]; what is not written then waits for the next time.
+    pub fn flush(&mut self) -> Result<()> {
+        self.events.flush()?;
+        self.text.flush()?;
+        self.board.flush()
     }
 
     /// Tags as Hugging Face's Trainer writes them.
-    fn record_in_tensorboard(&mut self, time: f64, event: &Event) -> Result<()> {
+    fn push_to_tensorboard(&mut self, time: f64, event: &Event) {
         match event {
             Event::Step(report) => {
                 let named: Vec<(String, f64)> =
@@ -144,7 +152,7 @@ impl RunLog {
             Event::Reweighted { step, stage, weights } => {
                 self.board.text(time, *step, "mix/text_summary", &format!("stage {}: {}", stage + 1, shares(weights)))
             }
-            _ => Ok(()),
+            _ => {}
         }
     }
 
@@ -199,7 +207,7 @@ pub(super) fn read_line(line: &[u8]) -> serde_json::Result<(f64, Event)> {
 }
 
 /// Whether a run that goes on after `step` updates will say this (again).
-pub(super) fn is_later(event: &Event, step: u32, due: bool) -> bool {
+fn is_later(event: &Event, step: u32, due: bool) -> bool {
     match event {
         Event::Step(report) => report.step > step,
         Event::Evaluated { step: at, .. } | Event::Sample { step: at, .. } => *at > step || (due && *at == step),
@@ -243,9 +251,14 @@ mod tests {
     fn run(store: &Store, steps: std::ops::RangeInclusive<u32>) -> RunLog {
         let mut log = block_on(RunLog::create(store, "runs/x", "steps: 9\n", 2)).unwrap();
         for i in steps {
-            log.record(&step(i)).unwrap();
+            record(&mut log, &step(i));
         }
         log
+    }
+
+    fn record(log: &mut RunLog, event: &Event) {
+        log.push(event).unwrap();
+        log.flush().unwrap();
     }
 
     fn text(store: &Store, name: &str) -> String {
@@ -256,10 +269,10 @@ mod tests {
     fn what_is_recorded_reads_back_in_order() {
         let store = Store::memory();
         let mut log = run(&store, 1..=3);
-        log.record(&Event::Progress { task: "t".into(), done: 1, total: 2, unit: "u".into() }).unwrap();
+        record(&mut log, &Event::Progress { task: "t".into(), done: 1, total: 2, unit: "u".into() });
         let score = TextScore::new(10.0, 5, 20);
         let evaluated = Event::Evaluated { step: 3, loss: 2.0, sources: [("input".to_string(), score)].into(), best: true };
-        log.record(&evaluated).unwrap();
+        record(&mut log, &evaluated);
         let events = block_on(read_events(&store, "runs/x/")).unwrap();
         assert_eq!(events.iter().map(|(_, event)| event.clone()).collect::<Vec<_>>(), [step(1), step(2), step(3), evaluated]);
         assert!(events.windows(2).all(|pair| pair[0].0 <= pair[1].0) && events[0].0 > 1.6e9);
@@ -275,7 +288,7 @@ mod tests {
         report.skipped = Some("the loss is NaN".into());
         let store = Store::memory();
         let mut log = run(&store, 1..=1);
-        log.record(&Event::Step(report)).unwrap();
+        record(&mut log, &Event::Step(report));
         let events = block_on(read_events(&store, "runs/x")).unwrap();
         let Event::Step(read) = &events[1].1 else { panic!("{events:?}") };
         assert!(read.loss.is_nan() && read.grad_norm.is_nan() && read.source_loss["code"].is_nan());
@@ -302,16 +315,18 @@ mod tests {
     fn a_resumed_log_tells_one_story() {
         let store = Store::memory();
         let mut killed = run(&store, 1..=4);
-        killed.record(&Event::Saved { step: 4, path: "runs/x/step_000004".into() }).unwrap();
-        killed.record(&Event::Stage { index: 1, name: "Two".into(), start: 4, end: 9, weights: [].into() }).unwrap();
-        killed.record(&step(5)).unwrap();
-        killed.record(&Event::Notice { warning: true, text: "of the lost future".into() }).unwrap();
-        killed.record(&step(6)).unwrap();
-        block_on(store.append("runs/x/events.jsonl")).unwrap().write(b"{\"time\":17").unwrap();
+        record(&mut killed, &Event::Saved { step: 4, path: "runs/x/step_000004".into() });
+        record(&mut killed, &Event::Stage { index: 1, name: "Two".into(), start: 4, end: 9, weights: [].into() });
+        record(&mut killed, &step(5));
+        record(&mut killed, &Event::Notice { warning: true, text: "of the lost future".into() });
+        record(&mut killed, &step(6));
+        let mut half = block_on(store.append("runs/x/events.jsonl")).unwrap();
+        half.push(b"{\"time\":17");
+        half.flush().unwrap();
         drop(killed);
         let mut resumed = block_on(RunLog::resume(&store, "runs/x", "", 2, 4, false)).unwrap();
         for i in 5..=8 {
-            resumed.record(&step(i)).unwrap();
+            record(&mut resumed, &step(i));
         }
         let events = block_on(read_events(&store, "runs/x")).unwrap();
         let at = |event: &Event| match event {
@@ -334,7 +349,7 @@ mod tests {
         for (due, expect) in [(false, 1), (true, 0)] {
             let store = Store::memory();
             let mut stopped = run(&store, 1..=4);
-            stopped.record(&Event::Evaluated { step: 4, loss: 1.0, sources: [].into(), best: true }).unwrap();
+            record(&mut stopped, &Event::Evaluated { step: 4, loss: 1.0, sources: [].into(), best: true });
             drop(stopped);
             block_on(RunLog::resume(&store, "runs/x", "", 1, 4, due)).unwrap();
             let events = block_on(read_events(&store, "runs/x")).unwrap();
@@ -345,7 +360,7 @@ mod tests {
     #[test]
     fn a_run_without_a_log_can_be_resumed() {
         let store = Store::memory();
-        block_on(RunLog::resume(&store, "runs/x", "", 1, 9, false)).unwrap().record(&step(10)).unwrap();
+        record(&mut block_on(RunLog::resume(&store, "runs/x", "", 1, 9, false)).unwrap(), &step(10));
         assert_eq!(block_on(read_events(&store, "runs/x")).unwrap().len(), 1);
     }
 

@@ -49,7 +49,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
     while run.state.step < config.steps {
         let (started, waited) = (Instant::now(), run.control.waited_secs());
         run.reweigh().await?;
-        run.enter_stage()?;
+        run.enter_stage().await?;
 
         // ---- forward and backward, a micro-batch at a time ------------------------------------
         let cursor = run.loader.cursor();
@@ -93,8 +93,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
             run.state.skipped_in_a_row += 1;
         }
         run.state.step += 1;
-        run.state.due = true; // what comes after a step
-        run.report(report, finite, started.elapsed().as_secs_f64() - (run.control.waited_secs() - waited))?;
+        run.report(report, finite, started.elapsed().as_secs_f64() - (run.control.waited_secs() - waited)).await?;
         if run.state.skipped_in_a_row >= config.max_skipped {
             let (sources, checkpoint) = (run.source_names(&batches).join(", "), run.last_checkpoint());
             return Err(Error::NonFinite { step: step + 1, count: run.state.skipped_in_a_row, sources, checkpoint });

@@ -4,7 +4,7 @@ mod reweigh;
 mod room;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use web_time::Instant;
 
@@ -52,8 +52,6 @@ pub struct Run<'a> {
     tokenizer: Tokenizer,
     sources: Vec<String>,
     log: RunLog,
-    /// Events that are not in the log yet.
-    unwritten: VecDeque<Event>,
     started: Instant,
     pace: Pace,
     evaluations: (u32, u32),
@@ -72,22 +70,13 @@ pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Co
         Some(run) => run,
         None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
     };
-    let result = loop {
-        match train(&mut run).await {
-            Err(full @ Error::DiskFull { .. }) => match run.wait_for_room(full).await {
-                Ok(()) => {}
-                Err(error) => break Err(error),
-            },
-            result => break result,
-        }
-    };
-    let ended = result.map(|ended| (ended, run.hints(ended)));
+    let ended = train(&mut run).await.map(|ended| (ended, run.hints(ended)));
     let last = match &ended {
         Ok((ended, hints)) => Event::Done { hints: hints.clone(), stopped: *ended == Ended::Stopped },
         Err(error) => Event::failed(error),
     };
-    let recorded = run.log.record(&last);
-    let page = run.log.report().await;
+    let recorded = run.record(&last).await;
+    let page = run.with_room(async |run| run.log.report().await).await;
     let ended = ended?; // what went wrong with the run matters more than what goes wrong with its report
     let path = recorded.and(page)?;
     control.emit(Event::Wrote { what: "report".into(), path });
@@ -280,7 +269,6 @@ impl<'a> Run<'a> {
             tokenizer,
             sources,
             log,
-            unwritten: VecDeque::new(),
             started: Instant::now(),
             pace,
             evaluations: (0, 0),
@@ -302,7 +290,8 @@ impl<'a> Run<'a> {
             tokens_per_step: run.config.tokens_per_step(),
             sources: sizes,
             fingerprint,
-        }))?;
+        }))
+        .await?;
         Ok(Some(run))
     }
 
@@ -320,23 +309,23 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn emit(&mut self, event: Event) -> Result<()> {
-        let warnings = self.control.take_warnings().into_iter().map(|text| Event::Notice { warning: true, text });
-        self.unwritten.extend(warnings.chain([event.clone()]));
-        self.control.emit(event);
-        self.write_down()
+    /// Tells the shell and the log.
+    async fn emit(&mut self, event: Event) -> Result<()> {
+        self.control.emit(event.clone());
+        self.record(&event).await
     }
 
-    fn write_down(&mut self) -> Result<()> {
-        while let Some(event) = self.unwritten.front() {
-            self.log.record(event)?;
-            self.unwritten.pop_front();
+    /// Writes an event down, and the warnings before it.
+    async fn record(&mut self, event: &Event) -> Result<()> {
+        for text in self.control.take_warnings() {
+            self.log.push(&Event::Notice { warning: true, text })?;
         }
-        Ok(())
+        self.log.push(event)?;
+        self.with_room(async |run| run.log.flush()).await
     }
 
     /// Says so when the next step is the first of a stage.
-    pub(super) fn enter_stage(&mut self) -> Result<()> {
+    pub(super) async fn enter_stage(&mut self) -> Result<()> {
         let index = self.config.data_stages.stage_at(self.state.step);
         if self.stage == Some(index) {
             return Ok(());
@@ -347,7 +336,7 @@ impl<'a> Run<'a> {
         let event = Event::Stage { index, name, start, end, weights: self.loader.weights_at(index, start).clone() };
         if self.state.step == start {
             self.state.stage_loss = (0.0, 0);
-            return self.emit(event);
+            return self.emit(event).await;
         }
         self.control.emit(event); // resumed inside a stage: the log has it already, and what changed since
         let passed =
@@ -385,7 +374,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes a step down.
-    pub(super) fn report(&mut self, mut report: StepReport, finite: bool, secs: f64) -> Result<()> {
+    pub(super) async fn report(&mut self, mut report: StepReport, finite: bool, secs: f64) -> Result<()> {
         if finite {
             self.state.stage_loss.0 += report.loss;
             self.state.stage_loss.1 += 1;
@@ -401,7 +390,7 @@ impl<'a> Run<'a> {
         let (improved, evaluations) = self.evaluations;
         let improving = f64::from(improved + 1) / f64::from(evaluations + 1);
         report.eta_secs = self.pace.left_secs(&Left::after(self.state.step, &self.config, improving));
-        self.emit(Event::Step(report))
+        self.emit(Event::Step(report)).await
     }
 
     /// Seconds of this session in which it did not wait.
@@ -413,6 +402,7 @@ impl<'a> Run<'a> {
     ///
     /// Interrupted, it saves that this step still owes them (`due`), and they are made up for when the run goes on.
     pub(super) async fn after_step(&mut self) -> Result<Flow> {
+        self.state.due = true;
         let step = self.state.step;
         let index = self.config.data_stages.stage_at(step - 1);
         let (_, stage_end) = self.config.data_stages.range(index, self.config.steps);
@@ -435,11 +425,12 @@ impl<'a> Run<'a> {
                 shares: self.loader.shares_of_stage(),
                 epochs: self.loader.epochs(),
             };
-            self.emit(event)?;
+            self.emit(event).await?;
         }
         // While updates are skipped nothing is learned, and good checkpoints would give way to doubtful ones.
         let regular = step.is_multiple_of(self.config.save_every) && self.state.skipped_in_a_row == 0;
-        if improved || regular || step == self.config.steps {
+        let asked = self.control.take_save();
+        if improved || regular || asked || step == self.config.steps {
             self.save().await?;
         }
         Ok(Flow::Continue)
@@ -477,7 +468,7 @@ impl<'a> Run<'a> {
             self.state.best = Some((loss, self.state.step));
             self.evaluations.0 += 1;
         }
-        self.emit(Event::Evaluated { step: self.state.step, loss, sources: scores, best })?;
+        self.emit(Event::Evaluated { step: self.state.step, loss, sources: scores, best }).await?;
         Ok(Some(best))
     }
 
@@ -505,7 +496,7 @@ impl<'a> Run<'a> {
             Err(error) => return Err(error),
         };
         let stage = self.config.data_stages.stages[stage].name.clone();
-        self.emit(Event::Sample { step: self.state.step, stage, prompt: self.config.sample_prompt.clone(), text: done.text })?;
+        self.emit(Event::Sample { step: self.state.step, stage, prompt: self.config.sample_prompt.clone(), text: done.text }).await?;
         Ok(true)
     }
 
@@ -525,12 +516,14 @@ impl<'a> Run<'a> {
         let begun = self.elapsed_secs();
         self.state.cursor = self.loader.cursor();
         self.state.updates = self.optimizer.updates;
-        let out = &self.config.out;
-        let path = checkpoint::save(self.store, out, &self.model, &self.optimizer, &self.state, self.tokenizer.json()).await?;
-        checkpoint::prune(self.store, out, self.config.save_total_limit, self.state.best.map(|(_, step)| step)).await?;
+        let save = async |run: &mut Self| {
+            checkpoint::save(run.store, &run.config.out, &run.model, &run.optimizer, &run.state, run.tokenizer.json()).await
+        };
+        let path = self.with_room(save).await?;
+        checkpoint::prune(self.store, &self.config.out, self.config.save_total_limit, self.state.best.map(|(_, step)| step)).await?;
         self.saved = Some(self.state.step);
         self.pace.save.add(self.elapsed_secs() - begun);
-        self.emit(Event::Saved { step: self.state.step, path })
+        self.emit(Event::Saved { step: self.state.step, path }).await
     }
 }
 

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::platform;
 use crate::store::{Appender, Store};
 
-/// One event file of a run, growing at its end.
+/// One event file of a run, growing at its end with every [`TensorBoard::flush`].
 pub struct TensorBoard {
     file: Appender,
 }
@@ -29,29 +29,23 @@ impl TensorBoard {
         let mut event = Message::default();
         event.double(1, now_secs);
         event.bytes(3, b"brain.Event:2");
-        board.write(&event)?;
+        board.push(&event);
         Ok(board)
     }
 
     /// Says that the run goes on after `step`: what earlier files hold of later steps is void.
-    ///
-    /// # Errors
-    /// As [`TensorBoard::create`].
-    pub fn resumed(&mut self, time_secs: f64, step: u32) -> Result<()> {
+    pub fn resumed(&mut self, time_secs: f64, step: u32) {
         let mut session = Message::default();
         session.varint(1, 1); // START
         let mut event = Message::default();
         event.double(1, time_secs);
         event.varint(2, u64::from(step) + 1);
         event.bytes(7, &session.0);
-        self.write(&event)
+        self.push(&event);
     }
 
     /// Adds numbers of one step.
-    ///
-    /// # Errors
-    /// As [`TensorBoard::create`].
-    pub fn scalars<'a>(&mut self, time_secs: f64, step: u32, values: impl IntoIterator<Item = (&'a str, f64)>) -> Result<()> {
+    pub fn scalars<'a>(&mut self, time_secs: f64, step: u32, values: impl IntoIterator<Item = (&'a str, f64)>) {
         let mut summary = Message::default();
         for (tag, value) in values {
             let mut entry = Message::default();
@@ -59,14 +53,11 @@ impl TensorBoard {
             entry.float(2, value as f32);
             summary.bytes(1, &entry.0);
         }
-        self.summary(time_secs, step, &summary)
+        self.summary(time_secs, step, &summary);
     }
 
     /// Adds a text, which TensorBoard shows as Markdown.
-    ///
-    /// # Errors
-    /// As [`TensorBoard::create`].
-    pub fn text(&mut self, time_secs: f64, step: u32, tag: &str, text: &str) -> Result<()> {
+    pub fn text(&mut self, time_secs: f64, step: u32, tag: &str, text: &str) {
         let mut plugin = Message::default();
         plugin.bytes(1, b"text");
         let mut metadata = Message::default();
@@ -86,19 +77,27 @@ impl TensorBoard {
         entry.bytes(9, &metadata.0);
         let mut summary = Message::default();
         summary.bytes(1, &entry.0);
-        self.summary(time_secs, step, &summary)
+        self.summary(time_secs, step, &summary);
     }
 
-    fn summary(&mut self, time_secs: f64, step: u32, summary: &Message) -> Result<()> {
+    fn summary(&mut self, time_secs: f64, step: u32, summary: &Message) {
         let mut event = Message::default();
         event.double(1, time_secs);
         event.varint(2, u64::from(step));
         event.bytes(5, &summary.0);
-        self.write(&event)
+        self.push(&event);
     }
 
-    fn write(&mut self, event: &Message) -> Result<()> {
-        self.file.write(&record(&event.0)) // one write, so that a reader never meets half a record
+    fn push(&mut self, event: &Message) {
+        self.file.push(&record(&event.0)); // whole, so that a reader never meets half a record
+    }
+
+    /// Writes down what was added.
+    ///
+    /// # Errors
+    /// As [`TensorBoard::create`]; it then waits for the next time.
+    pub fn flush(&mut self) -> Result<()> {
+        self.file.flush()
     }
 }
 
@@ -165,6 +164,7 @@ mod tests {
         let store = Store::memory();
         let mut board = block_on(TensorBoard::create(&store, "run/tensorboard", 1_700_000_000.5)).unwrap();
         fill(&mut board);
+        board.flush().unwrap();
         let entries = block_on(store.list("run/tensorboard")).unwrap();
         assert!(entries[0].name.starts_with("run/tensorboard/events.out.tfevents.1700000000."), "{}", entries[0].name);
         let blob = block_on(store.read(&entries[0].name)).unwrap();
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn scalars_of_a_step_are_one_event() {
-        let records = written(|board| board.scalars(2.0, 300, [("a", 1.5), ("bc", -1.0)]).unwrap());
+        let records = written(|board| board.scalars(2.0, 300, [("a", 1.5), ("bc", -1.0)]));
         let mut expect = vec![0x09];
         expect.extend(2.0f64.to_le_bytes());
         expect.extend([0x10, 0xac, 0x02, 0x2a, 21]); // step 300, summary of 21 bytes
@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn text_and_resume_are_whole_records() {
         let records = written(|board| {
-            board.text(1.0, 7, "sample", &"ä".repeat(300)).unwrap();
-            board.resumed(1.0, 7).unwrap();
+            board.text(1.0, 7, "sample", &"ä".repeat(300));
+            board.resumed(1.0, 7);
         });
         assert!(records[1].windows(4).any(|window| window == b"text"));
         assert_eq!(records[2][9..], [0x10, 8, 0x3a, 2, 0x08, 1]); // step 8, session log START

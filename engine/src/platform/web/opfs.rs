@@ -15,6 +15,7 @@ use web_sys::{
     FileSystemHandle, FileSystemHandleKind, FileSystemReadWriteOptions, FileSystemRemoveOptions, FileSystemSyncAccessHandle,
     WorkerGlobalScope,
 };
+use web_time::Instant;
 
 use crate::error::{Error, Result};
 use crate::platform::GLOB;
@@ -45,9 +46,13 @@ fn failed(name: &str, error: &JsValue) -> Error {
     Error::File { path: name.into(), reason }
 }
 
-fn is_missing(error: &JsValue) -> bool {
+fn is_called(error: &JsValue, names: &[&str]) -> bool {
     let name = Reflect::get(error, &"name".into()).ok().and_then(|value| value.as_string()).unwrap_or_default();
-    matches!(name.as_str(), "NotFoundError" | "TypeMismatchError")
+    names.contains(&name.as_str())
+}
+
+fn is_missing(error: &JsValue) -> bool {
+    is_called(error, &["NotFoundError", "TypeMismatchError"])
 }
 
 async fn wait<T: JsCast>(promise: Promise) -> Js<T> {
@@ -347,13 +352,24 @@ impl Drop for Access {
 /// Held until it is dropped; the browser lets go of it when the tab is closed.
 pub struct FileLock(#[allow(dead_code)] Access);
 
+/// How long a worker that was ended may take to let go of its files.
+const LET_GO_SECS: u64 = 3;
+
 /// Locks a file, which is made where it does not exist.
 pub async fn lock(path: &str, name: &str) -> Result<FileLock> {
     let lock = async || -> Js<FileLock> {
         let (folder, name) = place(path, true).await?;
         Ok(FileLock(Access::open(&file(&folder, name, true).await?).await?))
     };
-    lock().await.map_err(|e| failed(name, &e))
+    let since = Instant::now();
+    loop {
+        match lock().await {
+            Err(error) if is_called(&error, &["NoModificationAllowedError"]) && since.elapsed().as_secs() < LET_GO_SECS => {
+                super::yield_now().await;
+            }
+            result => return result.map_err(|e| failed(name, &e)),
+        }
+    }
 }
 
 /// A file that gets its name only when it is whole.
@@ -452,10 +468,13 @@ impl AppendFile {
         open().await.map_err(|e| failed(name, &e))
     }
 
-    /// Adds bytes.
+    /// Adds bytes, all of them or none.
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        self.access.write(self.size, data).map_err(|e| failed(&self.name, &e))?;
-        self.size += data.len() as u64;
-        Ok(())
+        let written = self.access.write(self.size, data);
+        match written {
+            Ok(()) => self.size += data.len() as u64,
+            Err(_) => drop(self.access.0.truncate_with_f64(self.size as f64)),
+        }
+        written.map_err(|e| failed(&self.name, &e))
     }
 }

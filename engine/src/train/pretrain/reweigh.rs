@@ -23,7 +23,10 @@ impl Run<'_> {
         }
         let step = self.state.step;
         let begun: Vec<Event> = self.config.mix_changes.iter().filter(|change| change.step == step).map(event).collect();
-        begun.into_iter().try_for_each(|event| self.emit(event))
+        for event in begun {
+            self.emit(event).await?;
+        }
+        Ok(())
     }
 
     /// Writes the change into the run's configuration before it has an effect, so that every repetition has it, too.
