@@ -45,12 +45,18 @@ impl App {
     /// Starts an engine, and takes up the forms where they were left.
     pub fn new(creation: &eframe::CreationContext<'_>) -> Self {
         theme::apply(&creation.egui_ctx);
+        // A busy machine may draw a frame a second: press and release are a click all the same.
+        creation.egui_ctx.options_mut(|options| options.input_options.max_click_duration = 3.0);
         let (link, picker) = (Link::start(&creation.egui_ctx), Picker::new(&creation.egui_ctx));
         // As JSON, because the format of eframe's file cannot tell the variants of an untagged enum apart.
         let kept = creation.storage.and_then(|storage| eframe::get_value::<String>(storage, eframe::APP_KEY));
         let mut forms: Forms = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-        let begin = first(forms.training.take().filter(|_| Link::goes_on()), std::mem::take(&mut forms.queue));
+        let goes_on = Link::goes_on();
+        let begin = first(forms.training.take().filter(|_| goes_on), std::mem::take(&mut forms.queue));
         let mut app = Self { link, session: Session::default(), forms, picker, closing: false, changed: false, revived: 0 };
+        if goes_on {
+            app.session.note(NoticeKind::Warning, "the graphics device was lost: the page was loaded again, and goes on".into());
+        }
         app.perform(begin);
         app
     }
@@ -136,7 +142,7 @@ impl App {
     /// Says that the engine has ended, and starts another one; what trained goes on from its last checkpoint.
     fn revive_ui(&mut self, ctx: &Context) {
         let Some(why) = self.link.ended() else { return };
-        let trained = self.session.training().is_some();
+        let goes_on = self.session.in_progress().is_some();
         if why.contains("device was lost") && self.revived < MOST_REVIVALS {
             self.revived += 1;
             return self.revive(&why);
@@ -146,7 +152,7 @@ impl App {
             ui.heading("The engine has ended");
             ui.add(egui::Label::new(&why).wrap());
             ui.weak("What was saved is intact.");
-            let label = if trained { "Start it again and go on with the run" } else { "Start it again" };
+            let label = if goes_on { "Start it again and go on with the run" } else { "Start it again" };
             if ui.button(label).clicked() {
                 self.revive(&why);
             }

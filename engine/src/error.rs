@@ -68,7 +68,7 @@ pub enum Error {
 
     /// More memory is needed than the device grants.
     #[error(
-        "out of memory on {device}: {detail}; try a smaller --batch-size (raise --accumulation to keep the tokens per step), a shorter --sequence-length, or `--device cpu`"
+        "out of memory on {device}: {detail}; try a smaller --batch-size (raise --accumulation to keep the tokens per step), a shorter --sequence-length, a smaller model or another --device"
     )]
     OutOfMemory {
         /// Adapter name.

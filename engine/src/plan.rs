@@ -61,16 +61,15 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
         ));
     }
     let suggestion = most.and_then(|most| fitting(&config, most, |config| memory(&shape.model, config, &compute).values().sum()));
+    let shortage = shortage(&shape.model, &config, &compute);
+    let step_secs = match shortage {
+        Some(_) => 0.0,
+        None => measure(&shape.model, &config, &compute, control).await?,
+    };
+    warnings.extend(shortage);
     if suggestion.is_none() && most.is_some_and(|most| peak_bytes > most) {
         warnings.push("not even one short sequence at a time fits: take a smaller model".into());
     }
-    let step_secs = match shortage(&shape.model, &config, &compute) {
-        Some(shortage) => {
-            warnings.push(format!("{shortage}: lower --batch-size or --sequence-length"));
-            0.0
-        }
-        None => measure(&shape.model, &config, &compute, control).await?,
-    };
     if control.flow() == Flow::Stop {
         return Ok(()); // what was measured means nothing
     }

@@ -98,6 +98,17 @@ export async function drawn(page) {
   if (!state.startsWith('ready')) throw new Error(`the page says: ${state}`);
   await page.evaluate(() => document.getElementById('describe').click());
   await page.waitForSelector('#mirror > div', { state: 'attached', timeout: 60_000 });
+  // The first frames may take seconds, and a press that is held so long is no click.
+  await page.evaluate(() => new Promise((done) => {
+    let [calm, last] = [0, performance.now()];
+    const frame = (now) => {
+      calm = now - last < 100 ? calm + 1 : 0;
+      last = now;
+      if (calm < 5) requestAnimationFrame(frame);
+      else done();
+    };
+    requestAnimationFrame(frame);
+  }));
 }
 
 /** Room for the tabs above and the notices below what scrolls. */

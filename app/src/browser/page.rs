@@ -144,7 +144,12 @@ impl Link {
         let on_message = Closure::<dyn FnMut(MessageEvent)>::new(move |message: MessageEvent| link.hear(&message.data()));
         worker.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
         let link = self.clone();
-        let on_error = Closure::<dyn FnMut(ErrorEvent)>::new(move |error: ErrorEvent| link.end(error.message()));
+        let on_error = Closure::<dyn FnMut(ErrorEvent)>::new(move |error: ErrorEvent| {
+            let why = error.message();
+            // Where it does not panic, which it says first, it traps because it gets no more memory.
+            let spent = "it has run out of memory, of which a tab has 4 GiB; take a smaller model or batch, or the desktop program";
+            link.end(if why.contains("unreachable") { spent.into() } else { why });
+        });
         worker.set_onerror(Some(on_error.as_ref().unchecked_ref()));
         on_message.forget(); // as long as the worker, of which there are few
         on_error.forget();
