@@ -83,7 +83,7 @@ fn the_engine_has_no_window_and_no_flags() {
 fn no_dev_dependencies_split_the_features_of_burn() {
     for folder in ["engine", "shaders", "app", "tests"] {
         let (path, text) = files(folder, &["Cargo.toml"]).remove(0);
-        // egui_kittest adds two crates and changes the features of none: `cargo tree -f '{p} {f}' -e normal,build,dev`.
+        // egui_kittest adds a few crates and changes the features of none: `cargo tree -f '{p} {f}' -e normal,build,dev`.
         let text = if folder == "app" { text.replace("[dev-dependencies]\negui_kittest.workspace = true\n", "") } else { text };
         assert!(!text.contains("dev-dependencies]"), "{path}: cargo test would compile burn again");
     }

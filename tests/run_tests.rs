@@ -493,6 +493,21 @@ fn a_checkpoint_that_is_asked_for_is_written_once_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_folder_with_other_things_takes_no_run_and_loses_none() {
+    cpu();
+    let (store, config) = small_run(4);
+    block_on(store.write("runs/small/mine.txt", b"mine")).unwrap();
+    let error = run(&store, &config, false, None).0.unwrap_err().to_string();
+    assert!(error.contains("runs/small/mine.txt") && error.contains("empty --out"), "{error}");
+    block_on(store.remove("runs/small/mine.txt")).unwrap();
+    run(&store, &config, false, None).0.unwrap();
+    block_on(store.write("runs/small/mine.txt", b"mine")).unwrap();
+    block_on(smolforge_engine::train::runs::delete(&store, "runs/small")).unwrap();
+    let left: Vec<String> = block_on(store.list("runs/small")).unwrap().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(left, ["runs/small/mine.txt"]);
+}
+
+#[test]
 fn a_run_on_a_full_disk_waits_until_there_is_room() {
     cpu();
     let (_, config) = small_run(8);

@@ -12,6 +12,8 @@ use smolforge_engine::protocol::{
 };
 use smolforge_engine::tasks::demo;
 
+mod pictures;
+
 use super::{Ask, device, generate, runs, sources, texts, train};
 use crate::files::Picker;
 use crate::forms::Forms;

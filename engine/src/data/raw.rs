@@ -6,6 +6,9 @@ use crate::store::Blob;
 /// How far back a good place to cut is looked for.
 const CUT_WINDOW: usize = 64 << 10;
 
+/// How far back a line break is: in indented text most do not stand alone.
+const LINE_WINDOW: usize = 1 << 10;
+
 /// UTF-8 text of bytes; invalid ones are replaced and counted.
 pub(crate) fn lossy(bytes: &[u8], replaced: &mut u64) -> String {
     match std::str::from_utf8(bytes) {
@@ -44,11 +47,11 @@ pub(crate) fn count_of(needle: &[u8], bytes: &[u8], mut at: usize, end: usize) -
 /// after a line break or before a space that stand alone between other characters; else between characters.
 pub(crate) fn good_cut(bytes: &[u8], at: usize) -> usize {
     let plain = |i: usize| bytes.get(i).is_some_and(|byte| !byte.is_ascii_whitespace() && *byte < 0x80);
-    let lowest = at.saturating_sub(CUT_WINDOW).max(2);
+    let lowest = |window: usize| at.saturating_sub(window).max(2);
     let line = |i: &usize| bytes[i - 1] == b'\n' && plain(i - 2) && plain(*i);
     let word = |i: &usize| bytes.get(*i) == Some(&b' ') && plain(i - 1) && plain(i + 1);
     let character = || (at.saturating_sub(3).max(1)..=at).rev().find(|&i| bytes.get(i).is_none_or(|byte| byte & 0xc0 != 0x80));
-    (lowest..=at).rev().find(line).or_else(|| (lowest..=at).rev().find(word)).or_else(character).unwrap_or(at)
+    (lowest(LINE_WINDOW)..=at).rev().find(line).or_else(|| (lowest(CUT_WINDOW)..=at).rev().find(word)).or_else(character).unwrap_or(at)
 }
 
 /// Refuses what is not text: empty files, other encodings, archives, pictures, weights.
@@ -93,6 +96,8 @@ mod tests {
         let cut = |at| std::str::from_utf8(&text[..good_cut(text, at)]).unwrap();
         assert_eq!([cut(26), cut(12), cut(7)], ["one two\n", "one two\n", "one"]);
         assert_eq!(good_cut("aé語".as_bytes(), 5), 3);
+        let indented = format!("first line\nsecond{}", "\n    one statement".repeat(1000));
+        assert!(good_cut(indented.as_bytes(), 15_000) > 14_900, "a near space is better than a far line");
     }
 
     #[test]

@@ -185,7 +185,7 @@ fn words(error: &ZipError) -> String {
     match error {
         ZipError::UnsupportedArchive(what) if *what == ZipError::PASSWORD_REQUIRED => "is encrypted; unpack it with another program".into(),
         ZipError::CompressionMethodNotSupported(_) => "is compressed in a way that is not supported; pack it with `smolforge pack`".into(),
-        other => format!("is no whole .zip ({other})"),
+        other => format!("is no whole .zip ({other}); copy it or pack it again"),
     }
 }
 

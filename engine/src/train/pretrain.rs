@@ -13,7 +13,7 @@ use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
 use super::pace::{Left, Pace};
 use super::schedule::Schedule;
-use super::{Ended, eval, resume, tokens, train};
+use super::{Ended, eval, resume, runs, tokens, train};
 use crate::config::{Precision, TrainConfig};
 use crate::control::{Control, Flow};
 use crate::data::batch::{Batch, Loader};
@@ -70,6 +70,10 @@ pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Co
         Some(run) => run,
         None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
     };
+    if run.state.step == run.config.steps {
+        let last = checkpoint::folder(&run.config.out, run.state.step);
+        control.notice(format!("all {} updates were made before; a new run learns on from them with --init {last}", run.state.step));
+    }
     let ended = train(&mut run).await.map(|ended| (ended, run.hints(ended)));
     let last = match &ended {
         Ok((ended, hints)) => Event::Done { hints: hints.clone(), stopped: *ended == Ended::Stopped },
@@ -192,6 +196,9 @@ impl<'a> Run<'a> {
         let existing = checkpoint::steps(store, &out).await?;
         if !resume && (store.exists(&format!("{out}/config.yaml")).await || !existing.is_empty()) {
             return Err(Error::Config(format!("{out}: there is a run already; continue it with --resume, or choose another --out")));
+        }
+        if !resume && let Some(other) = runs::foreign(store, &out).await?.first() {
+            return Err(Error::Config(format!("{}: {out} holds other things than a run; choose a new or an empty --out", other.name)));
         }
         let lock = store.lock(&format!("{out}/.lock")).await?;
         let (compute, why) = Compute::open(config.device).await?;

@@ -189,7 +189,31 @@ pub async fn is_run(store: &Store, folder: &str) -> bool {
     lacks(store, folder).await.is_none()
 }
 
-/// Removes a run with all its files.
+/// Whether runs make something of this name in their folder.
+fn is_own(entry: &Entry) -> bool {
+    let name = entry.name.rsplit('/').next().unwrap_or_default();
+    let numbered = |prefix: &str| name.strip_prefix(prefix).is_some_and(|step| step.parse::<u32>().is_ok());
+    match entry.folder {
+        true => {
+            ["tensorboard", "tokens", ".saving"].contains(&name) || numbered("step_") || numbered("damaged_") || name.starts_with("export")
+        }
+        false => {
+            ["config.yaml", "events.jsonl", "training.log", "report.html", "tokenizer.json", "shards.json", LOCK].contains(&name)
+                || (name.starts_with('.') && name.ends_with(".tmp"))
+                || (name.starts_with("export") && name.ends_with(".zip"))
+        }
+    }
+}
+
+/// What lies in a folder and is no part of a run.
+///
+/// # Errors
+/// [`Error::File`] where the folder cannot be read.
+pub async fn foreign(store: &Store, folder: &str) -> Result<Vec<Entry>> {
+    Ok(store.list(folder).await?.into_iter().filter(|entry| !is_own(entry)).collect())
+}
+
+/// Removes a run with all its files; what others have put into its folder stays.
 ///
 /// # Errors
 /// [`Error::Config`] for what is no run, or holds another one; [`Error::File`] while it is in progress.
@@ -205,13 +229,15 @@ pub async fn delete(store: &Store, path: &str) -> Result<()> {
     }
     let lock = hold(store, path).await?;
     // What makes it a run goes last, so that removing can be taken up again where it was interrupted.
-    for entry in store.list(path).await? {
-        if !["config.yaml", "events.jsonl", LOCK].iter().any(|last| entry.name.ends_with(&format!("/{last}"))) {
-            store.remove(&entry.name).await?;
-        }
+    let last = ["config.yaml", "events.jsonl", LOCK].map(|name| format!("{path}/{name}"));
+    for entry in store.list(path).await?.into_iter().filter(is_own).filter(|entry| !last.contains(&entry.name)) {
+        store.remove(&entry.name).await?;
     }
     drop(lock);
-    store.remove(path).await
+    for name in last {
+        store.remove(&name).await?;
+    }
+    if store.list(path).await?.is_empty() { store.remove(path).await } else { Ok(()) }
 }
 
 /// Keeps others from a run.
