@@ -284,6 +284,9 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
         Command::Memory => control.emit(Event::Memory(device::memory())),
         Command::Plan { config, budget_bytes } => plan::run(&config, budget_bytes, store, control).await?,
         Command::Bench(request) => bench::run(&request, control).await?,
+        Command::Runs { folder } if folder != "." && !store.exists(&folder).await => {
+            return Err(Error::File { path: folder, reason: "no such folder".into() });
+        }
         Command::Runs { folder } => control.emit(Event::Runs { runs: runs::list(store, &folder, logs).await }),
         Command::OpenRun { path } => control.emit(runs::open(store, &path).await?),
         Command::Delete { path } => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use egui::text::{LayoutJob, TextWrapping};
 use egui::{Align, Align2, CursorIcon, FontId, Layout, Pos2, Rect, Response, RichText, Sense, SliderClamping, Ui, pos2, vec2};
 use smolforge_engine::config::TrainConfig;
 use smolforge_engine::data::curriculum::{Curriculum, Stage};
@@ -252,7 +253,9 @@ fn timeline(ui: &mut Ui, curriculum: &mut Curriculum, names: &[&str], steps: u32
             top += height;
         }
         let room = Rect::from_min_max(pos2(x_of(start), area.top()), Pos2::new(x_of(end), area.bottom()));
-        painter.with_clip_rect(room).text(room.left_top() + vec2(4.0, 3.0), Align2::LEFT_TOP, &stage.name, FontId::proportional(12.0), ink);
+        let mut name = LayoutJob::simple_singleline(stage.name.clone(), FontId::proportional(12.0), ink);
+        name.wrap = TextWrapping::truncate_at_width((room.width() - 8.0).max(0.0));
+        painter.with_clip_rect(room).galley(room.left_top() + vec2(4.0, 3.0), painter.layout_job(name), ink);
         let (x, digits) = (x_of(start), start.to_string());
         let align = if x + 24.0 > area.right() { Align2::RIGHT_TOP } else { Align2::LEFT_TOP };
         painter.text(pos2(x.max(area.left()), area.bottom() + 2.0), align, digits, FontId::proportional(11.0), weak);
