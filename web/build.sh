@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
 # Builds web/dist: the page as static files for any host, also below a path (GitHub Pages).
 #
-# Needs cargo and rustup's wasm target. `--small` lets binaryen's wasm-opt take a third off the module (minutes of work,
-# no less to transfer). Takes Debian's brotli and binaryen where they are missing and it may.
+# Needs cargo and rustup's wasm target. Takes Debian's brotli where it is missing and it may.
+# No wasm-opt: Debian's (108) takes the module and leaves it with the wrong kind of table, so that no page can load it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-small=false
 case "${1:-}" in
     '') ;;
-    --small) small=true ;;
     -h | --help) sed -n '2,5p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-    *) echo "build.sh: unknown argument $1 (only --small is known)" >&2; exit 2 ;;
+    *) echo "build.sh: unknown argument $1 (it takes none)" >&2; exit 2 ;;
 esac
 
 target_dir="${CARGO_TARGET_DIR:-$PWD/target}"
@@ -44,18 +42,6 @@ mkdir -p "$staging"
 if grep -qa 'command_export' "$staging/smolforge_bg.wasm" "$staging/smolforge.js"; then
     echo "build.sh: the module calls its constructors at every call: main() must refer to __wasm_call_ctors" >&2
     exit 1
-fi
-
-if [ "$small" = true ] && need wasm-opt binaryen "the module stays as it is"; then
-    features="--enable-bulk-memory --enable-nontrapping-float-to-int --enable-sign-ext --enable-mutable-globals --enable-reference-types --enable-multivalue"
-    # shellcheck disable=SC2086
-    if wasm-opt -Oz $features "$staging/smolforge_bg.wasm" -o "$staging/optimised.wasm" 2>"$staging/wasm-opt.log"; then
-        mv "$staging/optimised.wasm" "$staging/smolforge_bg.wasm"
-    else
-        echo "this wasm-opt does not take the module ($(head -n 1 "$staging/wasm-opt.log")): it stays as it is"
-        rm -f "$staging/optimised.wasm"
-    fi
-    rm -f "$staging/wasm-opt.log"
 fi
 
 cp web/index.html web/worker.js web/manifest.webmanifest web/icon.svg "$staging/"
