@@ -155,10 +155,10 @@ impl Control {
     }
 
     /// Waits, because of something that people must do first, until the shell says to go on or to stop.
-    pub async fn hold(&self, why: String) -> Flow {
+    pub async fn hold(&self, why: String) {
         self.signals.pause(true);
         self.emit(Event::Held { why });
-        self.breathe().await
+        self.breathe().await;
     }
 
     /// As [`Control::breathe`] if that was some time ago: for pieces of work too small to do it after each.
