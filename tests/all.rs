@@ -3,9 +3,12 @@
 
 mod architecture_tests;
 mod f16_tests;
+mod finetune_tests;
 mod golden_tests;
+mod lora_tests;
 mod ops_tests;
 mod pack_tests;
+mod quant_tests;
 mod reweight_tests;
 mod run_tests;
 mod shader_tests;

@@ -170,8 +170,8 @@ fn rows_that_are_no_whole_vectors_become_f32() {
             let store = random_folder(&shape(odd, true), None);
             let model = open(&store, &gpu);
             let mlp = &model.layers[0].mlp;
-            assert_eq!(mlp.down_proj.weight.tensor.dtype(), DType::F32, "rows of {odd}");
-            assert_eq!(mlp.up_proj.weight.tensor.dtype(), DType::F16, "{odd} rows of 24");
+            assert_eq!(mlp.down_proj.dense().unwrap().tensor.dtype(), DType::F32, "rows of {odd}");
+            assert_eq!(mlp.up_proj.dense().unwrap().tensor.dtype(), DType::F16, "{odd} rows of 24");
             check_logits(&store, &gpu);
         }
     }

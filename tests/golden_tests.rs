@@ -4,6 +4,7 @@ use burn::tensor::f16;
 use futures_lite::future::block_on;
 use serde_json::Value;
 use smolforge_engine::config::TrainConfig;
+use smolforge_engine::config::finetune::{Decay, Optim};
 use smolforge_engine::control::Control;
 use smolforge_engine::data::random::Random;
 use smolforge_engine::device::Compute;
@@ -126,10 +127,16 @@ fn ten_adamw_steps_equal_pytorch() {
     };
     let (inputs, targets) = (golden.read_i64("input_ids").unwrap(), golden.read_i64("targets").unwrap());
     let steps = number("steps") as usize;
-    let schedule = Schedule { lr: number("lr_max"), min_lr: number("lr_min"), warmup: number("warmup") as u32, steps: steps as u32 };
+    let schedule = Schedule {
+        lr: number("lr_max"),
+        min_lr: number("lr_min"),
+        warmup: number("warmup") as u32,
+        steps: steps as u32,
+        decay: Decay::Cosine,
+    };
     for compute in devices() {
         let mut model = golden_model("tiny_llama", &compute).trainable();
-        let mut optimizer = Optimizer::new(&model);
+        let mut optimizer = Optimizer::new(&model, Optim::Adamw);
         for step in 0..steps {
             let micro_batches: Vec<_> =
                 (step * 2..step * 2 + 2).map(|i| batch(&inputs[i * 32..][..32], &targets[i * 32..][..32], 16)).collect();
@@ -150,7 +157,7 @@ fn ten_adamw_steps_equal_pytorch() {
             check("loss", loss, &settings["losses"], 1e-5);
             check("norm", norm, &settings["grad_norms"], 1e-4);
             check("lr", schedule.lr(step as u32), &settings["lrs"], 1e-12);
-            optimizer.step(&mut model, grads, &config, schedule.lr(step as u32), clip(norm, number("max_grad_norm")));
+            block_on(optimizer.step(&mut model, grads, &config, schedule.lr(step as u32), clip(norm, number("max_grad_norm")))).unwrap();
         }
         for parameter in model.parameters() {
             let expected = golden.read_f32(&format!("final.{}", parameter.name)).unwrap();
@@ -223,7 +230,7 @@ fn tokens_come_with_the_probabilities_of_the_model() {
         alternatives: 4,
         ..GenerateRequest::default()
     };
-    block_on(generate::run(&request, &golden(), &control)).unwrap();
+    block_on(generate::run(&request, &generate::Loaded::default(), &golden(), &control)).unwrap();
     let told: Vec<Event> = std::iter::from_fn(|| Some(events.try_recv().ok()?.1)).collect();
     let Some(Event::Generated { tokens, .. }) = told.iter().find(|event| matches!(event, Event::Generated { .. })) else {
         panic!("{told:?}")
@@ -251,7 +258,10 @@ fn tokens_come_with_the_probabilities_of_the_model() {
         }
         all.push(*token);
     }
-    let error = block_on(generate::run(&GenerateRequest { alternatives: 21, ..request }, &golden(), &control)).unwrap_err().to_string();
+    let error =
+        block_on(generate::run(&GenerateRequest { alternatives: 21, ..request }, &generate::Loaded::default(), &golden(), &control))
+            .unwrap_err()
+            .to_string();
     assert!(error.contains("--alternatives 21"), "{error}");
 }
 

@@ -5,6 +5,7 @@ use smolforge_engine::device::Compute;
 use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::adamw::{AdamW, Moments};
 use smolforge_engine::ops::attention::{Mask, Shape};
+use smolforge_engine::ops::cross_entropy::Wanted;
 use smolforge_engine::ops::{adamw, attention, cross_entropy, embedding, embedding_f16, linear, linear_f16, rms_norm, rope, swiglu};
 use smolforge_engine::tasks::self_test;
 use smolforge_shaders::cpu as twins;
@@ -292,9 +293,19 @@ fn chunked_cross_entropy_is_plain_cross_entropy() {
             check_parity(&format!("cross-entropy {n}x{v}x{d}/{blocks} on {}", compute.info.name), fast, plain, &inputs);
             let chunk = 7; // several chunks, the last one short
             let head = [inputs[1].clone()];
-            let (nll, _) = cross_entropy::reference(inputs[0].clone(), &head, &targets, chunk, None);
-            let whole = cross_entropy::linear_cross_entropy(inputs[0].clone(), &head, &targets, 1.0).nll;
-            assert!(max_difference(&values(nll), &values(whole)) < 1e-5);
+            let part = cross_entropy::reference(inputs[0].clone(), &head, &targets, chunk, Wanted::Nothing);
+            let whole = cross_entropy::linear_cross_entropy(inputs[0].clone(), &head, &targets, 1.0);
+            assert!(max_difference(&values(part.nll), &values(whole.nll)) < 1e-5);
+            assert_eq!(values(part.hits), values(whole.hits), "hits {n}x{v}x{d} on {}", compute.info.name);
+            // A head that is not trained: the same gradient of the hidden states, none of the head.
+            let h = Tensor::from_inner(inputs[0].clone()).require_grad();
+            let frozen = [Tensor::from_inner(inputs[1].clone())];
+            let grads = cross_entropy::linear_cross_entropy(h.clone(), &frozen, &targets, 0.25).scaled.backward();
+            let both = [&inputs[0], &inputs[1]].map(|x| Tensor::from_inner(x.clone()).require_grad());
+            let expected = cross_entropy::linear_cross_entropy(both[0].clone(), &both[1..], &targets, 0.25).scaled.backward();
+            let (found, expected) = (values(h.grad(&grads).unwrap()), values(both[0].grad(&expected).unwrap()));
+            assert!(max_difference(&found, &expected) < 1e-6);
+            assert!(frozen[0].grad(&grads).is_none());
         }
     }
 }

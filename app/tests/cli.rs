@@ -195,6 +195,15 @@ fn missing_files_get_one_line_from_every_verb() {
         ("unpack story.txt --out hollow", ["hollow", "exists already"]),
         ("train --resume --out absent", ["absent", "no run to resume"]),
         ("plan absent.yaml", ["absent.yaml", "no such file"]),
+        ("finetune --model hollow --train-file absent.jsonl", ["hollow", "config.json"]),
+        ("finetune --model absent", ["--train-file", ""]),
+        ("finetune absent.yaml", ["absent.yaml", "no such file"]),
+        ("finetune --resume --output-dir hollow", ["hollow", "no fine-tuning run"]),
+        ("finetune --r 0 --model hollow --train-file story.txt", ["--r 0", ""]),
+        ("inspect absent.jsonl --model hollow", ["hollow", "config.json"]),
+        ("inspect absent.jsonl", ["--model", ""]),
+        ("merge --model hollow --adapter absent --out m", ["hollow", "config.json"]),
+        ("eval --device cpu --model hollow --data absent.jsonl", ["hollow", "config.json"]),
         ("bench --device cpu --preset nanno", ["nanno", "nano"]),
         ("bench --device cpu --preset nano --batch 0", ["batch", "0"]),
         ("demo --device cpu --steps 0 --out demo", ["steps", "0"]),
@@ -264,6 +273,39 @@ fn a_small_run_goes_from_text_to_generated_text() {
     assert!(table.contains("bits/byte") && table.contains("story.txt"), "{table}");
     let counts = folder.run("tokenize --tokenizer hf story.txt");
     assert!(String::from_utf8_lossy(&counts.stdout).contains("bytes/token"), "{counts:?}");
+}
+
+#[test]
+fn a_model_is_fine_tuned_asked_and_merged() {
+    let folder = Folder::new("tune");
+    story(&folder);
+    folder.events(&format!("train {TINY} --steps 4 --out base --source input=story.txt"));
+    let row = |i: usize| format!("{{\"prompt\":\"[SPEC] part {i}? \",\"completion\":\"{} mm\"}}\n", i % 3);
+    folder.write("rows.jsonl", &(0..12).map(row).collect::<String>());
+    folder.write("tune.yaml", "huggingface: { model_name: base, train_file: rows.jsonl, max_seq_length: 32 }\nqlora: { r: 4 }\ntraining: { num_epochs: 2, learning_rate: 2e-3, device: cpu, output_dir: tuned, sample_tokens: 3 }\n");
+
+    let plan = folder.events("plan tune.yaml");
+    assert!(plan.iter().any(|event| matches!(event, Event::Plan(plan) if plan.sources.contains_key("spec"))), "{plan:?}");
+    folder.refused("plan tune.yaml --steps 3", &["--budget"]);
+    let seen = folder.run("inspect tune.yaml --show 1");
+    let text = String::from_utf8_lossy(&seen.stdout);
+    assert!(seen.status.success() && text.contains("⟦0 mm<|endoftext|>⟧") && text.contains("stop token"), "{seen:?}");
+    let events = folder.events("finetune tune.yaml");
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Step(_))).count(), 4, "11 rows in micro-batches of 8, twice");
+    folder.refused("finetune tune.yaml", &["there is a run already"]);
+    folder.events("finetune --resume --output-dir tuned");
+    folder.events("generate --device cpu --model base --adapter tuned:0.5 --prompt On --max-new-tokens 2");
+    let scores = folder.run("eval --device cpu --model base --adapter tuned --data rows.jsonl --questions 2 --max-new-tokens 4");
+    let table = String::from_utf8_lossy(&scores.stdout);
+    assert!(scores.status.success() && table.contains("accuracy") && table.contains("exact"), "{scores:?}");
+    folder.events("merge --model base --adapter tuned --out merged");
+    folder.events("generate --device cpu --model merged --prompt On --max-new-tokens 2");
+    folder.refused("generate --device cpu --model base --adapter base --prompt On", &["adapter_config.json"]);
+    let chat = "chat --device cpu --model base --adapter tuned --greedy --max-new-tokens 3";
+    let mut chat = folder.command(chat).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    chat.stdin.take().expect("piped").write_all(b"Hi\n/undo\nHo\nHa\n/quit\n").expect("written");
+    let output = chat.wait_with_output().expect("ended");
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).lines().count() >= 3, "{output:?}");
 }
 
 #[test]

@@ -7,8 +7,9 @@ use crate::control::{Control, Flow};
 use crate::data::batch::Batch;
 use crate::data::random::Random;
 use crate::device::Compute;
+use crate::device::read_f32;
 use crate::error::{Error, Result};
-use crate::generate::{read_f32, sampler};
+use crate::generate::sampler;
 use crate::model::llama::ids;
 use crate::model::{KvCache, Llama, LlamaConfig};
 use crate::ops::attention::Mask;
@@ -47,10 +48,10 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
         sequence_length: request.seq,
         ..TrainConfig::default()
     };
-    if let Some(detail) = plan::shortage(&shape, &config, &compute) {
+    if let Some(detail) = plan::shortage(&shape, &config, &compute, plan::Trained::All) {
         return Err(Error::OutOfMemory { device: compute.info.name, detail });
     }
-    let half = pretrain::mixed(&config, &compute)?;
+    let half = pretrain::mixed(config.precision, &compute)?;
     let plain = Llama::random(&shape, &compute, positions, 1).with_half(half);
     if !training(request, &plain, &config, control).await? {
         return Ok(());
@@ -60,7 +61,7 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
 
 async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, control: &Control) -> Result<bool> {
     let mut model = plain.trainable();
-    let mut optimizer = Optimizer::new(&model);
+    let mut optimizer = Optimizer::new(&model, config.optim);
     let batch = random_batch(request.batch, request.seq, plain.config.vocab_size, 2);
     let mut phases = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     for repeat in 0..=request.repeats {
@@ -75,7 +76,7 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, c
         let grads = gradients(&model, losses.scaled);
         read_f32(squared_norm(&grads)).await?;
         let backward_secs = started.elapsed().as_secs_f64() - forward_secs;
-        optimizer.step(&mut model, grads, config, 1e-4, 1.0);
+        optimizer.step(&mut model, grads, config, 1e-4, 1.0).await?;
         read_f32(model.norm.weight.tensor.clone().inner()).await?;
         let total = started.elapsed().as_secs_f64();
         if repeat > 0 {

@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::data::curriculum::Curriculum;
 use crate::data::mix_change::{self, MixChange};
+use crate::data::vocabulary;
 use crate::error::{Error, Result, nearest};
+use finetune::{Decay, Optim};
 
 /// One key of [`TrainConfig`] as shells show it.
 #[derive(Debug, Clone, Copy)]
@@ -23,14 +26,14 @@ pub struct Field {
 }
 
 macro_rules! config {
-    ($(#[$meta:meta])* pub struct $name:ident { $($group:literal { $( #[doc = $help:literal] $field:ident : $ty:ty = $default:expr, )* } )* }) => {
+    ($(#[$meta:meta])* pub struct $name:ident; pub const $fields:ident: { $($group:literal { $( #[doc = $help:literal] $field:ident : $ty:ty = $default:expr, )* } )* }) => {
         $(#[$meta])*
         pub struct $name { $($( #[doc = $help] pub $field: $ty, )*)* }
         impl Default for $name {
             fn default() -> Self { Self { $($( $field: $default, )*)* } }
         }
         /// Every key of the configuration in the order of the file.
-        pub const FIELDS: &[Field] = &[$($( Field { name: stringify!($field), group: $group, help: $help.trim_ascii() }, )*)*];
+        pub const $fields: &[Field] = &[$($( Field { name: stringify!($field), group: $group, help: $help.trim_ascii() }, )*)*];
     };
 }
 
@@ -38,7 +41,7 @@ config! {
     /// A pre-training run: what `config.yaml` holds, what every flag sets, what a run freezes.
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     #[serde(default, deny_unknown_fields)]
-    pub struct TrainConfig {
+    pub struct TrainConfig; pub const FIELDS: {
         "Run" {
             /// Folder of the run: log, checkpoints, report
             out: String = "runs/smollm2".to_string(),
@@ -78,6 +81,8 @@ config! {
             accumulation: usize = 8,
             /// Tokens in a sequence
             sequence_length: usize = 128,
+            /// Keep only the input of every layer for the backward pass and compute the rest again
+            gradient_checkpointing: bool = false,
         }
         "Optimizer" {
             /// Updates in the whole run
@@ -86,6 +91,10 @@ config! {
             lr: f64 = 6e-4,
             /// Learning rate at the end of the cosine; default: half of --lr
             min_lr: Option<f64> = None,
+            /// adamw_torch (moments of 32 bits), adamw_8bit, or paged_adamw_8bit (more than 256 MiB of them in main memory)
+            optim: Optim = Optim::Adamw,
+            /// After warm-up: cosine, linear, constant or constant_with_warmup
+            lr_scheduler_type: Decay = Decay::Cosine,
             /// Updates of linear warm-up
             warmup_steps: u32 = 100,
             /// AdamW beta 1
@@ -119,6 +128,8 @@ config! {
         }
     }
 }
+
+pub mod finetune;
 
 /// Where the text of a source comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -187,7 +198,7 @@ impl TrainConfig {
     /// # Errors
     /// [`Error::Config`] with the line, and the nearest known key for an unknown one.
     pub fn from_yaml(text: &str) -> Result<Self> {
-        serde_norway::from_str(text).map_err(|e| Error::Config(explain(&e.to_string())))
+        serde_norway::from_str(text).map_err(|e| Error::Config(explain(&e.to_string(), FIELDS, "train")))
     }
 
     /// The configuration as YAML, every key written out.
@@ -200,17 +211,7 @@ impl TrainConfig {
     /// # Errors
     /// [`Error::Config`] naming the flag and what it expects.
     pub fn set(&mut self, key: &str, text: &str) -> Result<()> {
-        let flag = key.replace('_', "-");
-        let bad = |why: String| Error::Config(format!("--{flag} {text}: {why}"));
-        let mut map = serde_norway::to_value(&*self).map_err(|e| Error::Internal(e.to_string()))?;
-        let object = map.as_mapping_mut().expect("a struct serialises to a map");
-        let Some(old) = object.get_mut(key) else {
-            return Err(Error::Config(unknown_key(key)));
-        };
-        let is_text = old.is_string() || matches!(key, "init" | "tokenizer");
-        *old = if is_text && text != "null" { text.into() } else { serde_norway::from_str(text).map_err(|e| bad(e.to_string()))? };
-        *self = serde_norway::from_value(map).map_err(|e| bad(explain(&e.to_string())))?;
-        Ok(())
+        set_key(self, key, text, FIELDS, "train")
     }
 
     /// Checks every number and name that can be checked without reading data.
@@ -218,13 +219,7 @@ impl TrainConfig {
     /// # Errors
     /// [`Error::Config`] naming the key, its value and the allowed range.
     pub fn validate(&self) -> Result<()> {
-        let range = |key: &str, value: f64, low: f64, high: f64| {
-            if value.is_finite() && value >= low && value <= high {
-                return Ok(());
-            }
-            let flag = key.replace('_', "-");
-            Err(Error::Config(format!("--{flag} {value}: must lie between {low} and {high}")))
-        };
+        let range = check_range;
         range("steps", f64::from(self.steps), 1.0, 1e9)?;
         range("batch_size", self.batch_size as f64, 1.0, 65_536.0)?;
         range("accumulation", self.accumulation as f64, 1.0, 65_536.0)?;
@@ -240,7 +235,7 @@ impl TrainConfig {
         range("max_skipped", f64::from(self.max_skipped), 1.0, 1e6)?;
         range("held_out", self.held_out, 0.0, 0.9)?;
         range("eval_tokens", self.eval_tokens as f64, 1.0, 1e12)?;
-        range("tokenizer_vocab_size", self.tokenizer_vocab_size as f64, 257.0, 1e6)?;
+        range("tokenizer_vocab_size", self.tokenizer_vocab_size as f64, vocabulary::LEAST as f64, 1e6)?;
         range("log_every", f64::from(self.log_every), 1.0, 1e9)?;
         range("save_every", f64::from(self.save_every), 1.0, 1e9)?;
         range("save_total_limit", self.save_total_limit as f64, 1.0, 1e6)?;
@@ -274,8 +269,49 @@ impl TrainConfig {
     }
 }
 
+/// Sets one key of a configuration from text that is read as YAML.
+fn set_key<T: Serialize + DeserializeOwned>(config: &mut T, key: &str, text: &str, fields: &[Field], verb: &str) -> Result<()> {
+    let flag = key.replace('_', "-");
+    let bad = |why: String| Error::Config(format!("--{flag} {text}: {why}"));
+    let mut map = serde_norway::to_value(&*config).map_err(|e| Error::Internal(e.to_string()))?;
+    let object = map.as_mapping_mut().expect("a struct serialises to a map");
+    let Some(old) = object.get_mut(key) else {
+        return Err(Error::Config(unknown_key(key, fields, verb)));
+    };
+    let is_text = old.is_string() || TEXTS.contains(&key);
+    let list = text.trim_start().starts_with('[') && LISTS.contains(&key);
+    *old = if is_text && text != "null" && !list { text.into() } else { serde_norway::from_str(text).map_err(|e| bad(e.to_string()))? };
+    *config = serde_norway::from_value(map).map_err(|e| bad(explain(&e.to_string(), fields, verb)))?;
+    Ok(())
+}
+
+/// Keys whose value is text although the default is none.
+const TEXTS: &[&str] = &[
+    "init",
+    "tokenizer",
+    "task_prefix_format",
+    "chat_template",
+    "date",
+    "init_adapter",
+    "train_file",
+    "validation_file",
+    "target_modules",
+];
+
+/// Keys whose value may be a list, too.
+const LISTS: &[&str] = &["train_file", "validation_file", "target_modules"];
+
+/// Refuses a number outside its range.
+fn check_range(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
+    if value.is_finite() && value >= low && value <= high {
+        return Ok(());
+    }
+    let flag = key.replace('_', "-");
+    Err(Error::Config(format!("--{flag} {value}: must lie between {low} and {high}")))
+}
+
 /// Serde's message in people's words, with the nearest known key for an unknown one.
-fn explain(message: &str) -> String {
+fn explain(message: &str, fields: &[Field], verb: &str) -> String {
     let words = [("usize", "a whole number"), ("u32", "a whole number"), ("u64", "a whole number"), ("f64", "a number")];
     let message = words
         .iter()
@@ -284,7 +320,7 @@ fn explain(message: &str) -> String {
     match message.split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`')) {
         Some((key, rest)) => {
             let place = rest.rsplit_once(" at line ").map(|(_, at)| format!(" (line {at})")).unwrap_or_default();
-            format!("{}{place}", unknown_key(key))
+            format!("{}{place}", unknown_key(key, fields, verb))
         }
         None if message.chars().count() > 200 => {
             format!("{}… (is this really a configuration?)", message.chars().take(120).collect::<String>())
@@ -293,9 +329,9 @@ fn explain(message: &str) -> String {
     }
 }
 
-fn unknown_key(key: &str) -> String {
-    match nearest(key, FIELDS.iter().map(|field| field.name)) {
+fn unknown_key(key: &str, fields: &[Field], verb: &str) -> String {
+    match nearest(key, fields.iter().map(|field| field.name)) {
         Some(name) => format!("unknown key `{key}`; did you mean `{name}`?"),
-        None => format!("unknown key `{key}`; `smolforge train --help` lists the keys"),
+        None => format!("unknown key `{key}`; `smolforge {verb} --help` lists the keys"),
     }
 }

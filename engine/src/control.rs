@@ -154,6 +154,11 @@ impl Control {
         self.flow()
     }
 
+    /// Waits until the shell has said something about the job: for tasks that wait for others, not for the device.
+    pub async fn changed(&self) {
+        let _ = self.signals.changed.1.recv().await;
+    }
+
     /// Waits, because of something that people must do first, until the shell says to go on or to stop.
     pub async fn hold(&self, why: String) {
         self.signals.pause(true);

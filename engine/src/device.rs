@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{DType, Device, DeviceKind};
+use burn::tensor::{DType, Device, DeviceKind, Int, Tensor};
 
 use crate::error::{Error, Result};
 use crate::platform;
@@ -181,6 +181,24 @@ fn failure_of(device: &str, error: &dyn fmt::Display) -> Error {
 pub fn failed(error: &dyn fmt::Display) -> Error {
     let first = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
     first.unwrap_or_else(|| failure_of("the device", error))
+}
+
+/// The elements of a tensor.
+///
+/// # Errors
+/// [`Error::Device`] where the device failed since the last read.
+pub async fn read_f32<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let data = tensor.into_data_async().await.map_err(|e| failed(&e))?;
+    data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
+}
+
+/// The words of a tensor of whole numbers.
+///
+/// # Errors
+/// As [`read_f32`].
+pub async fn read_words(tensor: Tensor<1, Int>) -> Result<Vec<i32>> {
+    let data = tensor.into_data_async().await.map_err(|e| failed(&e))?;
+    data.try_to_vec::<i32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
 }
 
 /// All adapters and the CPU, with which one `auto` takes and why.

@@ -18,16 +18,16 @@ use crate::data::source;
 use crate::data::vocabulary;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
-use crate::generate;
-use crate::model::hub;
+use crate::generate::{self, Loaded};
+use crate::model::{fetch, hub};
 use crate::plan;
 use crate::platform;
-use crate::protocol::{Command, DeviceChoice, Event, GenerateRequest, JobId, TextScore};
+use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId};
 use crate::store::Store;
-use crate::tasks::{demo, export, pack, self_test, unpack};
+use crate::tasks::{answers, demo, export, inspect, merge, pack, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::runs::{self, ReadLogs};
-use crate::train::{Ended, checkpoint, eval, pretrain};
+use crate::train::{Ended, checkpoint, eval, finetune, pretrain};
 
 /// A shell's handle on the engine, which runs on a thread (or worker) of its own.
 #[derive(Debug, Clone)]
@@ -66,8 +66,14 @@ impl Engine {
 
 /// Until the shell has gone.
 async fn serve(store: Store, commands: Receiver<(JobId, Command)>, events: Sender<(JobId, Event)>) {
-    let actor =
-        Rc::new(Actor { store, jobs: Queue::new(events.clone()), texts: Queue::new(events.clone()), logs: ReadLogs::default(), events });
+    let actor = Rc::new(Actor {
+        store,
+        jobs: Queue::new(events.clone()),
+        texts: Queue::new(events.clone()),
+        logs: ReadLogs::default(),
+        loaded: Loaded::default(),
+        events,
+    });
     let executor = Rc::new(LocalExecutor::new());
     executor.spawn(actor.clone().work(true)).detach();
     executor.spawn(actor.clone().work(false)).detach();
@@ -83,6 +89,7 @@ struct Actor {
     jobs: Queue,
     texts: Queue,
     logs: ReadLogs,
+    loaded: Loaded,
 }
 
 impl Actor {
@@ -123,6 +130,9 @@ impl Actor {
             }
             *own.running.borrow_mut() = Some((job, signals.clone()));
             own.announce();
+            if long {
+                self.loaded.clear();
+            }
             self.run(job, command, signals).await;
             *own.running.borrow_mut() = None;
             if let (false, Some(host)) = (long, other.signals()) {
@@ -144,7 +154,7 @@ impl Actor {
 
     async fn run(&self, job: JobId, command: Command, signals: Rc<Signals>) {
         let control = Control::new(job, self.events.clone(), signals);
-        let event = match AssertUnwindSafe(perform(command, &self.store, &self.logs, &control)).catch_unwind().await {
+        let event = match AssertUnwindSafe(perform(command, self, &control)).catch_unwind().await {
             Ok(Ok((ended, hints))) => Event::Done { hints, stopped: ended == Ended::Stopped },
             Ok(Err(error)) => Event::failed(&error),
             Err(panic) => Event::failed(&from_panic(panic.as_ref())),
@@ -252,11 +262,12 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
 
 type Outcome = Result<(Ended, Vec<String>)>;
 
-async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Control) -> Outcome {
+async fn perform(command: Command, Actor { store, logs, loaded, jobs, .. }: &Actor, control: &Control) -> Outcome {
     let name = serde_json::to_value(&command).ok().and_then(|value| Some(value.get("command")?.as_str()?.to_string()));
     control.emit(Event::Started { job: name.unwrap_or_default(), version: env!("CARGO_PKG_VERSION").into() });
     let named = match &command {
         Command::Export { out, .. }
+        | Command::Merge { out, .. }
         | Command::TrainTokenizer { out, .. }
         | Command::Demo { out, .. }
         | Command::Pack { out, .. }
@@ -269,13 +280,35 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
     }
     match command {
         Command::Train { config, resume } => return pretrain::run(&config, resume, store, control).await,
+        Command::Finetune { config, resume } => return finetune::run(&config, resume, store, control).await,
         Command::Demo { out, device, seed, steps } => return demo::run(&out, device, seed, steps, store, control).await,
         Command::Generate(mut request) => {
-            request.model = checkpoint::newest_of(store, &request.model).await;
-            generate::run(&request, store, control).await?;
+            let Some(model) = folder_of(&request.model, store, control).await? else { return stopped(control) };
+            request.model = model;
+            request.adapters = adapters_of(request.adapters, store).await;
+            generate::run(&request, loaded, store, control).await?;
+            if jobs.signals().is_some() {
+                loaded.clear(); // the longer job has the memory
+            }
+        }
+        Command::Inspect { mut config, first, count, line } => {
+            let Some(model) = folder_of(&config.model_name, store, control).await? else { return stopped(control) };
+            config.model_name = model;
+            inspect::run(&config, first, count, line, store, control).await?;
+        }
+        Command::Merge { model, adapters, out, dtype } => {
+            let Some(model) = folder_of(&model, store, control).await? else { return stopped(control) };
+            merge::run(&model, &adapters_of(adapters, store).await, &out, dtype, store, control).await?;
+        }
+        Command::Answers(mut request) => {
+            let Some(model) = folder_of(&request.config.model_name, store, control).await? else { return stopped(control) };
+            request.config.model_name = model;
+            request.adapters = adapters_of(request.adapters, store).await;
+            answers::run(&request, store, control).await?;
         }
         Command::Eval { model, files, device, sequence_length } => {
-            score(&checkpoint::newest_of(store, &model).await, &files, device, sequence_length, store, control).await?
+            let Some(model) = folder_of(&model, store, control).await? else { return stopped(control) };
+            score(&model, &files, device, sequence_length, store, control).await?
         }
         Command::Export { run, out, dtype, checkpoint } => export::run(&run, &out, dtype, &checkpoint, store, control).await?,
         Command::Tokenize { tokenizer, files } => tokenize(&tokenizer, &files, store, control).await?,
@@ -283,6 +316,10 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
         Command::Devices => device::list().await.into_iter().for_each(|info| control.emit(Event::Device(info))),
         Command::Memory => control.emit(Event::Memory(device::memory())),
         Command::Plan { config, budget_bytes } => plan::run(&config, budget_bytes, store, control).await?,
+        Command::PlanFinetune { config, budget_bytes } => {
+            let Some(model) = folder_of(&config.model_name, store, control).await? else { return stopped(control) };
+            plan::finetune::run(&config, &model, budget_bytes, store, control).await?;
+        }
         Command::Bench(request) => bench::run(&request, control).await?,
         Command::Runs { folder } if folder != "." && !store.exists(&folder).await => {
             return Err(Error::File { path: folder, reason: "no such folder".into() });
@@ -300,8 +337,28 @@ async fn perform(command: Command, store: &Store, logs: &ReadLogs, control: &Con
         // About a job, and no job.
         Command::Stop | Command::Pause | Command::Continue | Command::Save | Command::Move { .. } | Command::Reweight { .. } => {}
     }
-    let stopped = control.flow() == Flow::Stop;
-    Ok((if stopped { Ended::Stopped } else { Ended::Finished }, Vec::new()))
+    stopped(control)
+}
+
+/// The end of a job that leaves nothing to be done.
+fn stopped(control: &Control) -> Outcome {
+    Ok((if control.flow() == Flow::Stop { Ended::Stopped } else { Ended::Finished }, Vec::new()))
+}
+
+/// The folder of a model: of a run its newest checkpoint, of a name at the hub where that was downloaded to. `None` where
+/// the download was stopped.
+async fn folder_of(model: &str, store: &Store, control: &Control) -> Result<Option<String>> {
+    match fetch::folder(store, model, control).await? {
+        Some(folder) => Ok(Some(checkpoint::newest_of(store, &folder).await)),
+        None => Ok(None),
+    }
+}
+
+async fn adapters_of(mut adapters: Vec<AdapterChoice>, store: &Store) -> Vec<AdapterChoice> {
+    for adapter in &mut adapters {
+        adapter.path = checkpoint::adapter_of(store, &adapter.path).await;
+    }
+    adapters
 }
 
 async fn score(
@@ -340,8 +397,8 @@ async fn score(
             control.progress(&file, done as u64, total, "windows");
             batch
         });
-        let Some((nats, tokens)) = eval::run(&llama, counted, control).await? else { return Ok(()) };
-        control.emit(Event::Scored { file: file.clone(), score: TextScore::new(nats, tokens, bytes) });
+        let Some(scored) = eval::run(&llama, counted, control).await? else { return Ok(()) };
+        control.emit(Event::Scored { file: file.clone(), score: scored.score(bytes) });
     }
     Ok(())
 }
@@ -359,8 +416,8 @@ async fn tokenize(tokenizer: &str, files: &[String], store: &Store, control: &Co
 
 async fn train_tokenizer(files: &[String], vocab_size: usize, out: &str, store: &Store, control: &Control) -> Result<()> {
     let sources = [("files".to_string(), SourceConfig::Paths(files.to_vec()))].into();
-    if !(257..=1_000_000).contains(&vocab_size) {
-        return Err(Error::Config(format!("--vocab-size {vocab_size}: must lie between 257 and 1000000")));
+    if !(vocabulary::LEAST..=1_000_000).contains(&vocab_size) {
+        return Err(Error::Config(format!("--vocab-size {vocab_size}: must lie between {} and 1000000", vocabulary::LEAST)));
     }
     let Some(tokenizer) = vocabulary::train(store, &sources, vocab_size, control).await? else { return Ok(()) };
     store.write(out, tokenizer.json()).await?;

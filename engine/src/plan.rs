@@ -1,5 +1,7 @@
 //! What a run needs, before it starts: memory by category, tokens, passes over every source, time.
 
+pub mod finetune;
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -7,17 +9,20 @@ use web_time::Instant;
 
 use crate::bench::random_batch;
 use crate::config::TrainConfig;
+use crate::config::finetune::Optim;
 use crate::control::{Control, Flow};
 use crate::data::mix_change::{self, MANY_EPOCHS};
 use crate::device::Compute;
+use crate::device::read_f32;
 use crate::error::Result;
-use crate::generate::read_f32;
-use crate::model::{Llama, LlamaConfig};
+use crate::model::adapter::AdapterConfig;
+use crate::model::load::{self, Keep};
+use crate::model::{Adapter, LlamaConfig};
 use crate::platform;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
-use crate::train::{forward, gradients, pretrain, squared_norm};
+use crate::train::{losses_and_gradients, pretrain, squared_norm};
 
 /// Reports the plan of a run that may take `budget_bytes` of memory, or what the machine has.
 ///
@@ -48,7 +53,7 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
         let documents = (shard.training.documents() + shard.held_out.documents()) as u64;
         sources.insert(name.clone(), SourcePlan { documents, tokens, planned, epochs });
     }
-    let memory_bytes = memory(&shape.model, &config, &compute);
+    let memory_bytes = memory(&shape.model, &config, &compute, Trained::All);
     let peak_bytes = memory_bytes.values().sum();
     let tokens = u64::from(config.steps) * config.tokens_per_step();
     let free = platform::available_memory_bytes().filter(|_| compute.is_in_main_memory());
@@ -60,11 +65,12 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
             budget >> 20
         ));
     }
-    let suggestion = most.and_then(|most| fitting(&config, most, |config| memory(&shape.model, config, &compute).values().sum()));
-    let shortage = shortage(&shape.model, &config, &compute);
+    let suggestion =
+        most.and_then(|most| fitting(&config, most, |config| memory(&shape.model, config, &compute, Trained::All).values().sum()));
+    let shortage = shortage(&shape.model, &config, &compute, Trained::All);
     let step_secs = match shortage {
         Some(_) => 0.0,
-        None => measure(&shape.model, &config, &compute, control).await?,
+        None => measure(&shape.model, &config, &compute, None, control).await?,
     };
     warnings.extend(shortage);
     if suggestion.is_none() && most.is_some_and(|most| peak_bytes > most) {
@@ -88,9 +94,21 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
     Ok(())
 }
 
+/// What of a model is trained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Trained {
+    /// All weights.
+    All,
+    /// So many numbers of an adapter, beside a base that is kept in some way.
+    Adapter(u64, Keep),
+}
+
 /// Peak memory of training by category, in bytes.
-pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> BTreeMap<String, u64> {
-    let weights = 4 * shape.parameters();
+pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trained: Trained) -> BTreeMap<String, u64> {
+    let (weights, numbers) = match trained {
+        Trained::All => (4 * shape.parameters(), shape.parameters()),
+        Trained::Adapter(numbers, keep) => (load::size_bytes(shape, keep, &compute.device) + 4 * numbers, numbers),
+    };
     let wide = |size: usize| size as u64;
     let (d, f, heads) = (wide(shape.hidden_size), wide(shape.intermediate_size), wide(shape.num_attention_heads));
     let (q, kv) = (heads * wide(shape.head_dim), wide(shape.num_key_value_heads) * wide(shape.head_dim));
@@ -102,21 +120,24 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> B
         // Composed of burn ops: parts of norms, rotations and gates, and the scores of every pair of tokens.
         kept += 4 * d + 2 * (q + kv) + 2 * f + 3 * heads * t;
     }
+    let layers = wide(shape.num_hidden_layers);
+    let kept = if config.gradient_checkpointing { d * (layers + 1) + 2 * kept } else { kept * layers };
     let logits = (32u64 << 20).min(4 * tokens * shape.vocab_size as u64);
-    let table = 4 * wide(shape.vocab_size) * d;
-    let accumulated = if config.accumulation > 1 { weights } else { 0 };
+    let table = if trained == Trained::All { 4 * wide(shape.vocab_size) * d } else { 0 };
+    let gradients = 4 * numbers * if config.accumulation > 1 { 2 } else { 1 };
+    let moments = if config.optim == Optim::Adamw { 8 * numbers } else { 2 * numbers + 8 * numbers / 256 };
     BTreeMap::from([
         ("weights".to_string(), weights),
-        ("gradients".to_string(), weights + accumulated),
-        ("optimizer".to_string(), 2 * weights),
-        ("activations".to_string(), 4 * tokens * kept * wide(shape.num_hidden_layers)),
+        ("gradients".to_string(), gradients),
+        ("optimizer".to_string(), moments),
+        ("activations".to_string(), 4 * tokens * kept),
         ("logits and head".to_string(), logits * if compute.is_cpu() { 1 } else { 4 } + table),
     ])
 }
 
 /// What is missing where training in the machine's own memory needs more of it than is free.
-pub fn shortage(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute) -> Option<String> {
-    let needed = memory(shape, config, compute).values().sum::<u64>();
+pub fn shortage(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trained: Trained) -> Option<String> {
+    let needed = memory(shape, config, compute, trained).values().sum::<u64>();
     let free = platform::available_memory_bytes().filter(|free| compute.is_in_main_memory() && needed > *free)?;
     Some(format!("training needs about {} MiB of memory and {} MiB are free", needed >> 20, free >> 20))
 }
@@ -157,10 +178,16 @@ fn fitting(config: &TrainConfig, most: u64, needed: impl Fn(&TrainConfig) -> u64
 }
 
 /// Seconds of a step, from models of the same width with one and with two layers.
-async fn measure(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, control: &Control) -> Result<f64> {
-    let mixed = pretrain::mixed(config, compute)?;
-    let (one, one_update) = measure_layers(1, shape, config, compute, mixed, control).await?;
-    let (two, two_update) = measure_layers(2, shape, config, compute, mixed, control).await?;
+async fn measure(
+    shape: &LlamaConfig,
+    config: &TrainConfig,
+    compute: &Compute,
+    adapter: Option<(&AdapterConfig, Keep)>,
+    control: &Control,
+) -> Result<f64> {
+    let mixed = pretrain::mixed(config.precision, compute)?;
+    let (one, one_update) = measure_layers(1, shape, config, compute, mixed, adapter, control).await?;
+    let (two, two_update) = measure_layers(2, shape, config, compute, mixed, adapter, control).await?;
     let layers = shape.num_hidden_layers.saturating_sub(1) as f64;
     let micro_batch = one + (two - one).max(0.0) * layers;
     let update = one_update + (two_update - one_update).max(0.0) * layers;
@@ -174,11 +201,14 @@ async fn measure_layers(
     config: &TrainConfig,
     compute: &Compute,
     mixed: bool,
+    adapter: Option<(&AdapterConfig, Keep)>,
     control: &Control,
 ) -> Result<(f64, f64)> {
     let shape = LlamaConfig { num_hidden_layers: layers, ..shape.clone() };
-    let mut model = Llama::random(&shape, compute, config.sequence_length, 1).with_half(mixed).trainable();
-    let mut optimizer = Optimizer::new(&model);
+    let base = load::random(&shape, compute, config.sequence_length, 1, adapter.map_or(Keep::F32, |(_, keep)| keep))?;
+    let first = adapter.map(|(adapter, _)| Adapter::begin(adapter, &base, 1)).transpose()?;
+    let mut model = base.with_adapter(first.as_ref())?.with_half(mixed).trainable();
+    let mut optimizer = Optimizer::new(&model, config.optim);
     let batch = random_batch(config.batch_size, config.sequence_length, shape.vocab_size, 1);
     let mut times = (0.0, 0.0);
     for _ in 0..2 {
@@ -186,13 +216,13 @@ async fn measure_layers(
             break;
         }
         let started = Instant::now();
-        let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
-        let grads = gradients(&model, losses.scaled);
+        let scale = 1.0 / batch.target_tokens() as f64;
+        let (_, grads) = losses_and_gradients(&model, &batch, scale, config.gradient_checkpointing);
         read_f32(squared_norm(&grads)).await?;
         times.0 = started.elapsed().as_secs_f64();
         control.breathe().await;
         let started = Instant::now();
-        optimizer.step(&mut model, grads, config, 1e-4, 1.0);
+        optimizer.step(&mut model, grads, config, 1e-4, 1.0).await?;
         read_f32(model.norm.weight.tensor.clone().inner()).await?;
         times.1 = started.elapsed().as_secs_f64();
     }

@@ -11,10 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
+pub use crate::data::example::{LossOn, Piece};
+pub use crate::data::preflight::{Check, Lengths, Level, Preflight};
+pub use crate::text::template::Message;
 pub use reports::{
-    DeviceInfo, KernelReport, MemoryReport, PlanReport, PreviewReport, RunInfo, RunState, RunSummary, SourcePlan, StepReport, TextScore,
+    AnswerReport, DeviceInfo, ExampleReport, KernelReport, Match, Matches, MemoryReport, PlanReport, PreviewReport, RunInfo, RunState,
+    RunSummary, SourcePlan, StepReport, TextScore,
 };
 
+pub use crate::config::finetune::FinetuneConfig;
 pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
 
 /// Names a job: its shell gives it, events of the job carry it.
@@ -33,6 +38,13 @@ pub enum Command {
         /// The run.
         config: Box<TrainConfig>,
         /// Continue from the last good checkpoint of `config.out`.
+        resume: bool,
+    },
+    /// Fine-tune on examples; with `resume` continue the run in `config.output_dir`.
+    Finetune {
+        /// The run.
+        config: Box<FinetuneConfig>,
+        /// Continue from the last good checkpoint.
         resume: bool,
     },
     /// Generate text from a Hugging Face folder.
@@ -59,6 +71,30 @@ pub enum Command {
         /// `last`, `best` or a step.
         checkpoint: String,
     },
+    /// The pre-flight list of rows that are to be learned, and some of them token by token.
+    Inspect {
+        /// The run: model, rows, and how they are read.
+        config: Box<FinetuneConfig>,
+        /// The first example that is shown, from 0.
+        first: usize,
+        /// How many are shown.
+        count: usize,
+        /// Show the example of this line only.
+        line: Option<usize>,
+    },
+    /// Write a model and its adapters as one model.
+    Merge {
+        /// Hugging Face folder.
+        model: String,
+        /// What is added to it.
+        adapters: Vec<AdapterChoice>,
+        /// Folder to write.
+        out: String,
+        /// Type of the stored numbers.
+        dtype: ExportDtype,
+    },
+    /// Score examples, and compare the model's own answers with theirs.
+    Answers(Box<AnswersRequest>),
     /// Count the tokens of files.
     Tokenize {
         /// `tokenizer.json` or a folder that holds one.
@@ -85,6 +121,13 @@ pub enum Command {
         config: Box<TrainConfig>,
         /// Memory that the run may take; `None`: what the machine has.
         #[serde(default)]
+        budget_bytes: Option<u64>,
+    },
+    /// What a fine-tuning run would need, before it starts.
+    PlanFinetune {
+        /// The run.
+        config: Box<FinetuneConfig>,
+        /// Memory that the run may take; `None`: what the machine has.
         budget_bytes: Option<u64>,
     },
     /// Measure a training step, prefill and decode.
@@ -174,14 +217,46 @@ pub enum ExportDtype {
     F32,
 }
 
+/// An adapter and how much of it counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterChoice {
+    /// Its folder, or that of the run that trained it.
+    pub path: String,
+    /// 1: as it was trained; 0: not at all.
+    pub strength: f64,
+}
+
+/// What to ask a model, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AnswersRequest {
+    /// Model (`model_name`), rows (`train_file`) and how they are read.
+    pub config: FinetuneConfig,
+    /// What the model is changed by.
+    pub adapters: Vec<AdapterChoice>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Rows whose questions are asked; all of them are scored.
+    pub limit: usize,
+    /// Most new tokens of an answer.
+    pub max_new_tokens: usize,
+    /// How answers are drawn.
+    pub sampling: Sampling,
+}
+
 /// What to generate and how to draw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateRequest {
     /// Hugging Face folder.
     pub model: String,
+    /// What the model is changed by.
+    pub adapters: Vec<AdapterChoice>,
     /// One or more prompts.
     pub prompts: Vec<String>,
+    /// Instead of prompts: a conversation that the model is to go on with, by its chat template.
+    pub messages: Vec<Message>,
+    /// What a chat template takes for today, `YYYY-MM-DD`; none: today.
+    pub date: Option<String>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Most new tokens per sample.
@@ -200,7 +275,10 @@ impl Default for GenerateRequest {
     fn default() -> Self {
         Self {
             model: String::new(),
+            adapters: Vec::new(),
             prompts: Vec::new(),
+            messages: Vec::new(),
+            date: None,
             device: DeviceChoice::Auto,
             max_new_tokens: 100,
             num_samples: 1,
@@ -416,6 +494,17 @@ pub enum Event {
         file: String,
         /// Loss, perplexity, bits per byte, tokens.
         score: TextScore,
+    },
+    /// What was found of rows before they are learned.
+    Preflight(Preflight),
+    /// An example as the model reads it.
+    Example(ExampleReport),
+    /// A question, its answer and the model's.
+    Answer(AnswerReport),
+    /// How many answers were right.
+    Matches {
+        /// By task.
+        tasks: BTreeMap<String, Matches>,
     },
     /// Token count of one file.
     Tokenized {

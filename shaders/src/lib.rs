@@ -38,6 +38,18 @@ kernels! {
     LINEAR_F16 "linear_f16" 64,
     /// The same for few rows.
     LINEAR_F16_ROW "linear_f16_row" 64,
+    /// Its gradient by the input, many rows and few.
+    LINEAR_F16_DX "linear_f16_dx" 64,
+    /// Product with NF4 weights, many rows.
+    LINEAR_NF4 "linear_nf4" 64,
+    /// Its gradient by the input, many rows and few.
+    LINEAR_NF4_DX "linear_nf4_dx" 64,
+    /// The product for few rows.
+    LINEAR_NF4_ROW "linear_nf4_row" 64,
+    /// Zeros in random places.
+    DROPOUT "dropout" 64,
+    /// An optimizer update with moments of eight bits.
+    ADAMW_8BIT "adamw_8bit" 64,
     /// Rows of a packed f16 table.
     EMBEDDING_F16 "embedding_f16" 64,
 }

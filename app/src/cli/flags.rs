@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use futures_lite::future::block_on;
 use serde_json::Value;
+use smolforge_engine::config::finetune::{FINETUNE_FIELDS, FinetuneConfig};
 use smolforge_engine::config::{FIELDS, Field, SourceConfig, TrainConfig};
 
 use super::{Usage, store};
@@ -23,6 +24,11 @@ impl RunFlags {
         let mut config = file.map_or_else(|| Ok(TrainConfig::default()), read)?;
         self.apply(&mut config)?;
         Ok(config)
+    }
+
+    /// Whether nothing was given.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.sources.is_empty()
     }
 
     /// The run to continue: without a file the configuration that the run itself has frozen. The engine
@@ -72,6 +78,75 @@ fn set_list(config: &mut TrainConfig, key: &str, text: &str) -> anyhow::Result<s
     Ok(config.set(key, &block_on(store().read_text(text))?))
 }
 
+/// What was given of a fine-tuning run on the command line, by key of the configuration.
+#[derive(Debug, Default)]
+pub struct FinetuneFlags(Vec<(&'static str, String)>);
+
+impl FinetuneFlags {
+    /// The run that file and flags describe, and what should be said about how the file was read. A run that is to be
+    /// continued without a file has frozen its own.
+    pub fn config(&self, file: Option<&str>, resume: bool) -> anyhow::Result<(FinetuneConfig, Vec<String>)> {
+        let (mut config, notes) = match file {
+            Some(file) => {
+                let text = block_on(store().read_text(file))?;
+                FinetuneConfig::from_yaml(&text).with_context(|| file.to_string())?
+            }
+            None => (FinetuneConfig::default(), Vec::new()),
+        };
+        self.apply(&mut config)?;
+        if resume && file.is_none() {
+            let out = config.output_dir;
+            let path = format!("{out}/finetune.yaml");
+            let text = block_on(store().read_text(&path))
+                .with_context(|| format!("{out} holds no fine-tuning run to resume; name its folder with --output-dir"))?;
+            config = FinetuneConfig { output_dir: out, ..FinetuneConfig::from_yaml(&text).context(path)?.0 };
+            self.apply(&mut config)?;
+        }
+        Ok((config, notes))
+    }
+
+    fn apply(&self, config: &mut FinetuneConfig) -> anyhow::Result<()> {
+        for (key, text) in &self.0 {
+            config.set(key, text).map_err(|error| Usage(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Args for FinetuneFlags {
+    fn augment_args(command: Command) -> Command {
+        let defaults = serde_json::to_value(FinetuneConfig::default()).unwrap_or_default();
+        let aliased = |field: &Field| {
+            let arg = flag(field, &defaults[field.name]);
+            match field.name {
+                "output_dir" => arg.visible_alias("out"),
+                "model_name" => arg.visible_alias("model"),
+                "learning_rate" => arg.visible_alias("lr"),
+                _ => arg,
+            }
+        };
+        FINETUNE_FIELDS.iter().fold(command, |command, field| command.arg(aliased(field)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for FinetuneFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let given = FINETUNE_FIELDS.iter().filter_map(|field| Some((field.name, matches.get_one::<String>(field.name)?.clone())));
+        self.0.extend(given);
+        Ok(())
+    }
+}
+
 impl Args for RunFlags {
     fn augment_args(command: Command) -> Command {
         let defaults = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
@@ -118,11 +193,17 @@ fn flag(field: &Field, default: &Value) -> Arg {
     let shown = match default {
         Value::String(text) => format!(" [default: {text}]"),
         Value::Number(number) => format!(" [default: {number}]"),
+        Value::Bool(value) => format!(" [default: {value}]"),
         _ => String::new(),
     };
     let value_name = match (field.name, default) {
-        ("out" | "init", _) => "DIR",
-        ("tokenizer", _) => "FILE",
+        ("out" | "init" | "output_dir" | "init_adapter", _) => "DIR",
+        ("model_name", _) => "DIR|NAME",
+        ("tokenizer" | "train_file" | "validation_file" | "chat_template", _) => "FILE",
+        ("columns", _) => "YAML",
+        ("date", _) => "YYYY-MM-DD",
+        ("task_prefix_format" | "target_modules", _) => "TEXT",
+        (_, Value::Bool(_)) => "true|false",
         ("data_stages" | "mix_changes", _) => "YAML|FILE",
         ("sample_prompt", _) => "TEXT",
         (_, Value::Number(number)) if number.is_f64() => "X",

@@ -6,11 +6,11 @@ use std::io;
 use anyhow::Context;
 use clap::ArgGroup;
 use futures_lite::future::block_on;
-use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, Sampling};
+use smolforge_engine::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, Sampling};
 
 use super::progress::{Screen, dim};
 use super::table::Table;
-use super::{DEVICES, Usage, choice, drive, is_last, store};
+use super::{DEVICES, Usage, adapter, choice, drive, is_last, store};
 use crate::units::{count, duration, percent, rate};
 
 /// Generate text from a model
@@ -19,9 +19,13 @@ use crate::units::{count, duration, percent, rate};
 #[command(after_help = "Standard output gets the generated text alone (--echo puts the prompt before it), standard \
     error the speed. Several samples are told apart by a heading line.")]
 pub struct Args {
-    /// Hugging Face folder (config.json, tokenizer.json, model.safetensors), or a run: its newest checkpoint
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face folder (config.json, tokenizer.json, model.safetensors), a run (its newest checkpoint), or a name on the hub
+    #[arg(long, value_name = "DIR|NAME")]
     model: String,
+
+    /// Adapter's folder or run, with :STRENGTH for another one than 1; repeat for several
+    #[arg(long, value_name = "DIR[:STRENGTH]", value_parser = adapter)]
+    adapter: Vec<AdapterChoice>,
 
     /// What the text begins with; repeat for several prompts
     #[arg(long, value_name = "TEXT")]
@@ -61,7 +65,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
-struct SamplingFlags {
+pub struct SamplingFlags {
     /// Take the most likely token every time
     #[arg(long)]
     greedy: bool,
@@ -103,17 +107,25 @@ impl Args {
     }
 
     fn request(self, prompts: Vec<String>) -> GenerateRequest {
-        let SamplingFlags { greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed } = self.sampling;
         GenerateRequest {
             model: self.model,
+            adapters: self.adapter,
             prompts,
             device: self.device,
             max_new_tokens: self.max_new_tokens,
             num_samples: self.num_samples,
-            sampling: Sampling { greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed },
+            sampling: self.sampling.into(),
             stop: self.stop,
             alternatives: self.alternatives,
+            ..GenerateRequest::default()
         }
+    }
+}
+
+impl From<SamplingFlags> for Sampling {
+    fn from(flags: SamplingFlags) -> Self {
+        let SamplingFlags { greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed } = flags;
+        Self { greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed }
     }
 }
 

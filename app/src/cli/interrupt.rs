@@ -1,5 +1,6 @@
 //! Ctrl-C, SIGTERM and SIGHUP: the first stops the job in good order, the second the process.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -14,10 +15,10 @@ fn exit() -> ! {
     std::process::exit(INTERRUPTED)
 }
 
-/// Calls `stop` at the first interrupt; `saves` tells whether the job then writes a checkpoint.
-pub fn install(screen: &Screen, saves: bool, stop: impl Fn() + Send + 'static) -> anyhow::Result<()> {
+/// Calls `stop` at an interrupt, or ends the process if `again` is set by then, as the first one does; `saves` tells
+/// whether the job then writes a checkpoint.
+pub fn install(screen: &Screen, saves: bool, again: Arc<AtomicBool>, stop: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     let screen = screen.handle();
-    let again = AtomicBool::new(false);
     ctrlc::set_handler(move || {
         if again.swap(true, Ordering::Relaxed) {
             screen.clear();

@@ -4,14 +4,19 @@
 //! output carries one event a line and nothing else. Exit codes: 0 done or stopped, 1 the job failed,
 //! 2 wrong usage, 101 a defect of smolforge, 130 interrupted twice.
 
+mod answers;
 mod bench;
+mod chat;
 mod demo;
 mod devices;
 mod eval;
 mod export;
+mod finetune;
 mod flags;
 mod generate;
+mod inspect;
 mod interrupt;
+mod merge;
 mod pack;
 mod plan;
 mod progress;
@@ -27,8 +32,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -37,7 +42,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use futures_lite::future::block_on;
 use serde::de::DeserializeOwned;
 use smolforge_engine::Engine;
-use smolforge_engine::protocol::{Command, Event};
+use smolforge_engine::protocol::{AdapterChoice, Command, Event, JobId};
 use smolforge_engine::store::Store;
 
 use crate::units::one_line;
@@ -62,8 +67,12 @@ struct Cli {
 enum Verb {
     Demo(demo::Args),
     Train(Box<train::Args>),
+    Finetune(Box<finetune::Args>),
+    Inspect(Box<inspect::Args>),
     Generate(generate::Args),
-    Eval(eval::Args),
+    Chat(chat::Args),
+    Eval(Box<eval::Args>),
+    Merge(merge::Args),
     Export(export::Args),
     Tokenize(tokenize::Args),
     TrainTokenizer(train_tokenizer::Args),
@@ -134,8 +143,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.verb {
         Verb::Demo(args) => args.run(json),
         Verb::Train(args) => args.run(json),
+        Verb::Finetune(args) => args.run(json),
+        Verb::Inspect(args) => args.run(json),
         Verb::Generate(args) => args.run(json),
+        Verb::Chat(args) => args.run(json),
         Verb::Eval(args) => args.run(json),
+        Verb::Merge(args) => args.run(json),
         Verb::Export(args) => args.run(json),
         Verb::Tokenize(args) => args.run(json),
         Verb::TrainTokenizer(args) => args.run(json),
@@ -154,13 +167,50 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 /// through the screen and then `show`, which writes what belongs to the verb.
 ///
 /// A reader that has gone away (`| head`) stops the job and is no error.
-fn drive(command: Command, json: bool, mut show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
-    let engine = Engine::start(store());
-    let mut screen = Screen::new();
-    let saves = matches!(command, Command::Train { .. } | Command::Demo { .. });
-    let job = engine.send(command);
-    let teller = engine.clone();
-    interrupt::install(&screen, saves, move || teller.tell(job, Command::Stop))?;
+fn drive(command: Command, json: bool, show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
+    let saves = matches!(command, Command::Train { .. } | Command::Finetune { .. } | Command::Demo { .. });
+    Shell::start(saves)?.run(command, json, show)
+}
+
+/// An engine and the terminal in front of it, for one job after the other.
+struct Shell {
+    engine: Engine,
+    screen: Screen,
+    /// The job that an interrupt stops.
+    job: Arc<AtomicU64>,
+    /// Whether an interrupt ends the process: between jobs, and after a first one.
+    leaving: Arc<AtomicBool>,
+}
+
+impl Shell {
+    /// `saves`: whether jobs that are stopped write a checkpoint.
+    fn start(saves: bool) -> anyhow::Result<Self> {
+        let (engine, screen) = (Engine::start(store()), Screen::new());
+        let (job, leaving) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(true)));
+        let (teller, current) = (engine.clone(), job.clone());
+        interrupt::install(&screen, saves, leaving.clone(), move || teller.tell(current.load(Ordering::Relaxed), Command::Stop))?;
+        Ok(Self { engine, screen, job, leaving })
+    }
+
+    /// See [`drive`].
+    fn run(&mut self, command: Command, json: bool, show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
+        let job = self.engine.send(command);
+        self.job.store(job, Ordering::Relaxed);
+        self.leaving.store(false, Ordering::Relaxed);
+        let ended = watch(&self.engine, &mut self.screen, job, json, show);
+        self.leaving.store(true, Ordering::Relaxed);
+        ended
+    }
+}
+
+/// Shows a job until it ends.
+fn watch(
+    engine: &Engine,
+    screen: &mut Screen,
+    job: JobId,
+    json: bool,
+    mut show: impl FnMut(&Screen, &Event) -> io::Result<()>,
+) -> anyhow::Result<()> {
     let mut lost_output = None;
     while let Some((_, event)) = block_on(engine.next()) {
         let written = match &lost_output {
@@ -168,7 +218,7 @@ fn drive(command: Command, json: bool, mut show: impl FnMut(&Screen, &Event) -> 
             None if json => print_json(&event),
             None => {
                 screen.show(&event);
-                show(&screen, &event)
+                show(screen, &event)
             }
         };
         if let Err(error) = written {
@@ -215,6 +265,18 @@ where
 {
     PossibleValuesParser::new(words.iter().copied())
         .map(|word| serde_json::from_value(word.into()).expect("the words are the names that serde knows"))
+}
+
+/// An adapter with its strength: `DIR` or `DIR:0.5`.
+fn adapter(text: &str) -> Result<AdapterChoice, String> {
+    let (path, strength) = match text.rsplit_once(':') {
+        Some((path, strength)) if strength.parse::<f64>().is_ok() => (path, strength.parse().unwrap_or(1.0)),
+        _ => (text, 1.0),
+    };
+    if path.trim().is_empty() {
+        return Err("names no folder".into());
+    }
+    Ok(AdapterChoice { path: path.into(), strength })
 }
 
 const DEVICES: &[&str] = &["auto", "gpu", "cpu"];

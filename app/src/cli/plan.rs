@@ -2,18 +2,20 @@
 
 use std::io;
 
-use smolforge_engine::protocol::{Command, Event, PlanReport};
+use anyhow::Context;
+use futures_lite::future::block_on;
+use smolforge_engine::protocol::{Command, Event, FinetuneConfig, PlanReport};
 
-use super::drive;
 use super::flags::RunFlags;
 use super::progress::{Screen, yellow};
 use super::table::Table;
+use super::{Usage, drive, store};
 use crate::units::{bytes, count, duration};
 
 /// Show memory, tokens, passes over the sources and expected time of a run before it starts
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// YAML file, as for train
+    /// YAML file, as for train or finetune
     config: Option<String>,
 
     /// Memory that the run may take, e.g. 4GiB or 600MB: what makes it fit is shown
@@ -27,12 +29,28 @@ pub struct Args {
 impl Args {
     /// Plans with the same file and flags that `train` takes.
     pub fn run(&self, json: bool) -> anyhow::Result<()> {
-        let config = Box::new(self.flags.config(self.config.as_deref())?);
-        drive(Command::Plan { config, budget_bytes: self.budget }, json, |screen, event| match event {
+        let budget_bytes = self.budget;
+        let command = match self.config.as_deref().map(finetuning).transpose()?.flatten() {
+            Some(config) if self.flags.is_empty() => Command::PlanFinetune { config, budget_bytes },
+            Some(_) => {
+                return Err(Usage("of a fine-tuning run only --budget is taken here: put everything else into the file".into()).into());
+            }
+            None => Command::Plan { config: Box::new(self.flags.config(self.config.as_deref())?), budget_bytes },
+        };
+        drive(command, json, |screen, event| match event {
             Event::Plan(plan) => show(screen, plan),
             _ => Ok(()),
         })
     }
+}
+
+/// The configuration in a file, if it is one of a fine-tuning run.
+fn finetuning(file: &str) -> anyhow::Result<Option<Box<FinetuneConfig>>> {
+    let text = block_on(store().read_text(file))?;
+    if !FinetuneConfig::is_meant(&text) {
+        return Ok(None);
+    }
+    Ok(Some(Box::new(FinetuneConfig::from_yaml(&text).with_context(|| file.to_string())?.0)))
 }
 
 fn show(screen: &Screen, plan: &PlanReport) -> io::Result<()> {

@@ -76,7 +76,11 @@ fn show_run(screen: &Screen, run: &RunInfo) {
     };
     let total = run.tokens_per_step * u64::from(run.steps);
     screen.line(format!("run     {}{resumed}", bold(&run.path)));
-    screen.line(format!("model   {} parameters, {}", count(run.parameters), run.precision));
+    let trained = match run.trained {
+        all if all == 0 || all == run.parameters => String::new(),
+        part => format!(", an adapter of {} is trained", count(part)),
+    };
+    screen.line(format!("model   {} parameters{}, {}", count(run.parameters), trained, run.precision));
     screen.line(format!("device  {}", run.device));
     screen.line(format!("plan    {steps} updates of {} tokens: {} tokens", count(run.tokens_per_step), count(total)));
     let mut table = Table::new(&["source", ">training tokens", ">held-out tokens"]);

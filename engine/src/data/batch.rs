@@ -51,6 +51,12 @@ impl Batch {
         self.targets.iter().filter(|target| **target != IGNORED).count()
     }
 
+    /// Positions up to the last target of every row: what padding is not.
+    pub fn read_tokens(&self) -> usize {
+        let rows = self.targets.chunks(self.len.max(1));
+        rows.map(|row| row.iter().rposition(|target| *target != IGNORED).map_or(0, |last| last + 1)).sum()
+    }
+
     /// Bytes of text that the targets stand for; the end of a text has none.
     pub fn target_bytes(&self, tokenizer: &Tokenizer) -> u64 {
         let ids = self.targets.iter().filter_map(|target| u32::try_from(*target).ok());

@@ -6,12 +6,17 @@
 
 pub mod batch;
 pub mod builtin;
+pub mod chat;
 pub mod curriculum;
 pub mod document;
+pub mod example;
+pub mod examples;
+pub mod feed;
 mod jsonl;
 pub mod mix_change;
 pub mod mixture;
 pub mod pack;
+pub mod preflight;
 pub mod random;
 mod raw;
 pub mod shard;

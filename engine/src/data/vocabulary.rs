@@ -10,6 +10,12 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::text::{Tokenizer, bpe};
 
+/// Special tokens of our vocabularies: the end of a document, and what turns of a conversation stand between (as SmolLM2's).
+const SPECIAL: [&str; 3] = [bpe::END_OF_TEXT, "<|im_start|>", "<|im_end|>"];
+
+/// Smallest vocabulary: the special tokens and every byte.
+pub const LEAST: usize = SPECIAL.len() + 256;
+
 /// Text of a source that a tokenizer is trained on at most.
 const TOKENIZER_BYTES: u64 = 64 << 20;
 
@@ -23,7 +29,7 @@ pub async fn train(
     vocab_size: usize,
     control: &Control,
 ) -> Result<Option<Tokenizer>> {
-    let mut trainer = bpe::Trainer::new(&[bpe::END_OF_TEXT])?;
+    let mut trainer = bpe::Trainer::new(&SPECIAL)?;
     let mut documents = 0;
     for (name, config) in sources {
         let source = Source::open(store, name, config).await?;

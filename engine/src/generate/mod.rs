@@ -1,26 +1,32 @@
 //! Text from a model: prompt → cache → one token after the other.
 
 pub mod sampler;
+pub mod speech;
 pub mod text_stream;
+
+use std::cell::RefCell;
 
 use web_time::Instant;
 
 use crate::control::{Control, Flow};
 use crate::data::random::Random;
-use crate::device::{self, Compute};
+use crate::device::{Compute, read_f32};
 use crate::error::{Error, Result};
-use crate::model::llama::{flat, ids};
-use crate::model::safetensors::Dtype;
-use crate::model::{KvCache, Llama, LlamaConfig, hub};
+use crate::model::llama::ids;
+use crate::model::load::{self, Keep};
+use crate::model::{Adapter, KvCache, Llama, LlamaConfig};
 use crate::ops::attention::Mask;
-use crate::ops::linear_f16;
 use crate::protocol::{Event, GenerateRequest, Sampling};
-use crate::store::Store;
+use crate::store::{Store, inside};
 use crate::text::tokenizer::Tokenizer;
+use speech::Speech;
 use text_stream::TextStream;
 
 /// Prompt tokens that go through the model at a time: bounds the memory of a long prompt.
 const PREFILL_TOKENS: usize = 512;
+
+/// Positions that a loaded model has at least, where its context allows.
+const POSITIONS: usize = 4096;
 
 /// Most alternatives that are told of a token.
 const MOST_ALTERNATIVES: usize = 20;
@@ -124,22 +130,52 @@ pub async fn generate(
     Ok(Generation { text, tokens, finish, prefill_secs, decode_secs })
 }
 
-/// The elements of a tensor.
-///
-/// # Errors
-/// [`Error::Device`] where the device failed since the last read.
-pub async fn read_f32<const D: usize>(tensor: burn::tensor::Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.into_data_async().await.map_err(|e| device::failed(&e))?;
-    data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
+/// The model of the last text, for the next one.
+#[derive(Debug, Default)]
+pub struct Loaded(RefCell<Option<(String, Llama)>>);
+
+impl Loaded {
+    /// Forgets it: something else wants the memory.
+    pub fn clear(&self) {
+        self.0.take();
+    }
+
+    /// The model of this key, if it sees so many positions.
+    fn get(&self, key: &str, positions: usize) -> Option<Llama> {
+        let loaded = self.0.borrow();
+        loaded.as_ref().filter(|(known, model)| known == key && model.positions() >= positions).map(|(_, model)| model.clone())
+    }
+
+    fn set(&self, key: String, model: &Llama) {
+        self.0.replace(Some((key, model.clone())));
+    }
 }
 
-/// Serves a request: loads the model, streams every sample of every prompt.
+/// What tells a model and its adapters from others: names, sizes, and some bytes of the weights.
+async fn key_of(request: &GenerateRequest, compute: &Compute, store: &Store) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let adapters = request.adapters.iter().map(|adapter| (adapter.path.as_str(), "adapter_model.safetensors"));
+    for (folder, file) in std::iter::once((request.model.as_str(), "model.safetensors")).chain(adapters) {
+        let path = inside(folder, file);
+        if store.exists(&path).await {
+            let blob = store.open(&path).await?;
+            for part in 0..8 {
+                let at = blob.size_bytes() / 8 * part;
+                hasher.update(&blob.read(at..at + 4096)?);
+            }
+            hasher.update(&blob.size_bytes().to_le_bytes());
+        }
+    }
+    Ok(format!("{} {:?} {} {}", request.model, request.adapters, compute.info.name, hasher.finalize().to_hex()))
+}
+
+/// Serves a request: loads the model, unless it is the one that is `loaded`, and streams every sample of every prompt.
 ///
 /// # Errors
 /// What is wrong with the request, the folder or the device.
-pub async fn run(request: &GenerateRequest, store: &Store, control: &Control) -> Result<()> {
+pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, control: &Control) -> Result<()> {
     sampler::validate(&request.sampling)?;
-    if request.prompts.is_empty() {
+    if request.prompts.is_empty() && request.messages.is_empty() {
         return Err(Error::Config("no prompt: give --prompt TEXT or --prompt-file FILE".into()));
     }
     for (flag, value) in [("max-new-tokens", request.max_new_tokens), ("num-samples", request.num_samples)] {
@@ -150,19 +186,32 @@ pub async fn run(request: &GenerateRequest, store: &Store, control: &Control) ->
     if request.alternatives > MOST_ALTERNATIVES {
         return Err(Error::Config(format!("--alternatives {}: must lie between 0 and {MOST_ALTERNATIVES}", request.alternatives)));
     }
-    let config = hub::read_config(store, &request.model).await?;
-    let tokenizer = Tokenizer::load(store, &request.model).await?;
-    fits(&tokenizer, &config)?;
-    let prompts: Vec<Vec<u32>> = request.prompts.iter().map(|prompt| prompt_ids(&tokenizer, &config, prompt)).collect();
+    let speech = Speech::load(store, &request.model, None, request.date.as_deref()).await?;
+    let prompts: Vec<Vec<u32>> = match request.messages.as_slice() {
+        [] => request.prompts.iter().map(|prompt| prompt_ids(&speech.tokenizer, &speech.shape, prompt)).collect(),
+        messages => vec![speech.prompt(messages)?],
+    };
+    let Speech { tokenizer, shape: config, stops: end, .. } = speech;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let positions = longest + request.max_new_tokens;
     if positions > config.max_position_embeddings {
         return Err(Error::Context { prompt: longest, new: request.max_new_tokens, context: config.max_position_embeddings });
     }
     let (compute, why) = Compute::open(request.device).await?;
-    control.notice(why);
-    let model = load(store, &request.model, &config, &compute, positions).await?;
-    let end = end_tokens(&tokenizer, &config);
+    let key = key_of(request, &compute, store).await?;
+    let model = match loaded.get(&key, positions) {
+        Some(model) => model,
+        None => {
+            loaded.clear();
+            control.notice(why);
+            // Room for a conversation that grows.
+            let positions = positions.max(POSITIONS.min(config.max_position_embeddings));
+            let model = load(store, &request.model, &config, &compute, positions).await?;
+            let model = model.with_adapter(Adapter::load_mix(store, &request.adapters).await?.as_ref())?;
+            loaded.set(key, &model);
+            model
+        }
+    };
     let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &request.stop, end: &end };
     for (prompt, prompt_ids) in prompts.iter().enumerate() {
         for sample in 0..request.num_samples {
@@ -202,28 +251,20 @@ pub async fn run(request: &GenerateRequest, store: &Store, control: &Control) ->
     Ok(())
 }
 
-/// Loads a Hugging Face folder onto a device for sequences of up to `positions` tokens. Matrices of F16 stay f16 on
-/// graphics devices, straight from the file.
+/// Loads a Hugging Face folder onto a device for sequences of up to `positions` tokens, to generate from or score with.
 ///
 /// # Errors
 /// Missing, misshapen or non-finite tensors, by name.
 pub async fn load(store: &Store, folder: &str, config: &LlamaConfig, compute: &Compute, positions: usize) -> Result<Llama> {
-    let weights = hub::Weights::open(store, folder).await?;
-    weights.check(config)?;
-    Llama::new(config, compute, positions, |name, rows| match weights.info(name) {
-        Some((Dtype::F16, [_, columns])) if linear_f16::serves(&compute.device, *columns) => Ok(flat(weights.read_rows_f16(name, rows)?)),
-        _ => Ok(flat(weights.read_rows(name, rows)?)),
-    })
+    load::load(store, folder, config, compute, positions, Keep::Stored, |_, _| ()).await
 }
 
-/// As [`load`], every weight as f32: for training.
+/// As [`load()`], every weight as f32: for training.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load()`].
 pub async fn load_f32(store: &Store, folder: &str, config: &LlamaConfig, compute: &Compute, positions: usize) -> Result<Llama> {
-    let weights = hub::Weights::open(store, folder).await?;
-    weights.check(config)?;
-    Llama::new(config, compute, positions, |name, rows| Ok(flat(weights.read_rows(name, rows)?)))
+    load::load(store, folder, config, compute, positions, Keep::F32, |_, _| ()).await
 }
 
 /// Refuses a tokenizer whose ids the model does not have.

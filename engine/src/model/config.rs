@@ -317,8 +317,13 @@ impl Reader<'_> {
             None => {}
             Some(act) => return Err(self.bad(format!("`hidden_act` is {}, but smolforge's Llama uses silu", short(act)))),
         }
-        if self.get("quantization_config").is_some() {
-            return Err(self.bad("the weights are quantised (`quantization_config`); use the unquantised checkpoint"));
+        // Of quantised weights those that bitsandbytes wrote in 4 bits can be read.
+        if let Some(quantized) = self.get("quantization_config")
+            && (quantized["load_in_4bit"] != Value::Bool(true) || quantized["quant_method"] != "bitsandbytes")
+        {
+            return Err(
+                self.bad("the weights are quantised in a way that is not read (`quantization_config`); use the unquantised checkpoint")
+            );
         }
         let hidden_size = self.size("hidden_size", 1 << 16, None)?;
         let heads = self.size("num_attention_heads", 1 << 12, None)?;

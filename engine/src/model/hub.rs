@@ -7,9 +7,11 @@ use std::ops::Range;
 use half::f16;
 use serde_json::{Map, Value, json};
 
+use super::bitsandbytes;
 use super::config::LlamaConfig;
 use super::safetensors::{Dtype, SafeFile, first_non_finite, first_non_finite_f16};
 use crate::error::{Error, Result};
+use crate::ops::quant::Nf4;
 use crate::store::{Store, inside};
 
 const SINGLE: &str = "model.safetensors";
@@ -110,6 +112,14 @@ impl Weights {
                 continue;
             };
             let path = self.path_of(&name).to_string();
+            if dtype == Dtype::U8
+                && let Some(found) = bitsandbytes::shape(|name| self.file_of(name), &name)?
+            {
+                if found[..] != shape {
+                    return Err(Error::Shape { path, name, expected: shape, found: found.to_vec() });
+                }
+                continue;
+            }
             if found != shape {
                 return Err(Error::Shape { path, name, expected: shape, found: found.to_vec() });
             }
@@ -131,6 +141,8 @@ impl Weights {
         let tied = config.tie_word_embeddings;
         let extra: Vec<&str> =
             extra.into_keys().filter(|name| !(name.ends_with("rotary_emb.inv_freq") || tied && *name == "lm_head.weight")).collect();
+        let extra: Vec<&str> =
+            extra.into_iter().filter(|name| bitsandbytes::owner(name).is_none_or(|owner| self.info(owner).is_none())).collect();
         if !extra.is_empty() {
             let reason = format!("{} too many: {}; is config.json of another model?", tensors(extra.len()), first(&extra));
             return Err(Error::format(self.path(), reason));
@@ -145,6 +157,17 @@ impl Weights {
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
         let (file, stored) = self.find(name)?;
         finite(file, name, 0, file.read_f32(stored)?, first_non_finite)
+    }
+
+    /// A whole tensor as f32, also where bitsandbytes stored it in 4 bits.
+    ///
+    /// # Errors
+    /// As [`Weights::read`] and [`Weights::read_nf4`].
+    pub fn read_dense(&self, name: &str) -> Result<Vec<f32>> {
+        match self.read_nf4(name)? {
+            Some(weight) => Ok(weight.dense()),
+            None => self.read(name),
+        }
     }
 
     /// Rows (first axis) of a tensor as f32.
@@ -163,6 +186,18 @@ impl Weights {
     pub fn read_rows_f16(&self, name: &str, rows: Range<usize>) -> Result<Vec<f16>> {
         let (file, stored) = self.find(name)?;
         finite(file, name, rows.start * self.width(name), file.read_rows_f16(stored, rows)?, first_non_finite_f16)
+    }
+
+    /// A matrix that bitsandbytes stored in 4 bits; none where it is stored otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where a part of it is damaged.
+    pub fn read_nf4(&self, name: &str) -> Result<Option<Nf4>> {
+        bitsandbytes::read(|name| self.file_of(name), name)
+    }
+
+    fn file_of(&self, name: &str) -> Option<&SafeFile> {
+        self.places.get(name).map(|(file, _)| &self.files[*file])
     }
 
     /// Numbers of a row.

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::cache::KvCache;
 use super::config::LlamaConfig;
+use super::linear::{Linear, Parameter, Weight};
 use super::rope::Rope;
 use crate::data::random::{Random, mix};
 use crate::device::Compute;
@@ -15,41 +16,11 @@ use crate::ops::attention::{Mask, attention};
 use crate::ops::cross_entropy::{Losses, linear_cross_entropy};
 use crate::ops::embedding::embedding;
 use crate::ops::linear::linear;
+use crate::ops::linear_nf4::Nf4Weight;
+use crate::ops::quant::Nf4;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::rope;
 use crate::ops::swiglu::swiglu;
-
-/// Rows of a named weight of the checkpoint; vectors are one row.
-#[derive(Debug, Clone)]
-pub struct Parameter {
-    /// Tensor name in the checkpoint.
-    pub name: String,
-    /// First row of the named tensor that is held here (large tables are split).
-    pub first_row: usize,
-    /// Whether the checkpoint's tensor has one axis.
-    pub vector: bool,
-    /// `[rows, columns]`.
-    pub tensor: Tensor<2>,
-}
-
-impl Parameter {
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.tensor.dims().iter().product()
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// `y = x·wᵀ`.
-#[derive(Debug, Clone)]
-pub struct Linear {
-    /// `[out, in]`.
-    pub weight: Parameter,
-}
 
 /// See [`rms_norm`].
 #[derive(Debug, Clone)]
@@ -118,26 +89,24 @@ pub struct Llama {
     pub lm_head: Option<Embedding>,
     /// Round the operands of matrix products to f16 (mixed precision).
     pub half: bool,
+    /// Seed of what adapters drop in a forward pass; none: they drop nothing.
+    pub dropout: Option<u64>,
     rope: Rope,
 }
 
 /// What is the same for all layers of a forward pass.
-struct Pass<'a> {
+pub struct Pass<'a> {
     config: &'a LlamaConfig,
     mask: &'a Mask,
     cos: Tensor<2>,
     sin: Tensor<2>,
     half: bool,
-}
-
-impl Linear {
-    fn forward(&self, x: Tensor<2>, half: bool) -> Tensor<2> {
-        linear(x, self.weight.tensor.clone(), half)
-    }
+    dropout: Option<u64>,
 }
 
 impl RmsNorm {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    /// `[n, d]` to `[n, d]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         rms_norm(x, self.weight.tensor.clone(), self.eps)
     }
 }
@@ -151,9 +120,9 @@ impl Embedding {
 impl Attention {
     fn forward(&self, x: Tensor<2>, pass: &Pass, layer: usize, cache: Option<&mut KvCache>) -> Tensor<2> {
         let config = pass.config;
-        let q = self.q_proj.forward(x.clone(), pass.half); // [b·t, h·e]
-        let k = self.k_proj.forward(x.clone(), pass.half); // [b·t, g·e]
-        let v = self.v_proj.forward(x, pass.half);
+        let q = self.q_proj.forward(x.clone(), pass.half, pass.dropout); // [b·t, h·e]
+        let k = self.k_proj.forward(x.clone(), pass.half, pass.dropout); // [b·t, g·e]
+        let v = self.v_proj.forward(x, pass.half, pass.dropout);
         let q = rope(q, pass.cos.clone(), pass.sin.clone());
         let k = rope(k, pass.cos.clone(), pass.sin.clone());
         let (k, v) = match cache {
@@ -161,30 +130,92 @@ impl Attention {
             None => (k, v),
         };
         let out = attention(q, k, v, pass.mask, config.num_attention_heads, config.num_key_value_heads);
-        self.o_proj.forward(out, pass.half)
+        self.o_proj.forward(out, pass.half, pass.dropout)
     }
 }
 
 impl Mlp {
-    fn forward(&self, x: Tensor<2>, half: bool) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone(), half);
-        let up = self.up_proj.forward(x, half);
-        self.down_proj.forward(swiglu(gate, up), half)
+    fn forward(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        let gate = self.gate_proj.forward(x.clone(), pass.half, pass.dropout);
+        let up = self.up_proj.forward(x, pass.half, pass.dropout);
+        self.down_proj.forward(swiglu(gate, up), pass.half, pass.dropout)
     }
 }
 
 impl Layer {
-    fn forward(&self, x: Tensor<2>, pass: &Pass, layer: usize, cache: Option<&mut KvCache>) -> Tensor<2> {
+    /// Hidden states `[b·t, d]` after this layer, the `layer`-th of the model.
+    pub fn forward(&self, x: Tensor<2>, pass: &Pass, layer: usize, cache: Option<&mut KvCache>) -> Tensor<2> {
         let h = self.self_attn.forward(self.input_layernorm.forward(x.clone()), pass, layer, cache);
         let x = x + h;
-        let h = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()), pass.half);
+        let h = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()), pass);
         x + h
+    }
+
+    /// Its linear layers with their names in the checkpoint.
+    pub fn linears(&self) -> [(&'static str, &Linear); 7] {
+        let (attention, mlp) = (&self.self_attn, &self.mlp);
+        [
+            ("self_attn.q_proj", &attention.q_proj),
+            ("self_attn.k_proj", &attention.k_proj),
+            ("self_attn.v_proj", &attention.v_proj),
+            ("self_attn.o_proj", &attention.o_proj),
+            ("mlp.gate_proj", &mlp.gate_proj),
+            ("mlp.up_proj", &mlp.up_proj),
+            ("mlp.down_proj", &mlp.down_proj),
+        ]
+    }
+
+    /// As [`Layer::linears`], to change.
+    pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
+        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
+        [
+            ("self_attn.q_proj", &mut attention.q_proj),
+            ("self_attn.k_proj", &mut attention.k_proj),
+            ("self_attn.v_proj", &mut attention.v_proj),
+            ("self_attn.o_proj", &mut attention.o_proj),
+            ("mlp.gate_proj", &mut mlp.gate_proj),
+            ("mlp.up_proj", &mut mlp.up_proj),
+            ("mlp.down_proj", &mut mlp.down_proj),
+        ]
+    }
+
+    /// Its weights in the order of the checkpoint, those of 4 bits left out.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let (attention, mlp) = (&self.self_attn, &self.mlp);
+        let attention = [&attention.q_proj, &attention.k_proj, &attention.v_proj, &attention.o_proj];
+        let mlp = [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj];
+        let mut all = vec![&self.input_layernorm.weight];
+        all.extend(attention.into_iter().filter_map(Linear::dense));
+        all.push(&self.post_attention_layernorm.weight);
+        all.extend(mlp.into_iter().filter_map(Linear::dense));
+        all
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
+        let attention = [&mut attention.q_proj, &mut attention.k_proj, &mut attention.v_proj, &mut attention.o_proj];
+        let mlp = [&mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.down_proj];
+        let mut all = vec![&mut self.input_layernorm.weight];
+        all.extend(attention.into_iter().filter_map(Linear::dense_mut));
+        all.push(&mut self.post_attention_layernorm.weight);
+        all.extend(mlp.into_iter().filter_map(Linear::dense_mut));
+        all
+    }
+
+    /// Its adapters' matrices: `a` and `b` of every linear layer that has one.
+    pub fn adapter(&self) -> Vec<&Parameter> {
+        self.linears().into_iter().filter_map(|(_, linear)| linear.lora.as_ref()).flat_map(|lora| [&lora.a, &lora.b]).collect()
+    }
+
+    fn adapter_mut(&mut self) -> Vec<&mut Parameter> {
+        let loras = self.linears_mut().into_iter().filter_map(|(_, linear)| linear.lora.as_mut());
+        loras.flat_map(|lora| [&mut lora.a, &mut lora.b]).collect()
     }
 }
 
 impl Llama {
-    /// Builds the model from `read(name, rows)`, the elements of those rows of a checkpoint's tensor: f32, or f16 of
-    /// a matrix that stays f16 on the device (not to be trained).
+    /// Builds the model from `read(name, rows)`, those rows of a checkpoint's tensor: f32, or f16 of a matrix that stays
+    /// f16 on the device, or all of a linear layer in 4 bits (neither is to be trained).
     ///
     /// `positions` is the longest sequence it will see.
     ///
@@ -194,20 +225,20 @@ impl Llama {
         config: &LlamaConfig,
         compute: &Compute,
         positions: usize,
-        read: impl Fn(&str, std::ops::Range<usize>) -> Result<TensorData>,
+        read: impl Fn(&str, std::ops::Range<usize>) -> Result<Stored>,
     ) -> Result<Self> {
         let device = &compute.device;
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         let parameter = |name: String, first_row: usize, rows: usize, columns: usize, vector: bool| {
             let range = if vector { 0..columns } else { first_row..first_row + rows };
-            let data = read(&name, range)?;
+            let data = read(&name, range)?.dense(&name)?;
             let dtype = data.dtype();
             let tensor = Tensor::<1>::from_data(data, (device, dtype)).reshape([rows, columns]);
             Ok::<_, Error>(Parameter { name, first_row, vector, tensor })
         };
         let table = |name: &str| {
-            let row_bytes = read(name, 0..1)?.as_bytes().len() as u64;
+            let row_bytes = read(name, 0..1)?.dense(name)?.as_bytes().len() as u64;
             let block_rows = (compute.max_binding_bytes / row_bytes).clamp(1, v as u64) as usize;
             let starts = (0..v).step_by(block_rows);
             let blocks = starts.map(|start| parameter(name.into(), start, block_rows.min(v - start), d, false));
@@ -219,8 +250,16 @@ impl Llama {
         let mut layers = Vec::new();
         for i in 0..config.num_hidden_layers {
             let linear = |name: &str, rows, columns| {
-                let weight = parameter(format!("model.layers.{i}.{name}.weight"), 0, rows, columns, false)?;
-                Ok::<_, Error>(Linear { weight })
+                let name = format!("model.layers.{i}.{name}.weight");
+                let weight = match read(&name, 0..rows)? {
+                    Stored::Nf4(weight) => Weight::Nf4(Nf4Weight::new(weight, device)),
+                    Stored::Dense(data) => {
+                        let dtype = data.dtype();
+                        let tensor = Tensor::<1>::from_data(data, (device, dtype)).reshape([rows, columns]);
+                        Weight::Dense(Parameter { name, first_row: 0, vector: false, tensor })
+                    }
+                };
+                Ok::<_, Error>(Linear { weight, lora: None })
             };
             let self_attn = Attention {
                 q_proj: linear("self_attn.q_proj", q, d)?,
@@ -243,63 +282,51 @@ impl Llama {
         }
         let norm = RmsNorm { weight: parameter("model.norm.weight".into(), 0, 1, d, true)?, eps };
         let rope = Rope::new(config, positions, device);
-        Ok(Self { config: config.clone(), embed_tokens, layers, norm, lm_head, half: false, rope })
+        Ok(Self { config: config.clone(), embed_tokens, layers, norm, lm_head, half: false, dropout: None, rope })
     }
 
     /// Random weights: normal with the configuration's deviation, norms 1. The same seed gives the same
     /// bytes on every device.
     pub fn random(config: &LlamaConfig, compute: &Compute, positions: usize, seed: u64) -> Self {
-        let deviation = config.initializer_range as f32;
-        let sizes: std::collections::HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-        Self::new(config, compute, positions, |name, rows| match sizes[name][..] {
-            [_, columns] => Ok(flat(normal(seed, name, rows, columns, deviation))),
-            _ => Ok(flat(vec![1.0f32; rows.len()])),
-        })
-        .expect("random weights have the right shapes")
+        let draw = random_rows(config, seed);
+        Self::new(config, compute, positions, |name, rows| Ok(flat(draw(name, rows)).into())).expect("random weights have the right shapes")
     }
 
-    /// All weights, in the order of the checkpoint.
+    /// All weights in the order of the checkpoint, without those of 4 bits and without adapters.
     pub fn parameters(&self) -> Vec<&Parameter> {
         let mut all: Vec<&Parameter> = self.embed_tokens.weight.iter().collect();
-        for layer in &self.layers {
-            let (attention, mlp) = (&layer.self_attn, &layer.mlp);
-            all.extend([
-                &layer.input_layernorm.weight,
-                &attention.q_proj.weight,
-                &attention.k_proj.weight,
-                &attention.v_proj.weight,
-                &attention.o_proj.weight,
-                &layer.post_attention_layernorm.weight,
-                &mlp.gate_proj.weight,
-                &mlp.up_proj.weight,
-                &mlp.down_proj.weight,
-            ]);
-        }
+        all.extend(self.layers.iter().flat_map(Layer::parameters));
         all.push(&self.norm.weight);
         all.extend(self.lm_head.iter().flat_map(|head| &head.weight));
         all
     }
 
-    /// As [`Llama::parameters`], to change.
-    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all: Vec<&mut Parameter> = self.embed_tokens.weight.iter_mut().collect();
-        for layer in &mut self.layers {
-            let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
-            all.extend([
-                &mut layer.input_layernorm.weight,
-                &mut attention.q_proj.weight,
-                &mut attention.k_proj.weight,
-                &mut attention.v_proj.weight,
-                &mut attention.o_proj.weight,
-                &mut layer.post_attention_layernorm.weight,
-                &mut mlp.gate_proj.weight,
-                &mut mlp.up_proj.weight,
-                &mut mlp.down_proj.weight,
-            ]);
-        }
+        all.extend(self.layers.iter_mut().flat_map(Layer::parameters_mut));
         all.push(&mut self.norm.weight);
         all.extend(self.lm_head.iter_mut().flat_map(|head| &mut head.weight));
         all
+    }
+
+    /// Whether it has an adapter.
+    pub fn is_adapted(&self) -> bool {
+        self.layers.iter().any(|layer| !layer.adapter().is_empty())
+    }
+
+    /// The matrices of its adapter, layer by layer.
+    pub fn adapter(&self) -> Vec<&Parameter> {
+        self.layers.iter().flat_map(Layer::adapter).collect()
+    }
+
+    /// What training changes: the adapter where there is one, else all weights.
+    pub fn trained(&self) -> Vec<&Parameter> {
+        if self.is_adapted() { self.adapter() } else { self.parameters() }
+    }
+
+    /// As [`Llama::trained`], to change.
+    pub fn trained_mut(&mut self) -> Vec<&mut Parameter> {
+        if self.is_adapted() { self.layers.iter_mut().flat_map(Layer::adapter_mut).collect() } else { self.parameters_mut() }
     }
 
     /// The same model with the operands of its matrix products rounded to f16, or not.
@@ -308,14 +335,18 @@ impl Llama {
         self
     }
 
-    /// The same weights, all of f32, as leaves of a gradient computation.
+    /// The same weights, of which those that training changes are leaves of a gradient computation.
     pub fn trainable(&self) -> Self {
-        self.with_tensors(|tensor| Tensor::from_inner(tensor).require_grad())
+        let mut model = self.with_tensors(Tensor::from_inner);
+        for parameter in model.trained_mut() {
+            parameter.tensor = parameter.tensor.clone().require_grad();
+        }
+        model
     }
 
-    /// The same weights without gradients.
+    /// The same weights without gradients, and nothing is dropped.
     pub fn plain(&self) -> Self {
-        self.with_tensors(Tensor::inner)
+        Self { dropout: None, ..self.with_tensors(Tensor::inner) }
     }
 
     fn with_tensors(&self, change: impl Fn(Tensor<2>) -> Tensor<2>) -> Self {
@@ -323,12 +354,41 @@ impl Llama {
         for parameter in model.parameters_mut() {
             parameter.tensor = change(parameter.tensor.clone());
         }
+        for parameter in model.layers.iter_mut().flat_map(Layer::adapter_mut) {
+            parameter.tensor = change(parameter.tensor.clone());
+        }
         model
+    }
+
+    /// Whether it lies on the CPU device.
+    pub fn is_on_cpu(&self) -> bool {
+        self.norm.weight.tensor.device().inner() == Device::flex()
     }
 
     /// Longest sequence it can see.
     pub fn positions(&self) -> usize {
         self.rope.positions()
+    }
+
+    /// What all layers share for `t` tokens after `offset` others.
+    pub fn pass<'a>(&'a self, mask: &'a Mask, offset: usize, t: usize) -> Pass<'a> {
+        let (cos, sin) = self.rope.at(offset, t);
+        Pass { config: &self.config, mask, cos: self.lift(cos), sin: self.lift(sin), half: self.half, dropout: self.dropout }
+    }
+
+    /// Embeddings of `ids: [b·t]` as `[b·t, d]`.
+    pub fn embed(&self, ids: Tensor<1, Int>) -> Tensor<2> {
+        let mut blocks = self.embed_tokens.blocks();
+        if blocks[0].dtype() == DType::F16 && blocks[0].is_autodiff() {
+            blocks = blocks.into_iter().map(Tensor::inner).collect(); // a table of f16 is not trained
+        }
+        let ids = if blocks[0].is_autodiff() { ids } else { ids.inner() };
+        self.lift(embedding(&blocks, ids))
+    }
+
+    /// A tensor without gradients beside the weights.
+    fn lift(&self, tensor: Tensor<2>) -> Tensor<2> {
+        if self.norm.weight.tensor.is_autodiff() && !tensor.is_autodiff() { Tensor::from_inner(tensor) } else { tensor }
     }
 
     /// Hidden states before the head.
@@ -338,11 +398,8 @@ impl Llama {
     ///
     /// With a cache the ids follow the tokens it holds; `mask` was made for the same `b`, `t` and offset.
     pub fn forward(&self, ids: Tensor<1, Int>, t: usize, mask: &Mask, mut cache: Option<&mut KvCache>) -> Tensor<2> {
-        let offset = cache.as_ref().map_or(0, |cache| cache.len);
-        let (cos, sin) = self.rope.at(offset, t);
-        let lift = |tensor: Tensor<2>| if self.norm.weight.tensor.is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
-        let pass = Pass { config: &self.config, mask, cos: lift(cos), sin: lift(sin), half: self.half };
-        let mut x = embedding(&self.embed_tokens.blocks(), ids); // [b·t, d]
+        let pass = self.pass(mask, cache.as_ref().map_or(0, |cache| cache.len), t);
+        let mut x = self.embed(ids); // [b·t, d]
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, &pass, i, cache.as_deref_mut());
         }
@@ -377,10 +434,44 @@ pub fn ids(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(flat(values), (device, DType::I32))
 }
 
+/// Rows of a tensor as a checkpoint holds them.
+#[derive(Debug)]
+pub enum Stored {
+    /// Numbers of f32 or f16.
+    Dense(TensorData),
+    /// A whole matrix of 4 bits.
+    Nf4(Nf4),
+}
+
+impl Stored {
+    fn dense(self, name: &str) -> Result<TensorData> {
+        match self {
+            Self::Dense(data) => Ok(data),
+            Self::Nf4(_) => Err(Error::Data(format!("tensor {name} is stored in 4 bits; only linear layers can be"))),
+        }
+    }
+}
+
+impl From<TensorData> for Stored {
+    fn from(data: TensorData) -> Self {
+        Self::Dense(data)
+    }
+}
+
 /// Numbers for a tensor, all in one row.
 pub fn flat<E: Element>(values: Vec<E>) -> TensorData {
     let n = values.len();
     TensorData::new(values, [n])
+}
+
+/// Rows of the tensors of a model with random weights, see [`Llama::random`].
+pub fn random_rows(config: &LlamaConfig, seed: u64) -> impl Fn(&str, std::ops::Range<usize>) -> Vec<f32> {
+    let deviation = config.initializer_range as f32;
+    let sizes: std::collections::HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+    move |name, rows| match sizes[name][..] {
+        [_, columns] => normal(seed, name, rows, columns, deviation),
+        _ => vec![1.0; rows.len()],
+    }
 }
 
 /// Normal numbers that depend only on the seed, the tensor's name and the row.

@@ -185,6 +185,18 @@ impl SafeFile {
         Ok(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())
     }
 
+    /// A tensor of bytes (U8).
+    ///
+    /// # Errors
+    /// [`Error::Format`] where it is missing or of another type.
+    pub fn read_u8(&self, name: &str) -> Result<Vec<u8>> {
+        let tensor = self.find(name)?;
+        if tensor.dtype != Dtype::U8 {
+            return Err(Error::format(&self.path, format!("tensor {name} is {}, but U8 is needed", tensor.dtype.name())));
+        }
+        Ok(self.part(tensor.range.clone())?.into_owned())
+    }
+
     /// Bytes of the file.
     fn part(&self, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
         self.blob.read(range.start as u64..range.end as u64)

@@ -2,14 +2,17 @@
 
 use burn::backend::Wgpu;
 use burn::backend::wgpu::into_contiguous;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 use smolforge_shaders::ADAMW;
 
 use super::cpu::adamw::adamw as cpu_adamw;
 use super::cpu::tensor::floats;
 use super::launch::launch;
+use super::quant::adamw8::{Moments8, adamw8};
 use super::{flex, from_flex, kernels_enabled, on_cpu};
+use crate::device::read_f32;
+use crate::error::Result;
 
 /// Numbers of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,6 +71,14 @@ fn on_gpu(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
     };
     let (param, m, v, grad) = (own(state.param), own(state.m), own(state.v), cube(grad));
     let len = grad.meta.shape().num_elements() as u32;
+    let params = params(len as usize, step);
+    launch(ADAMW, (len.div_ceil(ADAMW.workgroup_size).min(32_768), 1), &[&grad, &param, &m, &v], &params);
+    let tensor = |tensor: CubeTensor| Tensor::from_primitive::<Wgpu>(tensor);
+    Moments { param: tensor(param), m: tensor(m), v: tensor(v) }
+}
+
+/// The numbers of an update as kernels read them.
+pub(super) fn params(len: usize, step: &AdamW) -> [u32; 8] {
     let numbers = [
         1.0 - step.lr * step.weight_decay,
         step.beta1,
@@ -77,11 +88,25 @@ fn on_gpu(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
         1.0 / step.correction2.sqrt(),
         step.grad_scale,
     ];
-    let mut params = vec![len];
-    params.extend(numbers.map(f32::to_bits));
-    launch(ADAMW, (len.div_ceil(ADAMW.workgroup_size).min(32_768), 1), &[&grad, &param, &m, &v], &params);
-    let tensor = |tensor: CubeTensor| Tensor::from_primitive::<Wgpu>(tensor);
-    Moments { param: tensor(param), m: tensor(m), v: tensor(v) }
+    let mut params = [len as u32; 8];
+    params[1..].iter_mut().zip(numbers).for_each(|(param, number)| *param = number.to_bits());
+    params
+}
+
+/// One update with moments of 8 bits by the CPU, wherever the weight lies; see [`adamw8`].
+///
+/// # Errors
+/// Where the device failed.
+pub async fn on_host(param: Tensor<2>, moments: &mut Moments8, grad: Tensor<2>, step: &AdamW) -> Result<Tensor<2>> {
+    if on_cpu(&grad.device()) {
+        let (mut param, grad) = (flex(param), flex(grad));
+        adamw8(param.storage_mut(), moments, floats(&grad), step);
+        return Ok(from_flex(param));
+    }
+    let (shape, device) = (param.dims(), param.device());
+    let (mut values, grad) = (read_f32(param).await?, read_f32(grad).await?);
+    adamw8(&mut values, moments, &grad, step);
+    Ok(Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32)))
 }
 
 /// [`adamw`] in burn ops.

@@ -13,7 +13,7 @@ use burn_cubecl::CubeBackend;
 
 use super::cpu::cross_entropy::linear_cross_entropy as cpu_linear_cross_entropy;
 use super::cpu::tensor::floats;
-use super::linear_f16::linear_f16;
+use super::linear_f16::{self, linear_f16};
 use super::{flex, from_flex, on_cpu};
 
 /// Bytes of logits that exist at a time.
@@ -25,6 +25,8 @@ pub struct Losses {
     pub scaled: Tensor<1>,
     /// Negative log-likelihood per target in nats, 0 where the target is ignored: `[n]`, not tracked.
     pub nll: Tensor<1>,
+    /// 1 where no id is likelier than the target, else 0: `[n]`, not tracked.
+    pub hits: Tensor<1>,
 }
 
 /// Cross-entropy of `h·wᵀ` against `targets`; targets below 0 are ignored.
@@ -34,53 +36,89 @@ pub struct Losses {
 ///
 /// `scale` is what one target weighs in the loss: `loss_scale / targets of the whole step`.
 pub fn linear_cross_entropy(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], scale: f64) -> Losses {
-    let tracked = h.is_autodiff() && (h.is_tracked() || head.iter().any(Tensor::is_tracked));
+    let tracked = |x: &Tensor<2>| x.is_autodiff() && x.is_tracked();
+    let wanted = match (tracked(&h), head.iter().any(tracked)) {
+        (false, false) => Wanted::Nothing,
+        (_, false) => Wanted::Hidden(scale),
+        (_, true) => Wanted::All(scale),
+    };
     let inner = |x: &Tensor<2>| if x.is_autodiff() { x.clone().inner() } else { x.clone() };
     let blocks: Vec<Tensor<2>> = head.iter().map(inner).collect();
-    let (nll, gradients) = value_and_gradients(inner(&h), &blocks, targets, tracked.then_some(scale));
+    let Value { nll, hits, dh, dhead } = value_and_gradients(inner(&h), &blocks, targets, wanted);
     let total = nll.clone().sum() * scale;
-    let Some((dh, dhead)) = gradients else {
-        return Losses { scaled: total, nll };
+    let Some(dh) = dh else {
+        return Losses { scaled: total, nll, hits };
     };
     let mut scaled = attach(Tensor::from_inner(total), h, dh);
     for (block, gradient) in head.iter().zip(dhead) {
         scaled = attach(scaled, block.clone(), gradient);
     }
-    Losses { scaled, nll }
+    Losses { scaled, nll, hits }
 }
 
-type LossGradients = (Tensor<2>, Vec<Tensor<2>>);
+/// Which gradients are made, with what one target weighs in the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Wanted {
+    /// None.
+    Nothing,
+    /// That of the hidden states: the head is not trained.
+    Hidden(f64),
+    /// That of the head, too.
+    All(f64),
+}
 
-fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], scale: Option<f64>) -> (Tensor<1>, Option<LossGradients>) {
+impl Wanted {
+    fn scale(self) -> Option<f64> {
+        match self {
+            Self::Nothing => None,
+            Self::Hidden(scale) | Self::All(scale) => Some(scale),
+        }
+    }
+}
+
+/// Losses and the gradients that were wanted.
+pub struct Value {
+    /// See [`Losses`].
+    pub nll: Tensor<1>,
+    /// See [`Losses`].
+    pub hits: Tensor<1>,
+    /// `[n, d]`
+    pub dh: Option<Tensor<2>>,
+    /// Per block of the head.
+    pub dhead: Vec<Tensor<2>>,
+}
+
+fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted: Wanted) -> Value {
     let [n, d] = h.dims();
     assert_eq!(n, targets.len(), "one target per row");
     let v: usize = head.iter().map(|block| block.dims()[0]).sum();
     let chunk = (CHUNK_BYTES / 4 / v).clamp(1, n);
-    if let ([w], true) = (head, on_cpu(&h.device())) {
+    if let ([w], true) = (head, on_cpu(&h.device()))
+        && w.dtype() == DType::F32
+    {
         let (h, w) = (flex(h), flex(w.clone()));
-        let scale = scale.map(|scale| scale as f32);
-        let losses = cpu_linear_cross_entropy(floats(&h), floats(&w), targets, d, chunk, scale);
+        let all = matches!(wanted, Wanted::All(_));
+        let losses = cpu_linear_cross_entropy(floats(&h), floats(&w), targets, d, chunk, wanted.scale().map(|scale| scale as f32), all);
+        let vector = |values| from_flex::<1>(super::cpu::tensor::tensor(values, [n]));
         let matrix = |values, rows| from_flex::<2>(super::cpu::tensor::tensor(values, [rows, d]));
-        let nll = from_flex::<1>(super::cpu::tensor::tensor(losses.nll, [n]));
-        return (nll, losses.gradients.map(|(dh, dw)| (matrix(dh, n), vec![matrix(dw, v)])));
+        return Value {
+            nll: vector(losses.nll),
+            hits: vector(losses.hits),
+            dh: losses.dh.map(|dh| matrix(dh, n)),
+            dhead: losses.dw.map(|dw| matrix(dw, v)).into_iter().collect(),
+        };
     }
-    reference(h, head, targets, chunk, scale)
+    reference(h, head, targets, chunk, wanted)
 }
 
-/// The value and gradients in burn ops.
-pub fn reference(
-    h: Tensor<2>,
-    head: &[Tensor<2>],
-    targets: &[i32],
-    chunk: usize,
-    scale: Option<f64>,
-) -> (Tensor<1>, Option<LossGradients>) {
+/// The value and gradients in burn ops; a head of f16 is unpacked by the products with it.
+pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wanted: Wanted) -> Value {
     let (n, device) = (targets.len(), h.device());
     let ids = |values: Vec<i32>| {
         let len = values.len();
         Tensor::<1, Int>::from_data(TensorData::new(values, [len]), (&device, DType::I32))
     };
-    let mut nll = Vec::new();
+    let (mut nll, mut hits) = (Vec::new(), Vec::new());
     let mut dh = Vec::new();
     let mut dhead: Vec<Option<Tensor<2>>> = vec![None; head.len()];
     for first in (0..n).step_by(chunk) {
@@ -106,20 +144,27 @@ pub fn reference(
         let maxima: Vec<Tensor<2>> = logits.iter().map(|logits| logits.clone().max_dim(1)).collect();
         let largest = Tensor::cat(maxima, 1).max_dim(1); // [rows, 1]
         let sums: Vec<Tensor<2>> = logits.iter().map(|logits| (logits.clone() - largest.clone()).exp().sum_dim(1)).collect();
-        let lse = Tensor::cat(sums, 1).sum_dim(1).log() + largest; // [rows, 1]
+        let lse = Tensor::cat(sums, 1).sum_dim(1).log() + largest.clone(); // [rows, 1]
         let at_target: Vec<Tensor<2>> =
             logits.iter().zip(&onehots).map(|(logits, onehot)| (logits.clone() * onehot.clone()).sum_dim(1)).collect();
         let at_target = Tensor::cat(at_target, 1).sum_dim(1);
+        hits.push((at_target.clone().greater_equal(largest).float() * used.clone()).reshape([rows]));
         nll.push(((lse.clone() - at_target) * used.clone()).reshape([rows]));
-        let Some(scale) = scale else { continue };
+        let Some(scale) = wanted.scale() else { continue };
         let mut dh_chunk: Option<Tensor<2>> = None;
         for (j, (logits, onehot)) in logits.into_iter().zip(onehots).enumerate() {
             let dlogits = ((logits - lse.clone()).exp() - onehot) * (used.clone() * scale); // [rows, v_j]
-            let part = dlogits.clone().matmul(head[j].clone());
+            let part = match head[j].dtype() {
+                DType::F16 => linear_f16::dx(dlogits.clone(), head[j].clone()),
+                _ => dlogits.clone().matmul(head[j].clone()),
+            };
             dh_chunk = Some(match dh_chunk {
                 Some(sum) => sum + part,
                 None => part,
             });
+            if matches!(wanted, Wanted::Hidden(_)) {
+                continue;
+            }
             let part = dlogits.transpose().matmul(h.clone());
             dhead[j] = Some(match dhead[j].take() {
                 Some(sum) => sum + part,
@@ -128,12 +173,12 @@ pub fn reference(
         }
         dh.extend(dh_chunk);
     }
-    let gradients = scale.map(|_| (Tensor::cat(dh, 0), dhead.into_iter().flatten().collect()));
-    (Tensor::cat(nll, 0), gradients)
+    let dh = (!dh.is_empty()).then(|| Tensor::cat(dh, 0));
+    Value { nll: Tensor::cat(nll, 0), hits: Tensor::cat(hits, 0), dh, dhead: dhead.into_iter().flatten().collect() }
 }
 
 /// `loss` with a known gradient: `backward` adds `gradient` (times the loss's own) to `parent`.
-fn attach(loss: Tensor<1>, parent: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+pub fn attach(loss: Tensor<1>, parent: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
     let gradient = Tensor::<2>::from_inner(gradient);
     Tensor::from_dispatch(Dispatch::attach(loss.into_dispatch(), parent.into_dispatch(), gradient.into_dispatch()))
 }

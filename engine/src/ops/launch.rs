@@ -50,6 +50,12 @@ pub fn buffer(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, DType::F32)
 }
 
+/// Sizes of a matrix: `[rows, columns]`.
+pub fn dims(tensor: &CubeTensor) -> [usize; 2] {
+    let shape = tensor.meta.shape();
+    [shape[0], shape[1]]
+}
+
 /// Workgroups for one a row: a grid that keeps below 65,535 along each axis.
 pub fn row_groups(rows: usize) -> (u32, u32) {
     let across = rows.clamp(1, 32_768);

@@ -74,13 +74,14 @@ impl LinearOps for Flex {
 struct LinearBackward;
 
 impl<B: LinearOps> Backward<B, 2> for LinearBackward {
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    /// `x` is kept only for the gradient of a weight that is trained.
+    type State = (Option<FloatTensor<B>>, FloatTensor<B>);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
         let (x, w) = ops.state;
         let [x_node, w_node] = ops.parents;
-        if let Some(node) = w_node {
+        if let (Some(node), Some(x)) = (w_node, x) {
             grads.register::<B>(node.id, B::linear_dw(dy.clone(), x));
         }
         if let Some(node) = x_node {
@@ -91,9 +92,10 @@ impl<B: LinearOps> Backward<B, 2> for LinearBackward {
 
 impl<B: LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
     fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
-        let nodes = [x.node(), w.node()];
+        let (nodes, trained) = ([x.node(), w.node()], w.is_tracked());
         let (x, w) = (x.into_primitive(), w.into_primitive());
         let y = B::linear_fwd(x.clone(), w.clone());
+        let x = trained.then_some(x);
         match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((x, w), y),
             OpsKind::UnTracked(prep) => prep.finish(y),

@@ -6,14 +6,19 @@
 //! `e` head size · `f` feed-forward size · `v` vocabulary.
 
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod embedding_f16;
+pub mod frozen;
 mod launch;
 pub mod linear;
 pub mod linear_f16;
+pub mod linear_nf4;
+pub mod quant;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -12,6 +12,9 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use crate::error::{Error, Result};
 use crate::store::Entry;
 
+mod download;
+pub use download::download_model;
+
 /// Buffers of a graphics device are slices of shared pages.
 pub const SHARED_PAGES: bool = true;
 

@@ -11,7 +11,7 @@ use wasm_bindgen::prelude::Closure;
 use wasm_bindgen::{JsCast, JsValue};
 use web_sys::{MessageChannel, MessageEvent};
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 pub use opfs::*;
 
@@ -105,4 +105,14 @@ pub fn available_memory_bytes() -> Option<u64> {
 /// A browser does not tell.
 pub fn host_name() -> String {
     "browser".into()
+}
+
+/// A page reaches neither the cache of other programs nor their settings.
+///
+/// # Errors
+/// Always [`Error::Config`].
+pub fn download_model(repo: &str, revision: &str) -> Result<super::Download> {
+    let page = format!("https://huggingface.co/{repo}/tree/{revision}");
+    let files = "config.json, tokenizer.json and model.safetensors";
+    Err(Error::Config(format!("{repo}: a browser cannot download models by name; save {files} of {page}, and open that folder here")))
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::data::example::Piece;
+
 /// What a run is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunInfo {
@@ -11,6 +13,9 @@ pub struct RunInfo {
     pub path: String,
     /// Parameters of the model.
     pub parameters: u64,
+    /// Those that are trained; 0 in logs of before.
+    #[serde(default)]
+    pub trained: u64,
     /// Device as people know it.
     pub device: String,
     /// `f32` or `mixed`.
@@ -96,9 +101,12 @@ pub struct StepReport {
     pub skipped: Option<String>,
     /// Target tokens of this update.
     pub tokens: u64,
+    /// Tokens that were read for them, prompts included; 0 in logs of before.
+    #[serde(default)]
+    pub read_tokens: u64,
     /// Target tokens since the run began.
     pub total_tokens: u64,
-    /// Tokens per second of this update.
+    /// Tokens that were read per second of this update.
     #[serde(deserialize_with = "number_or_nan")]
     pub tokens_per_sec: f64,
     /// Seconds of this session.
@@ -135,6 +143,9 @@ pub struct TextScore {
     pub tokens: u64,
     /// Bytes of text that these tokens cover.
     pub bytes: u64,
+    /// Share of the tokens that no other was likelier than; none in logs of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 impl TextScore {
@@ -142,7 +153,7 @@ impl TextScore {
     pub fn new(total_nats: f64, tokens: u64, bytes: u64) -> Self {
         let loss = total_nats / tokens.max(1) as f64;
         let bits_per_byte = total_nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
-        Self { loss, perplexity: loss.exp(), bits_per_byte, tokens, bytes }
+        Self { loss, perplexity: loss.exp(), bits_per_byte, tokens, bytes, accuracy: None }
     }
 }
 
@@ -254,4 +265,75 @@ pub struct SourcePlan {
     pub planned: f64,
     /// Passes over the source.
     pub epochs: f64,
+}
+
+/// An example as the model reads it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExampleReport {
+    /// Line in its file from 1 on.
+    pub line: usize,
+    /// The kind of task.
+    pub task: Option<String>,
+    /// Tokens that were cut off.
+    pub lost_tokens: usize,
+    /// Its tokens, and which of them are learned.
+    pub pieces: Vec<Piece>,
+}
+
+/// How an answer compares with the one that was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Match {
+    /// The same, spaces around it and capitals aside.
+    Exact,
+    /// It contains what was expected.
+    Partial,
+    /// Neither.
+    None,
+}
+
+/// A question, the answer that was expected, and the model's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AnswerReport {
+    /// Line in its file from 1 on.
+    pub line: usize,
+    /// The kind of task.
+    pub task: String,
+    /// What was asked.
+    pub question: String,
+    /// What should have been said.
+    pub expected: String,
+    /// What the model said.
+    pub answer: String,
+    /// Whether it stopped by itself.
+    pub stopped: bool,
+    /// How they compare.
+    pub matched: Match,
+}
+
+/// Answers counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matches {
+    /// See [`Match::Exact`].
+    pub exact: u64,
+    /// See [`Match::Partial`].
+    pub partial: u64,
+    /// See [`Match::None`].
+    pub none: u64,
+}
+
+impl Matches {
+    /// One more answer.
+    pub fn add(&mut self, matched: Match) {
+        match matched {
+            Match::Exact => self.exact += 1,
+            Match::Partial => self.partial += 1,
+            Match::None => self.none += 1,
+        }
+    }
+
+    /// Answers in all.
+    pub fn all(&self) -> u64 {
+        self.exact + self.partial + self.none
+    }
 }

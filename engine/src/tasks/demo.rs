@@ -72,7 +72,7 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
     let sampling = Sampling { temperature: 0.7, top_k: 40, seed, ..Sampling::default() };
     control.notice(format!("continuing three prompts with the exported model: {}", prompts.join(" | ")));
     let request = GenerateRequest { model: model.clone(), prompts, device, max_new_tokens: 48, sampling, ..GenerateRequest::default() };
-    generate::run(&request, store, control).await?;
+    generate::run(&request, &generate::Loaded::default(), store, control).await?;
     let run = &config.out;
     Ok((
         Ended::Finished,

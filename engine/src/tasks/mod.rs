@@ -1,7 +1,10 @@
 //! Whole jobs in one command.
 
+pub mod answers;
 pub mod demo;
 pub mod export;
+pub mod inspect;
+pub mod merge;
 pub mod pack;
 pub mod self_test;
 pub mod unpack;

@@ -10,14 +10,20 @@ use smolforge_shaders::cpu as twins;
 use crate::control::{Control, Flow};
 use crate::data::random::Random;
 use crate::device::Compute;
+use crate::device::read_f32;
 use crate::error::{Error, Result};
-use crate::generate::read_f32;
 use crate::model::llama::ids;
 use crate::ops::adamw::{AdamW, Moments, adamw};
+use crate::ops::adamw_8bit::{DeviceMoments, adamw_8bit};
 use crate::ops::attention::{self, Mask};
 use crate::ops::embedding_f16::embedding_f16;
+use crate::ops::frozen::{Frozen, frozen, frozen_dx};
 use crate::ops::linear_f16::linear_f16;
-use crate::ops::{cross_entropy, embedding, kernels_enabled, linear, rms_norm, rope, swiglu};
+use crate::ops::linear_nf4::Nf4Weight;
+use crate::ops::quant::adamw8::{Moments8, adamw8};
+use crate::ops::quant::dynamic8::{SIGNED, UNSIGNED};
+use crate::ops::quant::{Absmax, Nf4};
+use crate::ops::{cross_entropy, dropout, embedding, kernels_enabled, linear, on_cpu, rms_norm, rope, swiglu};
 use crate::protocol::{DeviceChoice, Event, KernelReport};
 use crate::train::gradients_of;
 
@@ -41,6 +47,12 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "adamw", pairs: adamw_kernel },
     Check { name: "linear_f16", pairs: |device| linear_f16_kernel(device, 65) },
     Check { name: "linear_f16_row", pairs: |device| linear_f16_kernel(device, 3) },
+    Check { name: "linear_f16_dx", pairs: |device| frozen_kernel(device, Stored::F16, 65, true) },
+    Check { name: "linear_nf4", pairs: |device| frozen_kernel(device, Stored::Nf4, 65, false) },
+    Check { name: "linear_nf4_dx", pairs: |device| frozen_kernel(device, Stored::Nf4, 65, true) },
+    Check { name: "linear_nf4_row", pairs: |device| frozen_kernel(device, Stored::Nf4, 3, false) },
+    Check { name: "dropout", pairs: dropout_kernel },
+    Check { name: "adamw_8bit", pairs: adamw_8bit_kernel },
     Check { name: "embedding_f16", pairs: embedding_f16_kernel },
 ];
 
@@ -167,6 +179,75 @@ fn linear_f16_kernel(device: &Device, n: usize) -> Pairs {
     [(8, 1), (64, 63), (72, 64), (576, 65)].into_iter().map(pair).collect()
 }
 
+/// How a weight is kept.
+enum Stored {
+    F16,
+    Nf4,
+}
+
+/// `n` rows of the input or of its gradient; with `back` the way back.
+fn frozen_kernel(device: &Device, stored: Stored, n: usize, back: bool) -> Pairs {
+    let pair = |(k, m): (usize, usize)| {
+        let (given, made) = if back { (m, k) } else { (k, m) };
+        let x = numbers(1, n * given);
+        let (w, expected) = match stored {
+            Stored::F16 => {
+                let w = halves(2, m * k);
+                let expected = if back { twins::linear_f16_dx(&x, &words(&w), k) } else { twins::linear_f16(&x, &words(&w), k) };
+                (Frozen::F16(half_matrix(&w, k, device)), expected)
+            }
+            Stored::Nf4 => {
+                let w = Nf4::quantize(&numbers(2, m * k), m, k);
+                let Absmax::Nested { codes, absmax, map, offset } = &w.absmax else { unreachable!("as `quantize` makes them") };
+                let word = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+                let words = |bytes: &[u8]| bytes.chunks(4).map(word).collect::<Vec<_>>();
+                let nested: Vec<f32> = map.iter().chain(absmax).copied().collect();
+                let twin = twins::Nf4 { codes: &words(&w.codes), absmax: &words(codes), nested: &nested, offset: *offset };
+                let expected = if back { twins::linear_nf4_dx(&x, &twin, k) } else { twins::linear_nf4(&x, &twin, k) };
+                (Frozen::Nf4(Nf4Weight::new(w, device)), expected)
+            }
+        };
+        let x = tensor(x, n, given, device);
+        (if back { frozen_dx(x, w) } else { frozen(x, w) }, tensor(expected, n, made, &cpu()))
+    };
+    [(64, 1), (64, 63), (128, 65), (576, 192)].into_iter().map(pair).collect()
+}
+
+fn dropout_kernel(device: &Device) -> Pairs {
+    let pair = |(n, d): (usize, usize)| {
+        let found = dropout::dropout(matrix(1, n, d, device), 0.25, 7);
+        (found, dropout::reference(matrix(1, n, d, &cpu()), 0.25, 7))
+    };
+    SIZES.into_iter().map(pair).collect()
+}
+
+/// Updates from moments of 0; after the first the CPU rounds moments as bitsandbytes does there, the kernel to the nearest.
+fn adamw_8bit_kernel(device: &Device) -> Pairs {
+    let pair = |(n, d): (usize, usize)| {
+        let (len, grad) = (n * d, numbers(4, n * d));
+        let mut expected = numbers(1, len);
+        let zero = || twins::adamw_8bit::Moment8 { codes: vec![0; len.div_ceil(4)], absmax: vec![0.0; len.div_ceil(256)] };
+        let (mut m, mut v) = (zero(), zero());
+        let map: Vec<f32> = SIGNED.values.iter().chain(UNSIGNED.values.iter()).copied().collect();
+        let mut moments = Moments8::zeros(len);
+        let mut param = matrix(1, n, d, device);
+        if on_cpu(device) || !kernels_enabled() {
+            let mut values = numbers(1, len);
+            adamw8(&mut values, &mut moments, &grad, &UPDATE);
+            param = tensor(values, n, d, device);
+            twins::adamw_8bit(&mut expected, &mut m, &mut v, &grad, &map, &update());
+        } else {
+            let mut moments = DeviceMoments::upload(&moments, device);
+            for _ in 0..2 {
+                param = adamw_8bit(param, &mut moments, matrix(4, n, d, device), &UPDATE);
+                twins::adamw_8bit(&mut expected, &mut m, &mut v, &grad, &map, &update());
+            }
+        }
+        (param, tensor(expected, n, d, &cpu()))
+    };
+    SIZES.into_iter().map(pair).collect()
+}
+
 fn embedding_f16_kernel(device: &Device) -> Pairs {
     let pair = |(rows, d): (usize, usize)| {
         let table = halves(1, rows * d);
@@ -202,8 +283,9 @@ fn moments(n: usize, d: usize, device: &Device) -> Moments {
     Moments { param: matrix(1, n, d, device), m: matrix(2, n, d, device), v: matrix(3, n, d, device).square() }
 }
 
-fn adamw_kernel(device: &Device) -> Pairs {
-    let params = twins::adamw::Params {
+/// [`UPDATE`] as the twins take it.
+fn update() -> twins::adamw::Params {
+    twins::adamw::Params {
         decay: 1.0 - UPDATE.lr * UPDATE.weight_decay,
         beta1: UPDATE.beta1,
         beta2: UPDATE.beta2,
@@ -211,7 +293,11 @@ fn adamw_kernel(device: &Device) -> Pairs {
         step_size: UPDATE.lr / UPDATE.correction1,
         inverse_root: 1.0 / UPDATE.correction2.sqrt(),
         grad_scale: UPDATE.grad_scale,
-    };
+    }
+}
+
+fn adamw_kernel(device: &Device) -> Pairs {
+    let params = update();
     let pairs = |(n, d): (usize, usize)| {
         let found = adamw(moments(n, d, device), matrix(4, n, d, device), &UPDATE);
         let (mut param, mut m) = (numbers(1, n * d), numbers(2, n * d));

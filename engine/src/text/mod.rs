@@ -1,6 +1,7 @@
 //! Text and tokens: Hugging Face tokenizers and the training of our own.
 
 pub mod bpe;
+pub mod template;
 pub mod tokenizer;
 
 pub use tokenizer::Tokenizer;

@@ -1,20 +1,26 @@
 //! Checkpoints: a folder that is whole or not there.
 //!
-//! `step_000500/` is a Hugging Face folder in f32 (so `generate` loads it) with `optimizer.safetensors` and
+//! `step_000500/` is a Hugging Face folder in f32 (so `generate` loads it), or an adapter's folder, with `optimizer.safetensors` and
 //! `state.json` beside. It is written under another name, every file synced, and renamed when whole.
+
+use std::borrow::Cow;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::{LossScale, Optimizer};
+use super::optimizer::{LossScale, Moments, Optimizer, is_full};
+use crate::config::finetune::Optim;
 use crate::data::batch::Cursor;
 use crate::device::Compute;
+use crate::device::read_f32;
 use crate::error::{Error, Result};
-use crate::generate::read_f32;
+use crate::model::adapter::AdapterConfig;
 use crate::model::hub::{self, Weights};
-use crate::model::llama::Parameter;
+use crate::model::linear::Parameter;
 use crate::model::safetensors::{Dtype, SafeFile, SafeWriter};
-use crate::model::{Llama, LlamaConfig};
+use crate::model::{Adapter, Llama, LlamaConfig};
+use crate::ops::quant::adamw8::Moments8;
+use crate::ops::quant::dynamic8::BLOCK;
 use crate::store::Store;
 
 /// Everything besides tensors that a run needs to go on exactly.
@@ -48,8 +54,22 @@ pub struct State {
 const FORMAT: u32 = 1;
 
 impl State {
-    /// Version that this build writes.
-    pub const FORMAT: u32 = FORMAT;
+    /// Before the first step.
+    pub fn new(cursor: Cursor, loss_scale: LossScale, fingerprint: String) -> Self {
+        Self {
+            format: FORMAT,
+            step: 0,
+            updates: 0,
+            cursor,
+            loss_scale,
+            skipped_in_a_row: 0,
+            total_tokens: 0,
+            stage_loss: (0.0, 0),
+            best: None,
+            due: false,
+            fingerprint,
+        }
+    }
 }
 
 /// Name of the checkpoint folder of a step.
@@ -78,16 +98,41 @@ pub async fn newest_of(store: &Store, name: &str) -> String {
     }
 }
 
-/// Writes a checkpoint and gives it its name.
+/// The adapter that a name stands for: of a run the one that it ended with, else its newest checkpoint's.
+pub async fn adapter_of(store: &Store, name: &str) -> String {
+    let run = name.trim_end_matches('/');
+    let last = format!("{run}/adapter");
+    if store.exists(&format!("{run}/adapter_config.json")).await {
+        return run.into();
+    }
+    if store.exists(&format!("{last}/adapter_config.json")).await { last } else { newest_of(store, run).await }
+}
+
+/// Writes a checkpoint and gives it its name. Of a model with an adapter, which is what `adapter` says, that alone is
+/// written, as PEFT's files.
 ///
 /// # Errors
 /// [`Error::DiskFull`], [`Error::File`], or a non-finite weight: nothing of it remains then.
-pub async fn save(store: &Store, run: &str, model: &Llama, optimizer: &Optimizer, state: &State, tokenizer_json: &[u8]) -> Result<String> {
+pub async fn save(
+    store: &Store,
+    run: &str,
+    model: &Llama,
+    adapter: Option<&AdapterConfig>,
+    optimizer: &Optimizer,
+    state: &State,
+    tokenizer_json: &[u8],
+) -> Result<String> {
     let path = folder(run, state.step);
     let temporary = format!("{run}/.saving");
     store.remove(&temporary).await?;
-    let result = write(store, &temporary, model, optimizer, state, tokenizer_json).await;
-    if let Err(error) = result {
+    let result = async {
+        match adapter {
+            Some(config) => Adapter::read(model, config).await?.save(store, &temporary).await?,
+            None => write_weights(store, &temporary, model, tokenizer_json).await?,
+        }
+        write_state(store, &temporary, model, optimizer, state).await
+    };
+    if let Err(error) = result.await {
         store.remove(&temporary).await?;
         return Err(match error {
             Error::DiskFull { written, .. } => Error::DiskFull { path, written },
@@ -98,22 +143,60 @@ pub async fn save(store: &Store, run: &str, model: &Llama, optimizer: &Optimizer
     Ok(path)
 }
 
-async fn write(store: &Store, folder: &str, model: &Llama, optimizer: &Optimizer, state: &State, tokenizer_json: &[u8]) -> Result<()> {
-    let parameters = model.parameters();
+async fn write_weights(store: &Store, folder: &str, model: &Llama, tokenizer_json: &[u8]) -> Result<()> {
     hub::write_config_files(store, folder, &model.config, "float32", Some(tokenizer_json)).await?;
     let tensors: Vec<_> = model.config.tensors().into_iter().map(|(name, shape)| (name, Dtype::F32, shape)).collect();
-    let weights = parameters.iter().map(|parameter| (parameter.name.clone(), parameter.tensor.clone().inner()));
-    write_tensors(store, &format!("{folder}/model.safetensors"), &tensors, weights).await?;
-    let mut moments = Vec::new();
-    for prefix in ["m", "v"] {
-        moments.extend(tensors.iter().map(|(name, dtype, shape)| (format!("{prefix}.{name}"), *dtype, shape.clone())));
-    }
-    let named = |prefix: &'static str, tensors: &[Tensor<2>]| {
-        let names = parameters.iter().map(move |parameter| format!("{prefix}.{}", parameter.name));
-        names.zip(tensors.to_vec()).collect::<Vec<_>>()
+    let weights = model.parameters().into_iter().map(|parameter| (parameter.name.clone(), parameter.tensor.clone().inner()));
+    write_tensors(store, &format!("{folder}/model.safetensors"), &tensors, weights).await
+}
+
+/// `m.NAME` and `v.NAME` of every weight: in f32 with its shape, or 8-bit codes, and then `m_absmax.NAME` and `v_absmax.NAME`.
+async fn write_state(store: &Store, folder: &str, model: &Llama, optimizer: &Optimizer, state: &State) -> Result<()> {
+    let parameters = model.trained();
+    let mut header: Vec<(String, Dtype, Vec<usize>)> = Vec::new();
+    let mut declare = |name: String, dtype: Dtype, shape: &[usize]| match header.iter_mut().find(|(known, ..)| *known == name) {
+        Some((.., known)) => known[0] += shape[0], // the blocks of a table
+        None => header.push((name, dtype, shape.to_vec())),
     };
-    let all = named("m", &optimizer.m).into_iter().chain(named("v", &optimizer.v));
-    write_tensors(store, &format!("{folder}/optimizer.safetensors"), &moments, all).await?;
+    for (parameter, moments) in parameters.iter().zip(&optimizer.moments) {
+        let (name, [rows, columns]) = (&parameter.name, parameter.tensor.dims());
+        match moments {
+            Moments::Full { .. } => {
+                let shape = if parameter.vector { vec![columns] } else { vec![rows, columns] };
+                ["m", "v"].iter().for_each(|part| declare(format!("{part}.{name}"), Dtype::F32, &shape));
+            }
+            Moments::Host(_) | Moments::Device(_) => {
+                let (len, blocks) = (rows * columns, (rows * columns).div_ceil(BLOCK));
+                ["m", "v"].iter().for_each(|part| declare(format!("{part}.{name}"), Dtype::U8, &[len]));
+                ["m_absmax", "v_absmax"].iter().for_each(|part| declare(format!("{part}.{name}"), Dtype::F32, &[blocks]));
+            }
+        }
+    }
+    header.sort_by_key(|(_, dtype, _)| *dtype != Dtype::F32); // codes, of any number of bytes, lie behind what must be aligned
+    let mut eights: Vec<Option<Cow<'_, Moments8>>> = Vec::new();
+    for moments in &optimizer.moments {
+        eights.push(match moments {
+            Moments::Full { .. } => None,
+            Moments::Host(host) => Some(Cow::Borrowed(host)),
+            Moments::Device(moments) => Some(Cow::Owned(moments.download().await?)),
+        });
+    }
+    let mut writer = SafeWriter::create(store, &format!("{folder}/optimizer.safetensors"), &header, &[("format", "pt")]).await?;
+    for (name, ..) in &header {
+        for ((parameter, moments), eight) in parameters.iter().zip(&optimizer.moments).zip(&eights) {
+            let Some(part) = name.strip_suffix(&parameter.name).and_then(|part| part.strip_suffix('.')) else { continue };
+            match (part, moments, eight) {
+                ("m", Moments::Full { m, .. }, _) => writer.write_f32(name, &read_f32(m.clone()).await?)?,
+                ("v", Moments::Full { v, .. }, _) => writer.write_f32(name, &read_f32(v.clone()).await?)?,
+                ("m", _, Some(eight)) => writer.write_bytes(name, &eight.m)?,
+                ("v", _, Some(eight)) => writer.write_bytes(name, &eight.v)?,
+                ("m_absmax", _, Some(eight)) => writer.write_f32(name, &eight.m_absmax)?,
+                ("v_absmax", _, Some(eight)) => writer.write_f32(name, &eight.v_absmax)?,
+                _ => {}
+            }
+        }
+    }
+    writer.finish().await?;
     let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Internal(e.to_string()))?;
     store.write(&format!("{folder}/state.json"), &text).await
 }
@@ -166,26 +249,64 @@ pub async fn read_state(store: &Store, folder: &str) -> Result<State> {
     Ok(state)
 }
 
-/// Loads the optimizer of a checkpoint for the weights of `model`.
+/// Loads the optimizer of a checkpoint for what `model` trains.
 ///
 /// # Errors
 /// Missing, misshapen or non-finite moments, by name.
-pub async fn read_optimizer(store: &Store, folder: &str, model: &Llama, compute: &Compute, updates: u32) -> Result<Optimizer> {
+pub async fn read_optimizer(
+    store: &Store,
+    folder: &str,
+    model: &Llama,
+    compute: &Compute,
+    optim: Optim,
+    updates: u32,
+) -> Result<Optimizer> {
     let path = format!("{folder}/optimizer.safetensors");
     let file = SafeFile::open(store.open(&path).await?, &path)?;
-    let read = |prefix: &str, parameter: &Parameter| {
-        let name = format!("{prefix}.{}", parameter.name);
+    let wrong = |name: String, expected: Vec<usize>| {
+        let found = file.info(&name).map(|(_, shape)| shape.to_vec()).unwrap_or_default();
+        Error::Shape { path: path.clone(), name, expected, found }
+    };
+    let full = |part: &str, parameter: &Parameter| {
+        let name = format!("{part}.{}", parameter.name);
         let shape = parameter.tensor.dims();
         let rows = if parameter.vector { 0..shape[1] } else { parameter.first_row..parameter.first_row + shape[0] };
         let values = file.read_rows_f32(&name, rows)?;
         if values.len() != shape[0] * shape[1] {
-            let found = file.info(&name).map(|(_, shape)| shape.to_vec()).unwrap_or_default();
-            return Err(Error::Shape { path: path.clone(), name, expected: shape.to_vec(), found });
+            return Err(wrong(name, shape.to_vec()));
         }
         Ok(Tensor::from_data(TensorData::new(values, shape), (&compute.device, DType::F32)))
     };
-    let all = |prefix| model.parameters().into_iter().map(|parameter| read(prefix, parameter)).collect::<Result<Vec<_>>>();
-    Ok(Optimizer { m: all("m")?, v: all("v")?, updates })
+    // The blocks of a table lie behind each other, scales and codes alike.
+    let eight = |parameter: &Parameter| {
+        let ([rows, columns], name) = (parameter.tensor.dims(), &parameter.name);
+        let (len, first) = (rows * columns, parameter.first_row * columns);
+        let codes = |part: &str| {
+            let name = format!("{part}.{name}");
+            let bytes = file.read_u8(&name)?;
+            bytes.get(first..first + len).map(<[u8]>::to_vec).ok_or_else(|| wrong(name, vec![len]))
+        };
+        let scales = |part: &str| {
+            let name = format!("{part}.{name}");
+            let blocks = len.div_ceil(BLOCK);
+            let first = blocks_before(model, parameter);
+            let values = file.read_rows_f32(&name, first..first + blocks)?;
+            if values.len() == blocks { Ok(values) } else { Err(wrong(name, vec![blocks])) }
+        };
+        Ok::<_, Error>(Moments8 { m: codes("m")?, v: codes("v")?, m_absmax: scales("m_absmax")?, v_absmax: scales("v_absmax")? })
+    };
+    let read = |parameter: &Parameter| match is_full(optim, parameter.tensor.dims()) {
+        true => Ok(Moments::Full { m: full("m", parameter)?, v: full("v", parameter)? }),
+        false => eight(parameter).map(Moments::Host),
+    };
+    let moments = model.trained().into_iter().map(read).collect::<Result<Vec<_>>>()?;
+    Ok(Optimizer { moments, updates }.placed(model, optim))
+}
+
+/// Scales of the blocks of a table that come before this one of it.
+fn blocks_before(model: &Llama, parameter: &Parameter) -> usize {
+    let before = model.trained().into_iter().filter(|other| other.name == parameter.name && other.first_row < parameter.first_row);
+    before.map(|other| other.len().div_ceil(BLOCK)).sum()
 }
 
 /// Renames a checkpoint that cannot be read, so that it neither counts nor is lost.

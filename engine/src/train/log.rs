@@ -240,6 +240,7 @@ mod tests {
             grad_norm: 0.83,
             loss_scale: 1.0,
             tokens: 4096,
+            read_tokens: 4096,
             total_tokens: 4096 * u64::from(step),
             tokens_per_sec: 1234.0,
             elapsed_secs: f64::from(step),

@@ -2,31 +2,33 @@
 
 pub mod checkpoint;
 pub mod eval;
+pub mod finetune;
+pub mod gradients;
 pub mod log;
 pub mod optimizer;
 pub mod pace;
 pub mod pretrain;
 pub mod report;
 pub mod resume;
+pub mod rows;
+pub mod run;
 pub mod runs;
 pub mod schedule;
 pub mod tensorboard;
 pub mod tokens;
 
-use burn::tensor::{Gradients, Tensor, Transaction};
+use burn::tensor::{Tensor, Transaction};
 use web_time::Instant;
 
 use crate::control::Flow;
 use crate::data::batch::Batch;
+use crate::data::random::mix;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::model::Llama;
-use crate::model::llama::ids;
-use crate::ops::attention::Mask;
-use crate::ops::cross_entropy::Losses;
 use crate::ops::{add_into, sum_of_squares};
 use crate::protocol::StepReport;
-use pretrain::Run;
+pub use gradients::{forward, gradients, gradients_of, losses_and_gradients};
+use run::Run;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,21 +54,22 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         run.enter_stage().await?;
 
         // ---- forward and backward, a micro-batch at a time ------------------------------------
-        let cursor = run.loader.cursor();
+        let cursor = run.feed.cursor();
         let step = run.state.step;
-        let batches: Vec<Batch> = (0..config.accumulation).map(|_| run.loader.next_batch(step, config.batch_size)).collect();
+        let batches = run.feed.batches(step, &config);
         let targets: usize = batches.iter().map(Batch::target_tokens).sum();
         let scale = run.state.loss_scale.value / targets.max(1) as f64;
         let mut grads: Vec<Tensor<2>> = Vec::new();
         let mut losses = Vec::new();
-        for batch in &batches {
+        for (micro, batch) in batches.iter().enumerate() {
             if run.control.breathe().await == Flow::Stop {
-                run.loader.seek(&cursor)?; // the step is made again, from its first row, when resumed
+                run.feed.seek(&cursor)?; // the step is made again, from its first row, when resumed
                 run.save().await?;
                 return Ok(Ended::Stopped);
             }
-            let Losses { scaled, nll } = forward(&run.model, batch, scale);
-            accumulate(&mut grads, gradients(&run.model, scaled));
+            run.model.dropout = Some(mix(config.seed ^ mix(u64::from(step) << 20 | micro as u64)));
+            let (nll, more) = losses_and_gradients(&run.model, batch, scale, config.gradient_checkpointing);
+            accumulate(&mut grads, more);
             losses.push(nll);
         }
 
@@ -79,6 +82,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
             grad_norm: norm,
             loss_scale: run.state.loss_scale.value,
             tokens: targets as u64,
+            read_tokens: batches.iter().map(Batch::read_tokens).sum::<usize>() as u64,
             ..run.source_losses(&batches, &nll)
         };
 
@@ -87,7 +91,7 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
         let explained = run.state.loss_scale.update(finite);
         if finite {
             let grad_scale = clip(norm, config.max_grad_norm) / report.loss_scale;
-            run.optimizer.step(&mut run.model, grads, &config, report.lr, grad_scale);
+            run.optimizer.step(&mut run.model, grads, &config, report.lr, grad_scale).await?;
             run.state.skipped_in_a_row = 0;
         } else if !explained {
             run.state.skipped_in_a_row += 1;
@@ -111,26 +115,6 @@ pub async fn train(run: &mut Run<'_>) -> Result<Ended> {
 /// As `torch.nn.utils.clip_grad_norm_`.
 pub fn clip(norm: f64, max: f64) -> f64 {
     if max > 0.0 { (max / (norm + 1e-6)).min(1.0) } else { 1.0 }
-}
-
-/// Losses of a micro-batch.
-pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
-    let device = model.norm.weight.tensor.device();
-    let mask = Mask::new(batch.rows, batch.len, 0, &batch.starts, &device);
-    let hidden = model.forward(ids(batch.inputs.clone(), &device), batch.len, &mask, None); // [b·t, d]
-    model.loss(hidden, &batch.targets, scale)
-}
-
-/// Gradients of a loss in the order of [`Llama::parameters`].
-pub fn gradients(model: &Llama, loss: Tensor<1>) -> Vec<Tensor<2>> {
-    gradients_of(model.parameters().iter().map(|parameter| &parameter.tensor), loss)
-}
-
-/// Gradients of a loss by some leaves, in their order; zeros where it does not depend on one.
-pub fn gradients_of<'a>(leaves: impl Iterator<Item = &'a Tensor<2>>, loss: Tensor<1>) -> Vec<Tensor<2>> {
-    let mut grads = loss.backward();
-    let take = |tensor: &Tensor<2>, grads: &mut Gradients| tensor.grad_remove(grads).unwrap_or_else(|| tensor.clone().inner().zeros_like());
-    leaves.map(|leaf| take(leaf, &mut grads)).collect()
 }
 
 /// Squared global norm of gradients: `[1]`.

@@ -162,6 +162,7 @@ mod tests {
             loss_scale: 1.0,
             skipped: skipped.map(String::from),
             tokens: 4096,
+            read_tokens: 4096,
             total_tokens: 4096 * u64::from(step),
             tokens_per_sec: 1000.0,
             elapsed_secs: 4.096 * f64::from(step),

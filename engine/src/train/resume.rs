@@ -1,15 +1,12 @@
 //! Going on with a run: what must be as it was, and the checkpoint to go on from.
 
 use super::checkpoint::{self, State};
-use super::optimizer::Optimizer;
 use super::pretrain::resolve;
 use crate::config::TrainConfig;
 use crate::control::Control;
 use crate::data::batch::Loader;
-use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::generate;
-use crate::model::{Llama, LlamaConfig, hub};
+use crate::model::{LlamaConfig, hub};
 use crate::store::Store;
 use crate::text::tokenizer::Tokenizer;
 
@@ -56,6 +53,9 @@ pub async fn newest_shape(store: &Store, out: &str) -> Option<LlamaConfig> {
     None
 }
 
+/// Keys that runs of before do not have, with the values that they had in effect.
+const LATER: [&str; 4] = ["mix_changes: []\n", "gradient_checkpointing: false\n", "optim: adamw_torch\n", "lr_scheduler_type: cosine\n"];
+
 /// What a resumed run must share with its beginning, as `config-tokenizer-data`.
 pub fn fingerprint(config: &TrainConfig, tokenizer: &Tokenizer, loader: &Loader) -> String {
     let d = TrainConfig::default();
@@ -66,33 +66,33 @@ pub fn fingerprint(config: &TrainConfig, tokenizer: &Tokenizer, loader: &Loader)
         save_every: d.save_every,
         save_total_limit: d.save_total_limit,
         mix_changes: d.mix_changes,
+        gradient_checkpointing: d.gradient_checkpointing, // changes memory and time, no numbers
         ..config.clone()
     };
-    // Without the key, which runs of before do not have.
-    let config = blake3::hash(neutral.to_yaml().replace("mix_changes: []\n", "").as_bytes()).to_hex();
+    let yaml = LATER.iter().fold(neutral.to_yaml(), |yaml, line| yaml.replace(line, ""));
+    let config = blake3::hash(yaml.as_bytes()).to_hex();
     format!("{}-{}-{}", &config[..12], tokenizer.hash(), loader.fingerprint())
 }
 
-/// Loads the newest checkpoint that is whole; an unreadable one is skipped with a warning.
-#[allow(clippy::too_many_arguments)]
-pub async fn load(
+/// The newest checkpoint that is whole, as `load` reads it; an unreadable one is skipped with a warning. `None` where none
+/// was finished.
+///
+/// # Errors
+/// [`Error::Resume`] where none of them can be read, or what else `load` says.
+pub async fn newest<T>(
     store: &Store,
     out: &str,
     steps: &[u32],
-    shape: &LlamaConfig,
-    compute: &Compute,
-    positions: usize,
-    fingerprint: &str,
+    load: impl AsyncFn(&str) -> Result<T>,
     control: &Control,
-) -> Result<Option<(Llama, Optimizer, State)>> {
+) -> Result<Option<T>> {
     if steps.is_empty() {
         control.warn(format!("{out}: no checkpoint was finished; starting from the first step"));
         return Ok(None);
     }
     let mut damaged: Vec<u32> = Vec::new();
     for step in steps.iter().rev() {
-        let folder = checkpoint::folder(out, *step);
-        match load_one(store, &folder, shape, compute, positions, fingerprint).await {
+        match load(&checkpoint::folder(out, *step)).await {
             Ok(loaded) => {
                 for step in damaged {
                     checkpoint::set_aside(store, out, step).await?;
@@ -105,28 +105,23 @@ pub async fn load(
         damaged.push(*step);
     }
     Err(Error::Resume(format!(
-        "{out}: none of its {} checkpoints can be read; nothing was changed; repair them, or start anew with another --out",
+        "{out}: none of its {} checkpoints can be read; nothing was changed; repair them, or start anew in another folder",
         steps.len()
     )))
 }
 
-async fn load_one(
-    store: &Store,
-    folder: &str,
-    shape: &LlamaConfig,
-    compute: &Compute,
-    positions: usize,
-    fingerprint: &str,
-) -> Result<(Llama, Optimizer, State)> {
+/// The state of a checkpoint of a run with this fingerprint.
+///
+/// # Errors
+/// [`Error::Resume`] naming what is not as it was.
+pub async fn state(store: &Store, folder: &str, fingerprint: &str) -> Result<State> {
     let state = checkpoint::read_state(store, folder).await?;
     let names = ["configuration", "tokenizer", "data"];
     let differing = state.fingerprint.split('-').zip(fingerprint.split('-')).zip(names).find(|((old, new), _)| old != new);
-    if let Some((_, name)) = differing {
-        return Err(Error::Resume(format!(
-            "{folder}: the {name} is not the one this run was begun with; restore it, or start a new run with another --out"
-        )));
+    match differing {
+        None => Ok(state),
+        Some((_, name)) => Err(Error::Resume(format!(
+            "{folder}: the {name} is not the one this run was begun with; restore it, or start a new run in another folder"
+        ))),
     }
-    let model = generate::load_f32(store, folder, shape, compute, positions).await?.trainable();
-    let optimizer = checkpoint::read_optimizer(store, folder, &model, compute, state.updates).await?;
-    Ok((model, optimizer, state))
 }

@@ -1,6 +1,7 @@
-//! The learning rate of every update: linear warm-up, then a cosine.
+//! The learning rate of every update: linear warm-up, then a cosine, a straight line, or nothing.
 
 use crate::config::TrainConfig;
+use crate::config::finetune::Decay;
 
 /// A learning rate per step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -13,11 +14,19 @@ pub struct Schedule {
     pub warmup: u32,
     /// Updates of the whole run.
     pub steps: u32,
+    /// How it falls.
+    pub decay: Decay,
 }
 
 impl From<&TrainConfig> for Schedule {
     fn from(config: &TrainConfig) -> Self {
-        Self { lr: config.lr, min_lr: config.lowest_lr(), warmup: config.warmup_steps, steps: config.steps }
+        Self {
+            lr: config.lr,
+            min_lr: config.lowest_lr(),
+            warmup: config.warmup_steps,
+            steps: config.steps,
+            decay: config.lr_scheduler_type,
+        }
     }
 }
 
@@ -27,14 +36,22 @@ impl Schedule {
     /// `lr · (step + 1) / (warmup + 1)` below `warmup`; then
     /// `min_lr + (lr − min_lr) · (1 + cos(π · (step − warmup) / (steps − warmup))) / 2`; `min_lr` from `steps` on.
     pub fn lr(&self, step: u32) -> f64 {
+        if self.decay == Decay::Constant {
+            return self.lr;
+        }
         if step < self.warmup {
             return self.lr * (f64::from(step) + 1.0) / (f64::from(self.warmup) + 1.0);
         }
-        if step >= self.steps {
+        if step >= self.steps && self.decay != Decay::ConstantWithWarmup {
             return self.min_lr;
         }
-        let progress = f64::from(step - self.warmup) / f64::from(self.steps - self.warmup);
-        self.min_lr + (self.lr - self.min_lr) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+        let progress = f64::from(step - self.warmup) / f64::from(self.steps.saturating_sub(self.warmup).max(1));
+        let height = match self.decay {
+            Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            Decay::Linear => 1.0 - progress,
+            Decay::Constant | Decay::ConstantWithWarmup => 1.0,
+        };
+        self.min_lr + (self.lr - self.min_lr) * height
     }
 }
 
@@ -42,7 +59,7 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const SMOLLM2: Schedule = Schedule { lr: 6e-4, min_lr: 3e-4, warmup: 100, steps: 5050 };
+    const SMOLLM2: Schedule = Schedule { lr: 6e-4, min_lr: 3e-4, warmup: 100, steps: 5050, decay: Decay::Cosine };
 
     #[test]
     fn warm_up_is_linear_and_meets_the_cosine() {
@@ -92,9 +109,9 @@ mod tests {
     #[test]
     fn degenerate_runs_stay_finite() {
         for (warmup, steps) in [(0, 1), (0, 0), (1, 1), (10, 5), (5, 5)] {
-            let schedule = Schedule { lr: 1.0, min_lr: 0.1, warmup, steps };
+            let schedule = Schedule { lr: 1.0, min_lr: 0.1, warmup, steps, decay: Decay::Cosine };
             assert!((0..20).all(|step| (0.0..=1.0).contains(&schedule.lr(step))), "{schedule:?}");
         }
-        assert_eq!(Schedule { lr: 1.0, min_lr: 1.0, warmup: 0, steps: 9 }.lr(4), 1.0);
+        assert_eq!(Schedule { lr: 1.0, min_lr: 1.0, warmup: 0, steps: 9, decay: Decay::Linear }.lr(4), 1.0);
     }
 }

@@ -12,3 +12,17 @@ pub fn linear_f16(x: &[f32], w: &[u32], columns: usize) -> Vec<f32> {
     }
     y
 }
+
+/// `dx = dy·w`, the gradient by `x`: rows of `w` have `columns` numbers, rows of `dy` one for each of them.
+pub fn linear_f16_dx(dy: &[f32], w: &[u32], columns: usize) -> Vec<f32> {
+    let words = columns / 2;
+    let mut dx = Vec::new();
+    for dy in dy.chunks(w.len() / words) {
+        let mut sums = vec![0.0; columns];
+        for (dy, w) in dy.iter().zip(w.chunks(words)) {
+            sums.iter_mut().zip(w.iter().copied().flat_map(unpack)).for_each(|(sum, w)| *sum += dy * w);
+        }
+        dx.extend(sums);
+    }
+    dx
+}

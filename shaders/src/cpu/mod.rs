@@ -1,13 +1,19 @@
 //! The twins: plain loops over slices.
 
 pub mod adamw;
+pub mod adamw_8bit;
+pub mod dropout;
 pub mod embedding_f16;
 pub mod linear_f16;
+pub mod linear_nf4;
 pub mod rms_norm;
 
 pub use adamw::adamw;
+pub use adamw_8bit::adamw_8bit;
+pub use dropout::dropout;
 pub use embedding_f16::embedding_f16;
-pub use linear_f16::linear_f16;
+pub use linear_f16::{linear_f16, linear_f16_dx};
+pub use linear_nf4::{Nf4, dequantize_nf4, linear_nf4, linear_nf4_dx};
 pub use rms_norm::{rms_norm, rms_norm_dw, rms_norm_dx};
 
 /// The two f16 of a word, the low half first: WGSL's `unpack2x16float`.

@@ -9,40 +9,49 @@ use super::simd::{exp, max, vectorized};
 pub struct Losses {
     /// Negative log-likelihood of every target, 0 where it is ignored: `[n]`.
     pub nll: Vec<f32>,
-    /// `d(scale·Σ nll)/dh: [n, d]` and `/dw: [v, d]`.
-    pub gradients: Option<(Vec<f32>, Vec<f32>)>,
+    /// 1 where no id is likelier than the target: `[n]`.
+    pub hits: Vec<f32>,
+    /// `d(scale·Σ nll)/dh: [n, d]`.
+    pub dh: Option<Vec<f32>>,
+    /// `d(scale·Σ nll)/dw: [v, d]`.
+    pub dw: Option<Vec<f32>>,
 }
 
-/// `nll[i] = logsumexp(h[i]·wᵀ) − h[i]·w[target[i]]`; targets below 0 are ignored.
-pub fn linear_cross_entropy(h: &[f32], w: &[f32], targets: &[i32], d: usize, chunk: usize, scale: Option<f32>) -> Losses {
+/// `nll[i] = logsumexp(h[i]·wᵀ) − h[i]·w[target[i]]`; targets below 0 are ignored. With a `scale` there are gradients, that
+/// of `w` only where it is `trained`.
+pub fn linear_cross_entropy(h: &[f32], w: &[f32], targets: &[i32], d: usize, chunk: usize, scale: Option<f32>, trained: bool) -> Losses {
     let (n, v) = (targets.len(), w.len() / d);
-    let mut nll = vec![0.0; n];
-    let mut gradients = scale.map(|_| (vec![0.0; n * d], vec![0.0; v * d]));
+    let (mut nll, mut hits) = (vec![0.0; n], vec![0.0; n]);
+    let mut dh = scale.map(|_| vec![0.0; n * d]);
+    let mut dw = scale.filter(|_| trained).map(|_| vec![0.0; v * d]);
     let mut logits = vec![0.0; chunk.min(n) * v];
     for first in (0..n).step_by(chunk) {
         let rows = chunk.min(n - first);
         let h_chunk = View::new(&h[first * d..], rows, d);
         let logits = &mut logits[..rows * v];
         matmul(logits, v, h_chunk, View::new(w, v, d).t(), 1.0, false, true);
-        let tasks = logits.par_chunks_mut(v).zip(&mut nll[first..first + rows]).zip(&targets[first..first + rows]);
-        tasks.for_each(|((row, nll), target)| {
+        let of = first..first + rows;
+        let tasks = logits.par_chunks_mut(v).zip(&mut nll[of.clone()]).zip(&mut hits[of.clone()]).zip(&targets[of]);
+        tasks.for_each(|(((row, nll), hit), target)| {
             vectorized(
                 #[inline(always)]
-                || softmax_row(row, nll, *target, scale),
+                || softmax_row(row, nll, hit, *target, scale),
             )
         });
-        if let Some((dh, dw)) = &mut gradients {
-            let p = View::new(logits, rows, v);
+        let p = View::new(logits, rows, v);
+        if let Some(dh) = &mut dh {
             matmul(&mut dh[first * d..], d, p, View::new(w, v, d), 1.0, false, true);
+        }
+        if let Some(dw) = &mut dw {
             matmul(dw, d, p.t(), h_chunk, 1.0, first > 0, true);
         }
     }
-    Losses { nll, gradients }
+    Losses { nll, hits, dh, dw }
 }
 
 /// Turns a row of logits into the gradient `scale·(softmax − onehot)` and notes its loss.
 #[inline(always)]
-fn softmax_row(row: &mut [f32], nll: &mut f32, target: i32, scale: Option<f32>) {
+fn softmax_row(row: &mut [f32], nll: &mut f32, hit: &mut f32, target: i32, scale: Option<f32>) {
     if target < 0 {
         *nll = 0.0;
         row.fill(0.0);
@@ -50,6 +59,7 @@ fn softmax_row(row: &mut [f32], nll: &mut f32, target: i32, scale: Option<f32>) 
     }
     let target = target as usize;
     let (largest, at_target) = (max(row), row[target]);
+    *hit = if at_target >= largest { 1.0 } else { 0.0 };
     let mut sums = [0.0f32; 16];
     let (blocks, rest) = row.as_chunks_mut::<16>();
     for block in blocks {

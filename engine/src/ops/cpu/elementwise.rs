@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use smolforge_shaders::cpu::dropout::keeps;
+
 use super::simd::{sigmoid, vectorized};
 
 const BLOCK: usize = 1 << 14;
@@ -62,6 +64,23 @@ pub fn rope(x: &[f32], cos: &[f32], sin: &[f32], width: usize, half: usize, dire
                         y1[i] = x1[i] * cos[i] - x2[i] * s;
                         y2[i] = x2[i] * cos[i] + x1[i] * s;
                     }
+                }
+            },
+        );
+    });
+    y
+}
+
+/// `x · scale` where the place is kept, else 0: as the kernel `dropout`.
+pub fn dropout(x: &[f32], seed: [u32; 2], threshold: u32, scale: f32) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).enumerate().for_each(|(block, (y, x))| {
+        let first = (block * BLOCK) as u32;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                    *y = if keeps(first.wrapping_add(i as u32), seed, threshold) { x * scale } else { 0.0 };
                 }
             },
         );

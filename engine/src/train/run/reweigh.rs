@@ -38,7 +38,7 @@ impl Run<'_> {
         mix_change::insert(&mut changed.mix_changes, change);
         let yaml = changed.to_yaml();
         self.store.write(&format!("{out}/config.yaml"), yaml.as_bytes()).await?;
-        self.loader.set_changes(&changed.mix_changes);
+        self.feed.set_changes(&changed.mix_changes);
         self.log.set_config(yaml);
         self.config = changed;
         Ok(())

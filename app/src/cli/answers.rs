@@ -1,0 +1,124 @@
+//! `smolforge eval --data`: a model's answers against those of examples.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use smolforge_engine::config::finetune::{Files, FinetuneConfig};
+use smolforge_engine::protocol::{AdapterChoice, AnswerReport, AnswersRequest, Command, DeviceChoice, Event, Match, Matches, Sampling};
+
+use super::eval;
+use super::progress::Screen;
+use super::table::Table;
+use super::{adapter, drive, is_last};
+use crate::units::{count, percent};
+
+/// Wrong answers that are shown.
+const SHOWN: usize = 5;
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Examples")]
+pub struct AnswerFlags {
+    /// JSONL files of examples, as for finetune
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub data: Vec<String>,
+
+    /// Adapter's folder or run, with :STRENGTH for another one than 1; repeat for several
+    #[arg(long, value_name = "DIR[:STRENGTH]", value_parser = adapter)]
+    adapter: Vec<AdapterChoice>,
+
+    /// Questions to ask; all rows are scored
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    questions: usize,
+
+    /// Most new tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 150)]
+    max_new_tokens: usize,
+
+    /// How rows with a task are asked, e.g. [{TASK}] {instruction}
+    #[arg(long, value_name = "TEXT")]
+    task_prefix_format: Option<String>,
+
+    /// Jinja file to write conversations with instead of the model's own chat template
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<String>,
+
+    /// Date that chat templates print; default: today
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    date: Option<String>,
+
+    /// Draw answers with this temperature; 0: the likeliest token every time
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    temperature: f32,
+
+    /// Seed of the draw
+    #[arg(long, value_name = "N", default_value_t = 1337)]
+    seed: u64,
+}
+
+impl AnswerFlags {
+    /// Scores, asks and prints: a row per task, and the first wrong answers.
+    pub fn run(self, model: String, device: DeviceChoice, json: bool) -> anyhow::Result<()> {
+        let config = FinetuneConfig {
+            model_name: model,
+            train_file: Files(self.data),
+            task_prefix_format: self.task_prefix_format,
+            chat_template: self.chat_template,
+            date: self.date,
+            max_seq_length: usize::MAX >> 8,
+            ..FinetuneConfig::default()
+        };
+        let sampling = Sampling { greedy: self.temperature == 0.0, temperature: self.temperature, seed: self.seed, ..Sampling::default() };
+        let request =
+            AnswersRequest { config, adapters: self.adapter, device, limit: self.questions, max_new_tokens: self.max_new_tokens, sampling };
+        let mut scores = eval::table("task");
+        let mut wrong: Vec<AnswerReport> = Vec::new();
+        let mut tasks: BTreeMap<String, Matches> = BTreeMap::new();
+        drive(Command::Answers(Box::new(request)), json, |screen, event| match event {
+            Event::Scored { file, score } => {
+                eval::row(&mut scores, file, score);
+                Ok(())
+            }
+            Event::Answer(answer) => {
+                if answer.matched == Match::None && wrong.len() < SHOWN {
+                    wrong.push(answer.clone());
+                }
+                Ok(())
+            }
+            Event::Matches { tasks: found } => {
+                tasks.clone_from(found);
+                Ok(())
+            }
+            event if is_last(event) && !scores.is_empty() => {
+                screen.println(scores.to_string())?;
+                show(screen, &tasks, &wrong)
+            }
+            _ => Ok(()),
+        })
+    }
+}
+
+fn show(screen: &Screen, tasks: &BTreeMap<String, Matches>, wrong: &[AnswerReport]) -> io::Result<()> {
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(&["answers", ">exact", ">partial", ">none", ">right", ">asked"]);
+    let mut all = Matches::default();
+    let mut row = |name: &str, found: &Matches| {
+        let share = |part: u64| percent(part as f64 / found.all().max(1) as f64);
+        let cells = [share(found.exact), share(found.partial), share(found.none), share(found.exact + found.partial)];
+        table.row([name.to_string()].into_iter().chain(cells).chain([count(found.all())]));
+    };
+    for (task, found) in tasks {
+        row(task, found);
+        all = Matches { exact: all.exact + found.exact, partial: all.partial + found.partial, none: all.none + found.none };
+    }
+    if tasks.len() > 1 {
+        row("together", &all);
+    }
+    screen.println(format!("\n{table}"))?;
+    for AnswerReport { line, question, expected, answer, stopped, .. } in wrong {
+        let cut = if *stopped { "" } else { " (did not stop)" };
+        screen.println(format!("\nrow {line}: {question:?}\n  expected {expected:?}\n  found    {answer:?}{cut}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,512 @@
+//! LoRA adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use fancy_regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::config::LlamaConfig;
+use super::linear::{Linear, Lora, Parameter};
+use super::llama::Llama;
+use super::load::is_linear;
+use super::safetensors::{Dtype, SafeFile, SafeWriter, first_non_finite};
+use crate::config::finetune::Targets;
+use crate::data::random::{Random, mix};
+use crate::device::read_f32;
+use crate::error::{Error, Result, nearest};
+use crate::protocol::AdapterChoice;
+use crate::store::{Store, inside};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const PREFIX: &str = "base_model.model.";
+
+/// What an adapter is, besides its numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterConfig {
+    /// Model that it was trained beside.
+    pub base_model: String,
+    /// Rank where no pattern says otherwise.
+    pub r: usize,
+    /// Its outputs are multiplied by `alpha / r`.
+    pub alpha: f64,
+    /// Divide by `√r` instead.
+    pub rslora: bool,
+    /// Share of its inputs that training drops.
+    pub dropout: f64,
+    /// Layers that it changes, as they were asked for.
+    pub targets: Targets,
+    /// Other ranks of layers whose name ends as a pattern says.
+    #[serde(default)]
+    pub ranks: BTreeMap<String, usize>,
+    /// Other alphas.
+    #[serde(default)]
+    pub alphas: BTreeMap<String, f64>,
+}
+
+/// Matrices of one linear layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// `[r, in]`.
+    pub a: Vec<f32>,
+    /// `[out, r]`.
+    pub b: Vec<f32>,
+    /// Rank, inputs, outputs.
+    pub sizes: [usize; 3],
+    /// What `b·a` is multiplied by.
+    pub scale: f64,
+}
+
+/// An adapter in main memory: what it changes of every layer, by the layer's name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter {
+    /// What it is.
+    pub config: AdapterConfig,
+    /// By names such as `model.layers.0.self_attn.q_proj`.
+    pub pairs: BTreeMap<String, Pair>,
+}
+
+impl AdapterConfig {
+    /// `alpha / r` or `alpha / √r` of a layer.
+    pub fn scale(&self, layer: &str) -> f64 {
+        let r = self.rank(layer) as f64;
+        by_pattern(&self.alphas, layer).copied().unwrap_or(self.alpha) / if self.rslora { r.sqrt() } else { r }
+    }
+
+    /// Rank of a layer.
+    pub fn rank(&self, layer: &str) -> usize {
+        by_pattern(&self.ranks, layer).copied().unwrap_or(self.r)
+    }
+
+    /// Numbers that an adapter of a model of this shape has.
+    ///
+    /// # Errors
+    /// Where the targets mean no layer.
+    pub fn parameters(&self, shape: &LlamaConfig) -> Result<u64> {
+        let layers: BTreeMap<String, usize> = shape
+            .tensors()
+            .into_iter()
+            .filter(|(name, _)| is_linear(name))
+            .map(|(name, shape)| (name.trim_end_matches(".weight").to_string(), shape.iter().sum()))
+            .collect();
+        let chosen = self.targets.choose(&layers.keys().cloned().collect::<Vec<_>>())?;
+        Ok(chosen.iter().map(|layer| (self.rank(layer) * layers[layer]) as u64).sum())
+    }
+
+    /// Reads `adapter_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for other JSON and for what is not LoRA on linear layers.
+    pub fn from_peft_json(text: &str, path: &str) -> Result<Self> {
+        let bad = |why: String| Error::format(path, why);
+        let json: Map<String, Value> =
+            serde_json::from_str(text).map_err(|e| bad(format!("not a JSON object ({e}); is this a PEFT adapter?")))?;
+        let get = |key: &str| json.get(key).filter(|value| !value.is_null());
+        let kind = get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
+        if kind != "LORA" {
+            return Err(bad(format!("peft_type is {kind}; only LORA adapters can be used")));
+        }
+        for (key, harmless) in [
+            ("use_dora", json!(false)),
+            ("bias", json!("none")),
+            ("fan_in_fan_out", json!(false)),
+            ("modules_to_save", json!([])),
+            ("trainable_token_indices", json!([])),
+            ("lora_bias", json!(false)),
+            ("use_qalora", json!(false)),
+        ] {
+            if let Some(value) = get(key).filter(|value| **value != harmless) {
+                return Err(bad(format!("{key} is {value}, which is not known here; train the adapter with {key} = {harmless}")));
+            }
+        }
+        let number = |key: &str, default: f64| match get(key).map(|value| (value, value.as_f64())) {
+            None => Ok(default),
+            Some((_, Some(number))) if number.is_finite() => Ok(number),
+            Some((value, _)) => Err(bad(format!("{key} is {value}; a number is needed"))),
+        };
+        let r = number("r", 8.0)?;
+        if r < 1.0 || r.fract() != 0.0 || r > 65_536.0 {
+            return Err(bad(format!("r is {r}; a rank from 1 on is needed")));
+        }
+        let patterns = |key: &str| -> Result<BTreeMap<String, f64>> {
+            let Some(value) = get(key) else { return Ok(BTreeMap::new()) };
+            serde_json::from_value(value.clone()).map_err(|_| bad(format!("{key} is {value}; a map from names to numbers is needed")))
+        };
+        let targets = get("target_modules").cloned().unwrap_or_else(|| json!([]));
+        let Ok(targets) = serde_json::from_value(targets.clone()) else {
+            return Err(bad(format!("target_modules is {targets}; names or a pattern are needed")));
+        };
+        Ok(Self {
+            base_model: get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().into(),
+            r: r as usize,
+            alpha: number("lora_alpha", 8.0)?,
+            rslora: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+            dropout: number("lora_dropout", 0.0)?,
+            targets,
+            ranks: patterns("rank_pattern")?.into_iter().map(|(name, rank)| (name, rank as usize)).collect(),
+            alphas: patterns("alpha_pattern")?,
+        })
+    }
+
+    /// `adapter_config.json` as PEFT writes it; `layers` are the names of the layers that the adapter changes.
+    pub fn to_peft_json<'a>(&self, layers: impl Iterator<Item = &'a str>) -> String {
+        let targets = match &self.targets {
+            // As PEFT does on saving.
+            Targets::Pattern(all) if all == "all-linear" => {
+                let mut names: Vec<&str> = layers.filter_map(|layer| layer.rsplit('.').next()).collect();
+                names.sort_unstable();
+                names.dedup();
+                json!(names)
+            }
+            targets => json!(targets),
+        };
+        let config = json!({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base_model,
+            "r": self.r, "lora_alpha": whole(self.alpha), "lora_dropout": self.dropout, "target_modules": targets,
+            "use_rslora": self.rslora, "rank_pattern": self.ranks, "alpha_pattern": self.alphas,
+            "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true, "inference_mode": true,
+            "modules_to_save": null, "use_dora": false, "layers_to_transform": null, "layers_pattern": null,
+            "revision": null, "auto_mapping": null, "loftq_config": {}, "megatron_config": null, "megatron_core": "megatron.core",
+        });
+        format!("{config:#}\n")
+    }
+}
+
+/// Whole numbers without a point, as PEFT writes alpha.
+fn whole(number: f64) -> Value {
+    if number.fract() == 0.0 && number.abs() < 1e15 { json!(number as i64) } else { json!(number) }
+}
+
+/// The value of the first pattern that the end of a layer's name matches, as in PEFT.
+fn by_pattern<'a, T>(patterns: &'a BTreeMap<String, T>, layer: &str) -> Option<&'a T> {
+    let matches = |pattern: &str| {
+        let pattern = pattern.strip_prefix('^').map_or_else(|| format!("(?:^|.*\\.){pattern}$"), |rest| format!("^{rest}$"));
+        Regex::new(&pattern).is_ok_and(|pattern| pattern.is_match(layer).unwrap_or(false))
+    };
+    patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, value)| value)
+}
+
+impl Targets {
+    /// Whether a layer of this name is meant.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for what is no regular expression.
+    pub fn matches(&self, layer: &str) -> Result<bool> {
+        match self {
+            Self::Pattern(all) if all == "all-linear" => Ok(true),
+            Self::Pattern(pattern) => match Regex::new(&format!("^(?:{pattern})$")) {
+                Ok(pattern) => Ok(pattern.is_match(layer).unwrap_or(false)),
+                Err(e) => {
+                    let why = e.to_string().lines().last().unwrap_or_default().to_string();
+                    Err(Error::Config(format!("--target-modules {pattern}: not a regular expression ({why})")))
+                }
+            },
+            Self::Names(names) => {
+                Ok(names.iter().any(|name| layer == name || layer.strip_suffix(name.as_str()).is_some_and(|front| front.ends_with('.'))))
+            }
+        }
+    }
+
+    /// Those of the layers that are meant.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a name means no layer, with the names that there are.
+    pub fn choose(&self, layers: &[String]) -> Result<Vec<String>> {
+        let mut ends: Vec<&str> = layers.iter().filter_map(|layer| layer.rsplit('.').next()).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let nothing = |what: &str| {
+            let near = nearest(what, ends.iter().copied()).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+            Error::Config(format!("--target-modules {what}: no linear layer of the model matches{near}; there are {}", ends.join(", ")))
+        };
+        if let Self::Names(names) = self {
+            for name in names {
+                let one = Self::Names(vec![name.clone()]);
+                if !layers.iter().any(|layer| one.matches(layer).unwrap_or(false)) {
+                    return Err(nothing(name));
+                }
+            }
+        }
+        let mut chosen = Vec::new();
+        for layer in layers {
+            if self.matches(layer)? {
+                chosen.push(layer.clone());
+            }
+        }
+        match self {
+            _ if !chosen.is_empty() => Ok(chosen),
+            Self::Pattern(pattern) => Err(nothing(pattern)),
+            Self::Names(_) => Err(Error::Config("--target-modules: the list is empty".into())),
+        }
+    }
+}
+
+impl Adapter {
+    /// The first weights of training: `a` is uniform between ±1/√in (Kaiming's with a = √5, as PEFT), `b` is 0.
+    ///
+    /// # Errors
+    /// Where the targets mean no layer.
+    pub fn begin(config: &AdapterConfig, model: &Llama, seed: u64) -> Result<Self> {
+        let layers: BTreeMap<String, [usize; 2]> = model.linears().map(|(name, linear)| (name, linear.dims())).collect();
+        let names: Vec<String> = layers.keys().cloned().collect();
+        let mut pairs = BTreeMap::new();
+        for name in config.targets.choose(&names)? {
+            let ([out, inputs], r) = (layers[&name], config.rank(&name));
+            let bound = 1.0 / (inputs as f64).sqrt();
+            let mut random = Random::stream(seed, stream(&name));
+            let a = (0..r * inputs).map(|_| ((2.0 * random.f64() - 1.0) * bound) as f32).collect();
+            let pair = Pair { a, b: vec![0.0; out * r], sizes: [r, inputs, out], scale: config.scale(&name) };
+            pairs.insert(name, pair);
+        }
+        Ok(Self { config: config.clone(), pairs })
+    }
+
+    /// Reads an adapter's folder.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Format`], [`Error::Shape`] naming the tensor.
+    pub async fn load(store: &Store, folder: &str) -> Result<Self> {
+        let path = inside(folder, CONFIG);
+        if !store.exists(&path).await {
+            return Err(Error::File { path, reason: "no such file; an adapter's folder holds an adapter_config.json".into() });
+        }
+        let config = AdapterConfig::from_peft_json(&store.read_text(&path).await?, &path)?;
+        let path = inside(folder, WEIGHTS);
+        if !store.exists(&path).await {
+            let reason = format!("no such file; an adapter's weights are read from {WEIGHTS} only");
+            return Err(Error::File { path, reason });
+        }
+        let file = SafeFile::open(store.open(&path).await?, &path)?;
+        let mut pairs = BTreeMap::new();
+        for name in file.names() {
+            let Some((layer, matrix)) = parts(name) else {
+                return Err(Error::format(&path, format!("tensor {name} is not known here; only LoRA on linear layers can be used")));
+            };
+            if matrix == "lora_A" {
+                pairs.insert(layer.to_string(), read_pair(&file, name, layer, &config)?);
+            }
+        }
+        if let Some(name) = file.names().find(|name| parts(name).is_none_or(|(layer, _)| !pairs.contains_key(layer))) {
+            return Err(Error::format(&path, format!("tensor {name} has no lora_A beside it")));
+        }
+        if pairs.is_empty() {
+            return Err(Error::format(&path, "holds no tensors"));
+        }
+        Ok(Self { config, pairs })
+    }
+
+    /// The adapter that a model has on its device.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub async fn read(model: &Llama, config: &AdapterConfig) -> Result<Self> {
+        let mut pairs = BTreeMap::new();
+        for (layer, linear) in model.linears() {
+            let Some(lora) = &linear.lora else { continue };
+            let inner = |parameter: &Parameter| match parameter.tensor.is_autodiff() {
+                true => parameter.tensor.clone().inner(),
+                false => parameter.tensor.clone(),
+            };
+            let ([r, inputs], [out, _]) = (lora.a.tensor.dims(), lora.b.tensor.dims());
+            let (a, b) = (read_f32(inner(&lora.a)).await?, read_f32(inner(&lora.b)).await?);
+            pairs.insert(layer, Pair { a, b, sizes: [r, inputs, out], scale: lora.scale });
+        }
+        Ok(Self { config: config.clone(), pairs })
+    }
+
+    /// Writes an adapter's folder.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`], [`Error::File`], or a non-finite number by the name of its tensor.
+    pub async fn save(&self, store: &Store, folder: &str) -> Result<()> {
+        let mut header = Vec::new();
+        for (layer, pair) in &self.pairs {
+            let [r, inputs, out] = pair.sizes;
+            header.push((tensor_name(layer, "lora_A"), Dtype::F32, vec![r, inputs]));
+            header.push((tensor_name(layer, "lora_B"), Dtype::F32, vec![out, r]));
+        }
+        let mut writer = SafeWriter::create(store, &inside(folder, WEIGHTS), &header, &[("format", "pt")]).await?;
+        for (layer, pair) in &self.pairs {
+            writer.write_f32(&tensor_name(layer, "lora_A"), &pair.a)?;
+            writer.write_f32(&tensor_name(layer, "lora_B"), &pair.b)?;
+        }
+        writer.finish().await?;
+        let config = self.config.to_peft_json(self.pairs.keys().map(String::as_str));
+        store.write(&inside(folder, CONFIG), config.as_bytes()).await
+    }
+
+    /// Trained numbers.
+    pub fn parameters(&self) -> u64 {
+        self.pairs.values().map(|pair| (pair.a.len() + pair.b.len()) as u64).sum()
+    }
+
+    /// Several adapters as one; none where none is given.
+    ///
+    /// # Errors
+    /// What is wrong with one of them.
+    pub async fn load_mix(store: &Store, adapters: &[AdapterChoice]) -> Result<Option<Self>> {
+        let mut loaded = Vec::new();
+        for AdapterChoice { path, strength } in adapters {
+            if !strength.is_finite() {
+                return Err(Error::Config(format!("--adapter {path}:{strength}: a strength is a number, such as 0.5")));
+            }
+            loaded.push((Self::load(store, path).await?, *strength));
+        }
+        Ok(Self::mix(&loaded))
+    }
+
+    /// Several adapters with their strengths as one of the sum of their ranks: exactly what they do together.
+    pub fn mix(adapters: &[(Self, f64)]) -> Option<Self> {
+        let config = &adapters.first()?.0.config;
+        let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+        for (adapter, strength) in adapters {
+            for (layer, pair) in &adapter.pairs {
+                let factor = (pair.scale * strength) as f32;
+                let b: Vec<f32> = pair.b.iter().map(|value| value * factor).collect();
+                let added = Pair { a: pair.a.clone(), b, sizes: pair.sizes, scale: 1.0 };
+                match pairs.remove(layer) {
+                    Some(before) => pairs.insert(layer.clone(), before.beside(&added)),
+                    None => pairs.insert(layer.clone(), added),
+                };
+            }
+        }
+        let ranks: BTreeMap<String, usize> = pairs.iter().map(|(layer, pair)| (layer.clone(), pair.sizes[0])).collect();
+        let alphas = ranks.iter().map(|(layer, rank)| (layer.clone(), *rank as f64)).collect();
+        let names = pairs.keys().cloned().collect();
+        let config = AdapterConfig { targets: Targets::Names(names), rslora: false, dropout: 0.0, ranks, alphas, ..config.clone() };
+        Some(Self { config, pairs })
+    }
+
+    /// What it adds to a layer's weight: `scale·b·a`, `[out, in]` row by row.
+    pub fn change(&self, layer: &str) -> Option<impl Fn(usize, &mut [f32]) + '_> {
+        let pair = self.pairs.get(layer)?;
+        let [r, inputs, _] = pair.sizes;
+        Some(move |row: usize, out: &mut [f32]| {
+            for (b, a) in pair.b[row * r..][..r].iter().zip(pair.a.chunks(inputs)) {
+                let factor = (f64::from(*b) * pair.scale) as f32;
+                out.iter_mut().zip(a).for_each(|(out, a)| *out += factor * a);
+            }
+        })
+    }
+
+    /// Holds the adapter against a model, of whose layers `dims` tells the outputs and inputs.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the layer: the adapter was made for another model.
+    pub fn check_sizes(&self, dims: &dyn Fn(&str) -> Option<[usize; 2]>) -> Result<()> {
+        for (name, pair) in &self.pairs {
+            let [_, inputs, out] = pair.sizes;
+            let why = match dims(name) {
+                None => format!("changes {name}, which this model does not have"),
+                Some(dims) if dims != [out, inputs] => {
+                    format!("changes a {name} of {out} × {inputs}, the model's is {} × {}", dims[0], dims[1])
+                }
+                Some(_) => continue,
+            };
+            let base = &self.config.base_model;
+            return Err(Error::Data(format!("the adapter {why}; it was trained beside {base:?}: take that model")));
+        }
+        Ok(())
+    }
+}
+
+impl Pair {
+    /// Both of them at once; scales must be 1.
+    fn beside(self, other: &Self) -> Self {
+        let ([r1, inputs, out], [r2, ..]) = (self.sizes, other.sizes);
+        let mut b = Vec::with_capacity(out * (r1 + r2));
+        for row in 0..out {
+            b.extend_from_slice(&self.b[row * r1..][..r1]);
+            b.extend_from_slice(&other.b[row * r2..][..r2]);
+        }
+        let a = self.a.into_iter().chain(other.a.iter().copied()).collect();
+        Self { a, b, sizes: [r1 + r2, inputs, out], scale: 1.0 }
+    }
+}
+
+/// Name of a matrix in a file.
+pub fn tensor_name(layer: &str, matrix: &str) -> String {
+    format!("{PREFIX}{layer}.{matrix}.weight")
+}
+
+/// Layer and matrix of a tensor's name; adapters of older versions carry the name `default`.
+fn parts(name: &str) -> Option<(&str, &str)> {
+    let name = name.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
+    let name = name.strip_suffix(".default").unwrap_or(name);
+    name.rsplit_once('.').filter(|(_, matrix)| ["lora_A", "lora_B"].contains(matrix))
+}
+
+fn read_pair(file: &SafeFile, name: &str, layer: &str, config: &AdapterConfig) -> Result<Pair> {
+    let other = name.replace("lora_A", "lora_B");
+    let shape = |name: &str| match file.info(name) {
+        Some((_, [rows, columns])) => Ok([*rows, *columns]),
+        Some((_, found)) => Err(Error::format(file.path(), format!("tensor {name} has the shape {found:?}; a matrix is needed"))),
+        None => Err(Error::format(file.path(), format!("tensor {name} is missing"))),
+    };
+    let ([r, inputs], [out, columns]) = (shape(name)?, shape(&other)?);
+    let expected = config.rank(layer);
+    if r != columns || r != expected || r == 0 {
+        let reason = format!("the matrices of {layer} have the ranks {r} and {columns}, {CONFIG} says {expected}");
+        return Err(Error::format(file.path(), reason));
+    }
+    let read = |name: &str| {
+        let values = file.read_f32(name)?;
+        match first_non_finite(&values) {
+            None => Ok(values),
+            Some(index) => Err(Error::format(file.path(), format!("tensor {name} holds {} (number {index}); it is broken", values[index]))),
+        }
+    };
+    Ok(Pair { a: read(name)?, b: read(&other)?, sizes: [r, inputs, out], scale: config.scale(layer) })
+}
+
+/// A number that depends on a layer's name alone.
+fn stream(layer: &str) -> u64 {
+    layer.bytes().fold(0x10ba, |hash, byte| mix(hash ^ u64::from(byte)))
+}
+
+impl Llama {
+    /// All linear layers with their names, e.g. `model.layers.0.self_attn.q_proj`.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &Linear)> {
+        let layers = self.layers.iter().enumerate();
+        layers.flat_map(|(i, layer)| layer.linears().map(|(name, linear)| (format!("model.layers.{i}.{name}"), linear)))
+    }
+
+    /// The same model with an adapter in place of the one that it has.
+    ///
+    /// # Errors
+    /// Where the adapter was made for another model.
+    pub fn with_adapter(mut self, adapter: Option<&Adapter>) -> Result<Self> {
+        if let Some(adapter) = adapter {
+            let layers: BTreeMap<String, [usize; 2]> = self.linears().map(|(name, linear)| (name, linear.dims())).collect();
+            adapter.check_sizes(&|layer| layers.get(layer).copied())?;
+        }
+        let device: Device = self.norm.weight.tensor.device();
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for (name, linear) in layer.linears_mut() {
+                let layer = format!("model.layers.{i}.{name}");
+                let pair = adapter.and_then(|adapter| Some((&adapter.config, adapter.pairs.get(&layer)?)));
+                linear.lora = pair.map(|(config, pair)| pair.lora(&layer, config.dropout, &device));
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl Pair {
+    fn lora(&self, layer: &str, dropout: f64, device: &Device) -> Lora {
+        let [r, inputs, out] = self.sizes;
+        let parameter = |matrix: &str, values: &[f32], shape: [usize; 2]| Parameter {
+            name: tensor_name(layer, matrix),
+            first_row: 0,
+            vector: false,
+            tensor: Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, DType::F32)),
+        };
+        let (a, b) = (parameter("lora_A", &self.a, [r, inputs]), parameter("lora_B", &self.b, [out, r]));
+        Lora { a, b, scale: self.scale, dropout, stream: stream(layer) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Models by the name that they have at a hub: `HuggingFaceTB/SmolLM2-360M-Instruct`, or with `@` and a branch, tag or commit.
+
+use futures_lite::future;
+
+use crate::control::{Control, Flow};
+use crate::error::{Error, Result};
+use crate::platform::{self, Update};
+use crate::store::Store;
+
+/// The folder that `model` means: itself where there is one, otherwise the one that a model of this name at the hub is
+/// downloaded to. `None` where the job was stopped meanwhile; what has arrived by then is kept.
+///
+/// # Errors
+/// [`Error::File`], [`Error::Format`], [`Error::DiskFull`] or [`Error::Config`], each with what to do about it.
+pub async fn folder(store: &Store, model: &str, control: &Control) -> Result<Option<String>> {
+    let here = Ok(Some(model.to_string())); // and where it does not exist, its reader says so
+    if matches!(store, Store::Memory(_)) || store.exists(model).await {
+        return here;
+    }
+    let Some((repo, revision)) = parse(model) else { return here };
+    let owner = repo.split('/').next().unwrap_or_default();
+    if revision.is_none() && store.is_folder(owner).await {
+        let reason = format!("no such file or folder in {owner}; if a model of the hub is meant, write {model}@main");
+        return Err(Error::File { path: model.into(), reason });
+    }
+    let download = platform::download_model(repo, revision.unwrap_or("main"))?;
+    let task = format!("downloading {repo}");
+    loop {
+        let next = async { Some(download.updates.recv().await) };
+        let changed = async {
+            control.changed().await;
+            None
+        };
+        match future::or(next, changed).await {
+            _ if control.flow() == Flow::Stop => {
+                control.notice(format!("{model}: stopped; what has arrived is kept, and the same command goes on from there"));
+                return Ok(None);
+            }
+            Some(Ok(Update::Progress { done, total })) => control.progress(&task, done, total, "bytes"),
+            Some(Ok(Update::Notice { warning: true, text })) => control.warn(text),
+            Some(Ok(Update::Notice { warning: false, text })) => control.notice(text),
+            Some(Ok(Update::Done(result))) => return result.map(Some),
+            Some(Err(_)) => return Err(Error::Internal(format!("the download of {model} ended without a result"))),
+            None => {}
+        }
+    }
+}
+
+/// Owner and name, and what stands behind an `@`; `None` for what can only be a path.
+fn parse(model: &str) -> Option<(&str, Option<&str>)> {
+    let (repo, revision) = model.split_once('@').map_or((model, None), |(repo, revision)| (repo, Some(revision)));
+    let (owner, name) = repo.split_once('/')?;
+    let plain = |part: &str| {
+        let edges = part.starts_with(['-', '.']) || part.ends_with(['-', '.']) || part.contains("--") || part.contains("..");
+        !part.is_empty() && !edges && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    let branch = |part: &str| !part.starts_with('.') && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    let usable = revision.is_none_or(|revision| revision.len() <= 200 && revision.split('/').all(|part| !part.is_empty() && branch(part)));
+    (plain(owner) && plain(name) && repo.len() <= 96 && usable).then_some((repo, revision))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    #[test]
+    fn names_at_the_hub_are_told_from_paths() {
+        assert_eq!(parse("HuggingFaceTB/SmolLM2-360M-Instruct"), Some(("HuggingFaceTB/SmolLM2-360M-Instruct", None)));
+        assert_eq!(parse("a/b@refs/pr/1"), Some(("a/b", Some("refs/pr/1"))));
+        assert_eq!(parse("meta-llama/Llama-3.2-1B@v1.0"), Some(("meta-llama/Llama-3.2-1B", Some("v1.0"))));
+        let paths = "/ a a/ /a/b ./a/b ../b a/../b a/b/c a/b@ a/b@../../x a/b@x//y a/b@/x ~/models C:/x a\\b a--b/c a/b. -a/b .a/b a/ä";
+        for path in paths.split(' ').chain(["", "a/b c", "a/b@x y"]) {
+            assert_eq!(parse(path), None, "{path}");
+        }
+        assert_eq!(parse(&format!("a/{}", "b".repeat(95))), None);
+    }
+
+    #[test]
+    fn a_folder_wins_and_a_path_asks_nobody() {
+        let (control, _signals, _events) = Control::connect();
+        let root = std::env::temp_dir().join(format!("smolforge-fetch-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("owner/name")).unwrap();
+        let store = Store::folder(root.to_string_lossy());
+        for path in ["owner/name", "owner", "no/such/path", "missing"] {
+            assert_eq!(block_on(folder(&store, path, &control)).unwrap().as_deref(), Some(path));
+        }
+        let error = block_on(folder(&store, "owner/other", &control)).unwrap_err().to_string();
+        assert_eq!(error, "owner/other: no such file or folder in owner; if a model of the hub is meant, write owner/other@main");
+        assert_eq!(block_on(folder(&Store::memory(), "a/b", &control)).unwrap().as_deref(), Some("a/b"));
+        std::fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,116 @@
+//! How well a model answers: loss and accuracy of examples, and its own answers against theirs.
+
+use std::collections::BTreeMap;
+
+use crate::config::finetune::FinetuneConfig;
+use crate::control::{Control, Flow};
+use crate::data::examples::Examples;
+use crate::data::random::Random;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::generate::speech::Speech;
+use crate::generate::{self, Limits, sampler};
+use crate::model::Adapter;
+use crate::model::load::{self, Keep};
+use crate::protocol::{AnswerReport, AnswersRequest, Event, Match, Matches};
+use crate::store::Store;
+use crate::train::rows;
+use crate::train::{checkpoint, eval};
+
+/// Scores the examples of `request.config.train_file` and lets the model answer the first of them.
+///
+/// # Errors
+/// What is wrong with model, adapters, files or device.
+pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> Result<()> {
+    let config = FinetuneConfig { packing: false, validation_split: 0.0, ..request.config.clone() };
+    sampler::validate(&request.sampling)?;
+    let base = checkpoint::newest_of(store, &config.model_name).await;
+    let speech = Speech::load(store, &base, config.chat_template.as_deref(), config.date.as_deref()).await?;
+    let Some(read) = rows::read(&config, &config.train_file.0, store, control).await? else { return Ok(()) };
+    let kinds = rows::kinds(read.examples.iter());
+    let encoder = speech.encoder(config.loss_on, config.max_seq_length);
+    let mut kinded = Vec::new();
+    for example in &read.examples {
+        let encoded = encoder.encode(example)?;
+        kinded.push((rows::kind(&kinds, example), encoded.document));
+    }
+    let examples = Examples::new(kinds.clone(), kinded.clone(), kinded, [1, 1], None, 1, 0)?;
+
+    let mut questions = Vec::new();
+    for example in read.examples.iter().take(request.limit) {
+        questions.extend(speech.question(example)?.map(|question| (example, question)));
+    }
+    let asked = questions.iter().map(|(_, (_, prompt, _))| prompt.len() + request.max_new_tokens).max().unwrap_or(0);
+    let positions = (examples.longest() + 16).max(asked);
+    if positions > speech.shape.max_position_embeddings {
+        let context = speech.shape.max_position_embeddings;
+        return Err(Error::Context { prompt: positions - request.max_new_tokens, new: request.max_new_tokens, context });
+    }
+    let (compute, why) = Compute::open(request.device).await?;
+    control.notice(why);
+    let loading = |done, total| control.progress("load the model", done, total, "bytes");
+    let model = load::load(store, &base, &speech.shape, &compute, positions, Keep::Stored, loading).await?;
+    let model = model.with_adapter(Adapter::load_mix(store, &request.adapters).await?.as_ref())?;
+
+    for (kind, name) in kinds.iter().enumerate() {
+        let batches: Vec<_> = examples.held_out(kind, config.per_device_eval_batch_size).collect();
+        let total = batches.len() as u64;
+        let bytes = batches.iter().map(|batch| batch.target_bytes(&speech.tokenizer)).sum();
+        let counted = batches.into_iter().enumerate().map(|(done, batch)| {
+            control.progress(&format!("score {name}"), done as u64, total, "batches");
+            batch
+        });
+        let Some(scored) = eval::run(&model, counted, control).await? else { return Ok(()) };
+        control.emit(Event::Scored { file: name.clone(), score: scored.score(bytes) });
+    }
+
+    let mut matches: BTreeMap<String, Matches> = BTreeMap::new();
+    let total = questions.len() as u64;
+    for (done, (example, (question, prompt, expected))) in questions.into_iter().enumerate() {
+        control.progress("answer", done as u64, total, "questions");
+        let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &[], end: &speech.stops };
+        let mut random = Random::stream(request.sampling.seed, done as u64);
+        let answer =
+            generate::generate(&model, &speech.tokenizer, &prompt, &request.sampling, &limits, &mut random, control, |_, _| {}, |_| {});
+        let answer = answer.await?;
+        if answer.finish == "cancelled" || control.flow() == Flow::Stop {
+            break;
+        }
+        let matched = matched(&expected, &answer.text);
+        let task = kinds[rows::kind(&kinds, example)].clone();
+        matches.entry(task.clone()).or_default().add(matched);
+        let stopped = answer.finish == "stop";
+        control.emit(Event::Answer(AnswerReport { line: example.line, task, question, expected, answer: answer.text, stopped, matched }));
+    }
+    control.emit(Event::Matches { tasks: matches });
+    Ok(())
+}
+
+/// As the reference system compares: equal without spaces around and capitals, or contained.
+pub fn matched(expected: &str, answer: &str) -> Match {
+    let (expected, answer) = (expected.trim().to_lowercase(), answer.trim().to_lowercase());
+    if expected == answer {
+        Match::Exact
+    } else if !expected.is_empty() && answer.contains(&expected) {
+        Match::Partial
+    } else {
+        Match::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_compared_without_capitals_and_spaces_around() {
+        let check = |expected, answer, found| assert_eq!(matched(expected, answer), found, "{expected:?} {answer:?}");
+        check("12 Nm", " 12 nm\n", Match::Exact);
+        check("12 Nm", "It is 12 Nm.", Match::Partial);
+        check("12 Nm", "12  Nm", Match::None);
+        check("12 Nm", "2 Nm", Match::None);
+        check("", "", Match::Exact);
+        check("", "anything", Match::None);
+        check("Grün", "GRÜN", Match::Exact);
+    }
+}

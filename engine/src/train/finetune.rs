@@ -1,0 +1,340 @@
+//! A fine-tuning run: examples, a base that stays as it is, and the adapter that learns beside it.
+
+use std::collections::BTreeMap;
+
+use super::checkpoint::{self, State};
+use super::log::RunLog;
+use super::optimizer::{LossScale, Optimizer};
+use super::rows::{self, Prepared};
+use super::run::{Kind, Ready, Run, claim, quoted};
+use super::{Ended, resume};
+use crate::config::finetune::{BaseDtype, Decay, FinetuneConfig, Interval, Method};
+use crate::config::{SourceConfig, TrainConfig};
+use crate::control::Control;
+use crate::data::curriculum::{Curriculum, Stage};
+use crate::data::examples::Examples;
+use crate::data::feed::Feed;
+use crate::data::preflight::Level;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::generate;
+use crate::generate::speech::Speech;
+use crate::model::adapter::{Adapter, AdapterConfig};
+use crate::model::load::{self, Keep};
+use crate::model::{Llama, LlamaConfig, fetch, hub};
+use crate::plan;
+use crate::protocol::Event;
+use crate::store::Store;
+use crate::text::tokenizer::Tokenizer;
+
+/// In a run's folder: what was asked for, with everything that was left open decided.
+const CONFIG: &str = "finetune.yaml";
+
+/// What a fine-tuning run has besides what every run has.
+pub struct Tuning {
+    /// What was asked for.
+    pub config: FinetuneConfig,
+    /// The adapter; none where all weights are trained.
+    pub adapter: Option<AdapterConfig>,
+    /// Folder of the model that it began with.
+    pub base: String,
+}
+
+/// Fine-tunes, or resumes; returns what to tell the user.
+///
+/// # Errors
+/// Everything that can be wrong with configuration, examples, model, adapter, checkpoint or device.
+pub async fn run(config: &FinetuneConfig, resume: bool, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
+    let config = if resume { frozen(config, store).await? } else { config.clone() };
+    match prepare(config, resume, store, control).await? {
+        Some(run) => run.complete().await,
+        None => Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
+    }
+}
+
+/// The configuration of a run that exists.
+async fn frozen(asked: &FinetuneConfig, store: &Store) -> Result<FinetuneConfig> {
+    let path = format!("{}/{CONFIG}", asked.output_dir);
+    if !store.exists(&path).await {
+        return Err(Error::Resume(format!("{}: there is no fine-tuning run to resume here; start it without --resume", asked.output_dir)));
+    }
+    let (frozen, _) = FinetuneConfig::from_yaml(&store.read_text(&path).await?)?;
+    if asked.train_file.0.is_empty() {
+        return Ok(FinetuneConfig { output_dir: asked.output_dir.clone(), ..frozen }); // as it was begun
+    }
+    let FinetuneConfig { output_dir, device, logging_steps, save_strategy, save_steps, save_total_limit, .. } = asked.clone();
+    let frozen = FinetuneConfig { output_dir, device, logging_steps, save_strategy, save_steps, save_total_limit, ..frozen };
+    let asked = FinetuneConfig { date: frozen.date.clone(), ..asked.clone() };
+    let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) =
+        (serde_json::to_value(&frozen), serde_json::to_value(&asked))
+    else {
+        return Err(Error::Internal("a configuration is a map".into()));
+    };
+    let changed: Vec<&str> = new.iter().filter(|(key, value)| old.get(*key) != Some(value)).map(|(key, _)| key.as_str()).collect();
+    if !changed.is_empty() {
+        return Err(Error::Resume(format!(
+            "the run in {} was begun with another {}; resume it without that, or start a new run with another --output-dir",
+            asked.output_dir,
+            changed.join(", ")
+        )));
+    }
+    Ok(frozen)
+}
+
+/// From a configuration to a run that is ready for its next step. `None` where it was stopped before.
+///
+/// # Errors
+/// See [`run`].
+pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a Store, control: &'a Control) -> Result<Option<Run<'a>>> {
+    config.validate()?;
+    let out = config.output_dir.clone();
+    let (existing, lock) = claim(&out, resume, store).await?;
+    let (compute, why) = Compute::open(config.device).await?;
+    control.notice(why);
+    let mut mixed = super::pretrain::mixed(config.precision(), &compute)?;
+
+    // ---- examples ----------------------------------------------------------------------------
+    let Some(base) = fetch::folder(store, &config.model_name, control).await? else { return Ok(None) };
+    let base = checkpoint::newest_of(store, &base).await;
+    let Some(Prepared { speech, examples, prompts, preflight }) = rows::prepare(&config, &base, store, control).await? else {
+        return Ok(None);
+    };
+    for check in preflight.checks.iter().filter(|check| check.level == Level::Yellow) {
+        control.warn(format!("pre-flight: {}", check.line));
+    }
+    let Speech { tokenizer, shape, date, .. } = speech;
+    config.date = Some(date);
+    let mut feed = Feed::Examples(examples, config.per_device_eval_batch_size);
+    let Feed::Examples(examples, _) = &feed else { unreachable!() };
+    let plan = updates(&config, examples, &shape);
+    let sizes = examples.sizes();
+    let longest = prompts.iter().map(|(_, prompt)| prompt.len() + config.sample_tokens).max().unwrap_or(0);
+    let positions = (examples.longest() + 16).max(longest).min(shape.max_position_embeddings);
+    let fingerprint = fingerprint(&config, &shape, &tokenizer, &feed);
+
+    // ---- model ----------------------------------------------------------------------------------
+    let asked = adapter(&config);
+    let numbers = asked.parameters(&shape)?;
+    let longest = TrainConfig { sequence_length: examples.longest(), ..plan.clone() };
+    if let Some(detail) = plan::finetune::shortage(&config, &longest, &shape, numbers, &compute) {
+        return Err(Error::OutOfMemory { device: compute.info.name, detail });
+    }
+    let loaded_base = load_base(&config, &base, &shape, &compute, positions, store, control).await?;
+    let load = async |folder: &str| {
+        let state = resume::state(store, folder, &fingerprint).await?;
+        let (model, adapter) = match config.method {
+            Method::Full => (generate::load_f32(store, folder, &shape, &compute, positions).await?, None),
+            Method::Lora | Method::Qlora => {
+                let adapter = Adapter::load(store, folder).await?;
+                (loaded_base.clone().with_adapter(Some(&adapter))?, Some(adapter.config))
+            }
+        };
+        let model = model.trainable();
+        let optimizer = checkpoint::read_optimizer(store, folder, &model, &compute, config.optim, state.updates).await?;
+        Ok((model, adapter, optimizer, state))
+    };
+    let yaml = config.to_yaml();
+    let (model, adapter, optimizer, state, log);
+    match if resume { resume::newest(store, &out, &existing, load, control).await? } else { None } {
+        Some((loaded, loaded_adapter, moments, at)) => {
+            feed.seek(&at.cursor)?;
+            mixed = at.loss_scale.is_dynamic() && compute.f16; // as it was begun, where this device can
+            log = RunLog::resume(store, &out, &yaml, plan.log_every, at.step, at.due).await?;
+            (model, adapter, optimizer, state) = (loaded, loaded_adapter, moments, at);
+        }
+        None => {
+            let first = match (config.method, &config.init_adapter) {
+                (Method::Full, _) => None,
+                (_, Some(folder)) => Some(Adapter { config: asked.clone(), ..Adapter::load(store, folder).await? }),
+                (_, None) => Some(Adapter::begin(&asked, &loaded_base, config.seed)?),
+            };
+            store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;
+            store.write(&format!("{out}/{CONFIG}"), yaml.as_bytes()).await?;
+            store.write(&format!("{out}/config.yaml"), plan.to_yaml().as_bytes()).await?;
+            log = RunLog::create(store, &out, &yaml, plan.log_every).await?;
+            model = loaded_base.with_adapter(first.as_ref())?.trainable();
+            adapter = first.map(|first| first.config);
+            optimizer = Optimizer::new(&model, config.optim);
+            state = State::new(feed.cursor(), LossScale::new(mixed), fingerprint);
+        }
+    }
+    let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, base }));
+    let device = compute.info;
+    let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, mixed, device, kind, log, lock };
+    Run::begin(plan, ready, store, control).await.map(Some)
+}
+
+/// The adapter that a configuration asks for.
+pub fn adapter(config: &FinetuneConfig) -> AdapterConfig {
+    AdapterConfig {
+        base_model: config.model_name.clone(),
+        r: config.r,
+        alpha: config.lora_alpha,
+        rslora: config.use_rslora,
+        dropout: config.lora_dropout,
+        targets: config.target_modules.clone(),
+        ranks: BTreeMap::new(),
+        alphas: BTreeMap::new(),
+    }
+}
+
+/// How a device keeps the base.
+pub fn keep(config: &FinetuneConfig, compute: &Compute) -> Keep {
+    match (config.method, config.base_dtype) {
+        (Method::Full, _) | (Method::Lora, BaseDtype::F32) => Keep::F32,
+        (Method::Qlora, _) => Keep::Nf4,
+        (Method::Lora, BaseDtype::F16) => Keep::F16,
+        (Method::Lora, BaseDtype::Auto) if compute.is_cpu() => Keep::F32,
+        (Method::Lora, BaseDtype::Auto) => Keep::F16,
+    }
+}
+
+/// The base on its device, kept as the configuration says.
+async fn load_base(
+    config: &FinetuneConfig,
+    folder: &str,
+    shape: &LlamaConfig,
+    compute: &Compute,
+    positions: usize,
+    store: &Store,
+    control: &Control,
+) -> Result<Llama> {
+    load::load(store, folder, shape, compute, positions, keep(config, compute), |done, total| {
+        control.progress("load the model", done, total, "bytes")
+    })
+    .await
+}
+
+/// The run as updates: how many, how large, and what happens between them. Every epoch is a stage.
+pub fn updates(config: &FinetuneConfig, examples: &Examples, shape: &LlamaConfig) -> TrainConfig {
+    let per_epoch = examples.updates_per_epoch();
+    let steps = match config.max_steps {
+        steps if steps > 0 => steps as u32,
+        _ => (config.num_epochs * f64::from(per_epoch)).ceil().max(1.0) as u32,
+    };
+    let stages = (0..steps.div_ceil(per_epoch)).map(|epoch| Stage {
+        name: format!("Epoch {}", epoch + 1),
+        start: epoch * per_epoch,
+        weights: examples.shares().clone(),
+    });
+    let every = |interval: Interval, count: u32| match interval {
+        Interval::No => u32::MAX,
+        Interval::Epoch => per_epoch,
+        Interval::Steps => count,
+    };
+    let eval_steps = if config.eval_steps == 0 { config.save_steps } else { config.eval_steps };
+    let warmup = if config.warmup_steps > 0 { config.warmup_steps } else { (config.warmup_ratio * f64::from(steps)).ceil() as u32 };
+    let files = SourceConfig::Paths(config.train_file.0.clone());
+    TrainConfig {
+        out: config.output_dir.clone(),
+        device: config.device,
+        precision: config.precision(),
+        seed: config.seed,
+        init: Some(config.model_name.clone()),
+        sources: examples.shares().keys().map(|kind| (kind.clone(), files.clone())).collect(),
+        data_stages: Curriculum::written(stages.collect()),
+        held_out: 0.0,
+        eval_tokens: usize::MAX >> 8,
+        batch_size: config.per_device_train_batch_size,
+        accumulation: config.gradient_accumulation_steps,
+        sequence_length: config.max_seq_length.min(shape.max_position_embeddings),
+        gradient_checkpointing: config.gradient_checkpointing,
+        steps,
+        lr: config.learning_rate,
+        optim: config.optim,
+        min_lr: Some(0.0),
+        lr_scheduler_type: config.lr_scheduler_type,
+        warmup_steps: if config.lr_scheduler_type == Decay::Constant { 0 } else { warmup.min(steps) },
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        eps: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+        max_grad_norm: config.max_grad_norm,
+        log_every: config.logging_steps,
+        eval_every: every(config.eval_strategy, eval_steps),
+        sample_every: every(config.eval_strategy, eval_steps),
+        sample_prompt: String::new(),
+        sample_tokens: config.sample_tokens,
+        save_every: every(config.save_strategy, config.save_steps),
+        save_total_limit: config.save_total_limit,
+        ..TrainConfig::default()
+    }
+}
+
+/// What a resumed run must share with its beginning, as `configuration-tokenizer-data`.
+fn fingerprint(config: &FinetuneConfig, shape: &LlamaConfig, tokenizer: &Tokenizer, feed: &Feed) -> String {
+    let d = FinetuneConfig::default();
+    let neutral = FinetuneConfig {
+        output_dir: d.output_dir,
+        device: d.device,
+        logging_steps: d.logging_steps,
+        save_strategy: d.save_strategy,
+        save_steps: d.save_steps,
+        save_total_limit: d.save_total_limit,
+        gradient_checkpointing: d.gradient_checkpointing, // changes memory and time, no numbers
+        ..config.clone()
+    };
+    let config = blake3::hash(format!("{}{}", neutral.to_yaml(), shape.to_hf_json("float32")).as_bytes()).to_hex();
+    format!("{}-{}-{}", &config[..12], tokenizer.hash(), feed.fingerprint())
+}
+
+impl Tuning {
+    /// Folder of what the run is for: the adapter, or the whole model.
+    fn result(&self) -> String {
+        format!("{}/{}", self.config.output_dir, if self.adapter.is_some() { "adapter" } else { "model" })
+    }
+
+    /// Writes the adapter, or the model, of the last checkpoint, or of the best one.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`], [`Error::File`].
+    pub(super) async fn finish(&self, state: &State, tokenizer_json: &[u8], store: &Store, control: &Control) -> Result<()> {
+        let best = state.best.filter(|_| self.config.load_best_model_at_end).map(|(_, step)| step);
+        let step = best.unwrap_or(state.step);
+        let (folder, out) = (checkpoint::folder(&self.config.output_dir, step), self.result());
+        let what = match best {
+            Some(step) => format!("of the best checkpoint (step {step})"),
+            None => "of the last step".into(),
+        };
+        let base = &self.base;
+        if self.adapter.is_some() {
+            Adapter::load(store, &folder).await?.save(store, &out).await?;
+            store.write(&format!("{out}/tokenizer.json"), tokenizer_json).await?;
+            copy_files(store, base, &out).await?;
+            control.emit(Event::Wrote { what: format!("adapter {what}"), path: out });
+            return Ok(());
+        }
+        let (config, weights) = (hub::read_config(store, &folder).await?, hub::Weights::open(store, &folder).await?);
+        checkpoint::export(store, &weights, &config, Some(tokenizer_json), &out, crate::model::safetensors::Dtype::F16).await?;
+        copy_files(store, base, &out).await?;
+        control.emit(Event::Wrote { what: format!("FP16 model {what}"), path: out });
+        Ok(())
+    }
+
+    /// What the user can do next.
+    pub(super) fn hints(&self, ended: Ended, step: u32) -> Vec<String> {
+        let (out, result, model) = (quoted(&self.config.output_dir), quoted(&self.result()), quoted(&self.config.model_name));
+        let prompt = "--prompt TEXT";
+        match (ended, &self.adapter) {
+            (Ended::Stopped, _) => vec![format!("stopped after step {step}; resume with: smolforge finetune --resume --output-dir {out}")],
+            (Ended::Finished, Some(_)) => vec![
+                format!("look at {out}/report.html"),
+                format!("smolforge chat --model {model} --adapter {result}"),
+                format!("smolforge merge --model {model} --adapter {result} --out {out}/merged"),
+            ],
+            (Ended::Finished, None) => vec![format!("look at {out}/report.html"), format!("smolforge generate --model {result} {prompt}")],
+        }
+    }
+}
+
+/// What lies around the weights of a chat model and is the same for what is trained beside it.
+pub async fn copy_files(store: &Store, from: &str, to: &str) -> Result<()> {
+    for file in ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"] {
+        let path = format!("{}/{file}", from.trim_end_matches('/'));
+        if store.exists(&path).await {
+            let bytes = store.read(&path).await?;
+            store.write(&format!("{to}/{file}"), &bytes).await?;
+        }
+    }
+    Ok(())
+}
