@@ -322,3 +322,62 @@ fn the_x_ray_shows_what_is_learned() {
     assert_eq!(shown.len(), 1);
     assert!(shown[0].0 == 4 && shown[0].1.starts_with("<|im_start|>system"), "{shown:?}");
 }
+
+#[test]
+fn an_adapter_that_is_continued_keeps_its_rank_and_scale() {
+    let (store, config) = small();
+    run(&store, &config, false, None).0.unwrap();
+    let first = block_on(Adapter::load(&store, "runs/tuned/adapter")).unwrap();
+    let next = FinetuneConfig {
+        init_adapter: Some("runs/tuned/adapter".into()),
+        output_dir: "runs/next".into(),
+        r: 2,
+        lora_alpha: 1.0,
+        max_steps: 2,
+        ..config
+    };
+    let (ended, events) = run(&store, &next, false, None);
+    ended.unwrap();
+    assert!(events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("its own r 8"))));
+    let again = block_on(Adapter::load(&store, "runs/next/adapter")).unwrap();
+    assert_eq!((again.config.r, again.config.alpha), (first.config.r, first.config.alpha));
+    assert_ne!(again.pairs, first.pairs);
+}
+
+#[test]
+fn nothing_is_scored_or_saved_that_was_not_asked_for() {
+    let (store, mut config) = small();
+    (config.eval_strategy, config.save_strategy) = (Interval::No, Interval::No);
+    let (ended, events) = run(&store, &config, false, None);
+    ended.unwrap();
+    assert!(!events.iter().any(|event| matches!(event, Event::Evaluated { .. } | Event::Sample { .. })));
+    assert_eq!(block_on(checkpoint::steps(&store, "runs/tuned")).unwrap(), [12]);
+
+    let (store, mut config) = small();
+    (config.eval_strategy, config.eval_steps) = (Interval::Steps, 5);
+    (config.save_strategy, config.save_steps) = (Interval::Steps, 3);
+    let (ended, events) = run(&store, &config, false, None);
+    ended.unwrap();
+    let evaluated: Vec<u32> =
+        events.iter().filter_map(|event| if let Event::Evaluated { step, .. } = event { Some(*step) } else { None }).collect();
+    assert_eq!(evaluated, [5, 10]);
+    assert_eq!(block_on(checkpoint::steps(&store, "runs/tuned")).unwrap(), [3, 6, 9, 12]);
+}
+
+#[test]
+fn adapters_of_different_models_are_not_mixed() {
+    let (store, config) = small();
+    run(&store, &config, false, Some(1)).0.unwrap();
+    let mut adapter = block_on(Adapter::load(&store, "runs/tuned/step_000001")).unwrap();
+    for pair in adapter.pairs.values_mut() {
+        let [r, inputs, out] = pair.sizes;
+        (pair.a, pair.sizes) = (vec![0.1; r * inputs * 2], [r, inputs * 2, out]);
+    }
+    block_on(adapter.save(&store, "wide")).unwrap();
+    let choices = ["runs/tuned/step_000001", "wide"].map(|path| AdapterChoice { path: path.into(), strength: 1.0 });
+    let error = block_on(Adapter::load_mix(&store, &choices)).unwrap_err().to_string();
+    assert!(error.contains("made for different models"), "{error}");
+    let (control, _, _) = Control::connect();
+    let error = block_on(merge::run("base", &choices[..1], "base", ExportDtype::F16, &store, &control)).unwrap_err().to_string();
+    assert!(error.contains("or a model; choose another folder"), "{error}");
+}

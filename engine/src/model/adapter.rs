@@ -354,6 +354,14 @@ impl Adapter {
             }
             loaded.push((Self::load(store, path).await?, *strength));
         }
+        for (adapter, _) in &loaded {
+            for (layer, pair) in &adapter.pairs {
+                let mut others = loaded.iter().filter_map(|(other, _)| other.pairs.get(layer));
+                if others.any(|other| other.sizes[1..] != pair.sizes[1..]) {
+                    return Err(Error::Data(format!("the adapters were made for different models: their {layer} have other sizes")));
+                }
+            }
+        }
         Ok(Self::mix(&loaded))
     }
 

@@ -7,7 +7,7 @@ use crate::control::{Control, Flow};
 use crate::data::examples::Examples;
 use crate::data::random::Random;
 use crate::device::Compute;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::speech::Speech;
 use crate::generate::{self, Limits, sampler};
 use crate::model::Adapter;
@@ -31,21 +31,29 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
     let mut kinded = Vec::new();
     for example in &read.examples {
-        let encoded = encoder.encode(example)?;
-        kinded.push((rows::kind(&kinds, example), encoded.document));
+        match encoder.encode(example) {
+            Ok(encoded) => kinded.push((rows::kind(&kinds, example), encoded.document)),
+            Err(error) => control.warn(format!("line {} is left out: {error}", example.line)),
+        }
     }
     let examples = Examples::new(kinds.clone(), kinded.clone(), kinded, [1, 1], None, 1, 0)?;
 
+    let context = speech.shape.max_position_embeddings;
     let mut questions = Vec::new();
     for example in read.examples.iter().take(request.limit) {
-        questions.extend(speech.question(example)?.map(|question| (example, question)));
+        match speech.question(example).ok().flatten() {
+            Some(question) if question.1.len() + request.max_new_tokens <= context => questions.push((example, question)),
+            Some((_, prompt, _)) => control.warn(format!(
+                "line {} is not asked: {} tokens and {} new ones are more than the context of {context}",
+                example.line,
+                prompt.len(),
+                request.max_new_tokens
+            )),
+            None => {}
+        }
     }
     let asked = questions.iter().map(|(_, (_, prompt, _))| prompt.len() + request.max_new_tokens).max().unwrap_or(0);
-    let positions = (examples.longest() + 16).max(asked);
-    if positions > speech.shape.max_position_embeddings {
-        let context = speech.shape.max_position_embeddings;
-        return Err(Error::Context { prompt: positions - request.max_new_tokens, new: request.max_new_tokens, context });
-    }
+    let positions = (examples.longest() + 16).max(asked).min(context.max(examples.longest() + 16));
     let (compute, why) = Compute::open(request.device).await?;
     control.notice(why);
     let loading = |done, total| control.progress("load the model", done, total, "bytes");

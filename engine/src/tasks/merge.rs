@@ -14,9 +14,9 @@ use crate::train::finetune;
 /// # Errors
 /// What is wrong with model or adapters; a weight that does not fit the type; a full disk.
 pub async fn run(model: &str, adapters: &[AdapterChoice], out: &str, dtype: ExportDtype, store: &Store, control: &Control) -> Result<()> {
-    for owned in ["state.json", "events.jsonl", "adapter_config.json"] {
+    for owned in ["state.json", "events.jsonl", "adapter_config.json", "model.safetensors", "model.safetensors.index.json"] {
         if store.exists(&format!("{out}/{owned}")).await {
-            return Err(Error::Config(format!("--out {out}: holds a run, a checkpoint or an adapter; choose another folder")));
+            return Err(Error::Config(format!("--out {out}: holds a run, a checkpoint, an adapter or a model; choose another folder")));
         }
     }
     let config = hub::read_config(store, model).await?;

@@ -102,7 +102,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     for check in preflight.checks.iter().filter(|check| check.level == Level::Yellow) {
         control.warn(format!("pre-flight: {}", check.line));
     }
-    let Speech { tokenizer, shape, date, .. } = speech;
+    let Speech { tokenizer, shape, date, stops, .. } = speech;
     config.date = Some(date);
     let mut feed = Feed::Examples(examples, config.per_device_eval_batch_size);
     let Feed::Examples(examples, _) = &feed else { unreachable!() };
@@ -145,7 +145,15 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
         None => {
             let first = match (config.method, &config.init_adapter) {
                 (Method::Full, _) => None,
-                (_, Some(folder)) => Some(Adapter { config: asked.clone(), ..Adapter::load(store, folder).await? }),
+                (_, Some(folder)) => {
+                    // Its rank, scale and layers are those of the matrices that it brings.
+                    let Adapter { config: brought, pairs } = Adapter::load(store, folder).await?;
+                    let config = AdapterConfig { base_model: asked.base_model.clone(), dropout: asked.dropout, ..brought };
+                    if (config.r, config.alpha, config.rslora) != (asked.r, asked.alpha, asked.rslora) {
+                        control.warn(format!("{folder} goes on with its own r {} and lora_alpha {}", config.r, config.alpha));
+                    }
+                    Some(Adapter { config, pairs })
+                }
                 (_, None) => Some(Adapter::begin(&asked, &loaded_base, config.seed)?),
             };
             store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;
@@ -160,7 +168,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     }
     let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, base }));
     let device = compute.info;
-    let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, mixed, device, kind, log, lock };
+    let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock };
     Run::begin(plan, ready, store, control).await.map(Some)
 }
 
@@ -296,19 +304,27 @@ impl Tuning {
             Some(step) => format!("of the best checkpoint (step {step})"),
             None => "of the last step".into(),
         };
-        let base = &self.base;
         if self.adapter.is_some() {
             Adapter::load(store, &folder).await?.save(store, &out).await?;
             store.write(&format!("{out}/tokenizer.json"), tokenizer_json).await?;
-            copy_files(store, base, &out).await?;
+            self.copy_files(store, &out).await?;
             control.emit(Event::Wrote { what: format!("adapter {what}"), path: out });
             return Ok(());
         }
         let (config, weights) = (hub::read_config(store, &folder).await?, hub::Weights::open(store, &folder).await?);
         checkpoint::export(store, &weights, &config, Some(tokenizer_json), &out, crate::model::safetensors::Dtype::F16).await?;
-        copy_files(store, base, &out).await?;
+        self.copy_files(store, &out).await?;
         control.emit(Event::Wrote { what: format!("FP16 model {what}"), path: out });
         Ok(())
+    }
+
+    /// What lies around the base's weights, with the template that the examples were written by.
+    async fn copy_files(&self, store: &Store, out: &str) -> Result<()> {
+        copy_files(store, &self.base, out).await?;
+        match &self.config.chat_template {
+            Some(file) => store.write(&format!("{out}/chat_template.jinja"), store.read_text(file).await?.as_bytes()).await,
+            None => Ok(()),
+        }
     }
 
     /// What the user can do next.

@@ -203,7 +203,8 @@ pub async fn prepare<'a>(config: TrainConfig, resume: bool, store: &'a Store, co
     }
     tokens::record(store, &out, &hashes).await?;
     let (feed, device, kind) = (Feed::Texts(loader), compute.info, Kind::Pretraining);
-    let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, mixed, device, kind, log, lock };
+    let stops = generate::end_tokens(&tokenizer, &shape);
+    let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock };
     Run::begin(config, ready, store, control).await.map(Some)
 }
 

@@ -43,7 +43,7 @@ pub async fn read(config: &FinetuneConfig, files: &[String], store: &Store, cont
             if control.breathe().await == Flow::Stop {
                 return Ok(None);
             }
-            let rows = chat::read(&store.read_text(&file).await?, &format);
+            let rows = chat::read(&String::from_utf8_lossy(&store.read(&file).await?), &format);
             if let Some(bad) = rows.bad.first() {
                 let count = rows.bad.len();
                 let line = format!("{file}: line {}: {}", bad.line, bad.reason);
@@ -124,9 +124,11 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
     let mut prompts: Vec<(String, Vec<u32>)> = Vec::new();
     let asked = if validation.examples.is_empty() { &training.examples } else { &validation.examples };
     for index in 0..kinds.len() {
-        let first = asked.iter().find(|example| kind(example) == index);
-        let question = first.map(|example| speech.question(example)).transpose()?.flatten();
-        prompts.extend(question.map(|(asked, ids, _)| (asked, ids)).filter(|_| config.sample_tokens > 0));
+        // The first that the template does not refuse and the context has room for.
+        let room = speech.shape.max_position_embeddings.saturating_sub(config.sample_tokens);
+        let questions = asked.iter().filter(|example| kind(example) == index && config.sample_tokens > 0);
+        let mut questions = questions.filter_map(|example| speech.question(example).ok().flatten());
+        prompts.extend(questions.find(|(_, ids, _)| !ids.is_empty() && ids.len() < room).map(|(asked, ids, _)| (asked, ids)));
     }
     let [training, held_out] = kinded;
     let size = [config.per_device_train_batch_size, config.gradient_accumulation_steps];

@@ -17,7 +17,7 @@ use super::pace::{Left, Pace};
 use super::schedule::Schedule;
 use super::{Ended, runs, train};
 use crate::config::TrainConfig;
-use crate::config::finetune::Metric;
+use crate::config::finetune::{Interval, Metric};
 use crate::control::{Control, Flow};
 use crate::data::batch::Batch;
 use crate::data::feed::Feed;
@@ -51,6 +51,7 @@ pub struct Run<'a> {
     sources: Vec<String>,
     kind: Kind,
     prompts: Vec<(String, Vec<u32>)>,
+    stops: Vec<u32>,
     log: RunLog,
     started: Instant,
     pace: Pace,
@@ -84,6 +85,8 @@ pub struct Ready {
     pub sizes: BTreeMap<String, (u64, u64)>,
     /// What samples are drawn for: as shown, as ids.
     pub prompts: Vec<(String, Vec<u32>)>,
+    /// Ids that end samples.
+    pub stops: Vec<u32>,
     /// Whether all of it computes in mixed precision.
     pub mixed: bool,
     /// Where it computes.
@@ -117,7 +120,7 @@ impl<'a> Run<'a> {
     /// # Errors
     /// A full disk.
     pub async fn begin(config: TrainConfig, ready: Ready, store: &'a Store, control: &'a Control) -> Result<Run<'a>> {
-        let Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, mixed, device, kind, log, lock } = ready;
+        let Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock } = ready;
         let held_out = sizes.values().map(|(_, held_out)| (*held_out).min(config.eval_tokens as u64)).sum();
         let mut run = Self {
             schedule: Schedule::from(&config),
@@ -136,6 +139,7 @@ impl<'a> Run<'a> {
             tokenizer,
             kind,
             prompts,
+            stops,
             log,
             state,
             config,
@@ -305,12 +309,20 @@ impl<'a> Run<'a> {
         let step = self.state.step;
         let index = self.config.data_stages.stage_at(step - 1);
         let (_, stage_end) = self.config.data_stages.range(index, self.config.steps);
-        let due = |every: u32| step == stage_end || (every > 0 && step.is_multiple_of(every));
-        let improved = match due(self.config.eval_every) {
+        let due = |every: u32| match &self.kind {
+            Kind::Pretraining => step == stage_end || (every > 0 && step.is_multiple_of(every)),
+            Kind::Finetuning(tuning) => match tuning.config.eval_strategy {
+                Interval::No => false,
+                Interval::Epoch => step == stage_end,
+                Interval::Steps => step.is_multiple_of(every),
+            },
+        };
+        let (evaluates, samples) = (due(self.config.eval_every), due(self.config.sample_every));
+        let improved = match evaluates {
             true => self.evaluate().await?,
             false => Some(false),
         };
-        let sampled = improved.is_some() && (!due(self.config.sample_every) || self.sample(index).await?);
+        let sampled = improved.is_some() && (!samples || self.sample(index).await?);
         let (Some(improved), true) = (improved, sampled) else {
             self.save().await?;
             return Ok(Flow::Stop);
@@ -329,6 +341,8 @@ impl<'a> Run<'a> {
         // While updates are skipped nothing is learned, and good checkpoints would give way to doubtful ones.
         let regular = step.is_multiple_of(self.config.save_every) && self.state.skipped_in_a_row == 0;
         let asked = self.control.take_save();
+        // Of a fine-tuning run the best checkpoint is kept where it will be wanted.
+        let improved = improved && !matches!(&self.kind, Kind::Finetuning(tuning) if !tuning.config.load_best_model_at_end);
         if improved || regular || asked || step == self.config.steps {
             self.save().await?;
         }
@@ -396,12 +410,11 @@ impl<'a> Run<'a> {
         let begun = self.elapsed_secs();
         let model = self.model.plain();
         let stage = self.config.data_stages.stages[stage].name.clone();
-        let end = generate::end_tokens(&self.tokenizer, &model.config);
         let mut random = Random::stream(self.config.seed, u64::from(self.state.step));
         let sampling = Sampling { greedy: matches!(self.kind, Kind::Finetuning(_)), ..Sampling::default() };
         for (shown, prompt) in self.prompts.clone() {
             let room = model.positions().saturating_sub(prompt.len());
-            let limits = Limits { max_new_tokens: self.config.sample_tokens.min(room), stop: &[], end: &end };
+            let limits = Limits { max_new_tokens: self.config.sample_tokens.min(room), stop: &[], end: &self.stops };
             let done =
                 generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_, _| {}, |_| {})
                     .await;
