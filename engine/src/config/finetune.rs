@@ -189,11 +189,11 @@ words! {
     /// The optimizer, by Hugging Face's names.
     Optim {
         /// Moments of 32 bits.
-        Adamw "adamw_torch" | "adamw" | "adamw_hf" | "adamw_torch_fused",
+        Adamw "adamw_torch" | "adamw" | "adamw_hf" | "adamw_torch_fused" | "paged_adamw" | "paged_adamw_32bit",
         /// Moments of 8 bits.
         Adamw8bit "adamw_8bit" | "adamw_bnb_8bit",
         /// Moments of 8 bits; more than 256 MiB of them stay in main memory and visit the device for every update.
-        PagedAdamw8bit "paged_adamw_8bit" | "paged_adamw",
+        PagedAdamw8bit "paged_adamw_8bit",
     }
 }
 
@@ -501,7 +501,12 @@ impl Reading {
             return Ok(());
         }
         if name == "load_in_4bit" {
-            self.map.insert("method".into(), if value == Value::Bool(true) { "qlora" } else { "lora" }.into());
+            // What is false says nothing about which of the others is meant.
+            if value == Value::Bool(true) || value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("true")) {
+                self.map.insert("method".into(), "qlora".into());
+            } else if self.map.get("method").is_some_and(|method| method == "qlora") {
+                self.map.insert("method".into(), "lora".into());
+            }
             return Ok(());
         }
         let known = SPELLINGS.iter().find(|(other, _)| *other == name).map_or(name, |(_, known)| known);

@@ -7,6 +7,7 @@ use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
 use super::rows::{self, Prepared};
 use super::run::{Kind, Ready, Run, claim, quoted};
+use super::runs::TUNING;
 use super::{Ended, resume};
 use crate::config::finetune::{BaseDtype, Decay, FinetuneConfig, Interval, Method};
 use crate::config::{SourceConfig, TrainConfig};
@@ -26,9 +27,6 @@ use crate::plan;
 use crate::protocol::Event;
 use crate::store::Store;
 use crate::text::tokenizer::Tokenizer;
-
-/// In a run's folder: what was asked for, with everything that was left open decided.
-const CONFIG: &str = "finetune.yaml";
 
 /// What a fine-tuning run has besides what every run has.
 pub struct Tuning {
@@ -54,7 +52,7 @@ pub async fn run(config: &FinetuneConfig, resume: bool, store: &Store, control: 
 
 /// The configuration of a run that exists.
 async fn frozen(asked: &FinetuneConfig, store: &Store) -> Result<FinetuneConfig> {
-    let path = format!("{}/{CONFIG}", asked.output_dir);
+    let path = format!("{}/{TUNING}", asked.output_dir);
     if !store.exists(&path).await {
         return Err(Error::Resume(format!("{}: there is no fine-tuning run to resume here; start it without --resume", asked.output_dir)));
     }
@@ -157,7 +155,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
                 (_, None) => Some(Adapter::begin(&asked, &loaded_base, config.seed)?),
             };
             store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;
-            store.write(&format!("{out}/{CONFIG}"), yaml.as_bytes()).await?;
+            store.write(&format!("{out}/{TUNING}"), yaml.as_bytes()).await?;
             store.write(&format!("{out}/config.yaml"), plan.to_yaml().as_bytes()).await?;
             log = RunLog::create(store, &out, &yaml, plan.log_every).await?;
             model = loaded_base.with_adapter(first.as_ref())?.trainable();

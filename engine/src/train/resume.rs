@@ -2,6 +2,7 @@
 
 use super::checkpoint::{self, State};
 use super::pretrain::resolve;
+use super::runs;
 use crate::config::TrainConfig;
 use crate::control::Control;
 use crate::data::batch::Loader;
@@ -15,6 +16,10 @@ pub async fn frozen(asked: &TrainConfig, store: &Store) -> Result<TrainConfig> {
     let path = format!("{}/config.yaml", asked.out);
     if !store.exists(&path).await {
         return Err(Error::Resume(format!("{}: there is no run to resume here; start it without --resume", asked.out)));
+    }
+    if store.exists(&format!("{}/{}", asked.out, runs::TUNING)).await {
+        let out = &asked.out;
+        return Err(Error::Resume(format!("{out} is a fine-tuning run; resume it with: smolforge finetune --resume --output-dir {out}")));
     }
     let mut frozen = TrainConfig::from_yaml(&store.read_text(&path).await?)?;
     if asked.sources.is_empty() {

@@ -17,6 +17,9 @@ const DEPTH: usize = 3;
 /// Held by whoever trains or moves a run.
 const LOCK: &str = ".lock";
 
+/// What a fine-tuning run was asked for.
+pub const TUNING: &str = "finetune.yaml";
+
 /// Points of a loss curve in a list.
 const POINTS: usize = 64;
 
@@ -189,16 +192,20 @@ pub async fn is_run(store: &Store, folder: &str) -> bool {
     lacks(store, folder).await.is_none()
 }
 
-/// Whether runs make something of this name in their folder.
-fn is_own(entry: &Entry) -> bool {
+/// Whether runs make something of this name in their folder; `tuned`: those that fine-tune.
+fn is_own(entry: &Entry, tuned: bool) -> bool {
     let name = entry.name.rsplit('/').next().unwrap_or_default();
     let numbered = |prefix: &str| name.strip_prefix(prefix).is_some_and(|step| step.parse::<u32>().is_ok());
     match entry.folder {
         true => {
-            ["tensorboard", "tokens", ".saving"].contains(&name) || numbered("step_") || numbered("damaged_") || name.starts_with("export")
+            ["tensorboard", "tokens", ".saving"].contains(&name)
+                || (tuned && ["adapter", "model"].contains(&name))
+                || numbered("step_")
+                || numbered("damaged_")
+                || name.starts_with("export")
         }
         false => {
-            ["config.yaml", "events.jsonl", "training.log", "report.html", "tokenizer.json", "shards.json", LOCK].contains(&name)
+            ["config.yaml", TUNING, "events.jsonl", "training.log", "report.html", "tokenizer.json", "shards.json", LOCK].contains(&name)
                 || (name.starts_with('.') && name.ends_with(".tmp"))
                 || (name.starts_with("export") && name.ends_with(".zip"))
         }
@@ -210,7 +217,8 @@ fn is_own(entry: &Entry) -> bool {
 /// # Errors
 /// [`Error::File`] where the folder cannot be read.
 pub async fn foreign(store: &Store, folder: &str) -> Result<Vec<Entry>> {
-    Ok(store.list(folder).await?.into_iter().filter(|entry| !is_own(entry)).collect())
+    let tuned = store.exists(&format!("{folder}/{TUNING}")).await;
+    Ok(store.list(folder).await?.into_iter().filter(|entry| !is_own(entry, tuned)).collect())
 }
 
 /// Removes a run with all its files; what others have put into its folder stays.
@@ -229,8 +237,10 @@ pub async fn delete(store: &Store, path: &str) -> Result<()> {
     }
     let lock = hold(store, path).await?;
     // What makes it a run goes last, so that removing can be taken up again where it was interrupted.
-    let last = ["config.yaml", "events.jsonl", LOCK].map(|name| format!("{path}/{name}"));
-    for entry in store.list(path).await?.into_iter().filter(is_own).filter(|entry| !last.contains(&entry.name)) {
+    let last = ["config.yaml", TUNING, "events.jsonl", LOCK].map(|name| format!("{path}/{name}"));
+    let tuned = store.exists(&format!("{path}/{TUNING}")).await;
+    let own = store.list(path).await?.into_iter().filter(|entry| is_own(entry, tuned));
+    for entry in own.filter(|entry| !last.contains(&entry.name)) {
         store.remove(&entry.name).await?;
     }
     drop(lock);
