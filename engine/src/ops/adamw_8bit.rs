@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use smolforge_shaders::ADAMW_8BIT;
 
 use super::adamw::AdamW;
-use super::launch::launch;
+use super::launch::{launch, words};
 use super::quant::adamw8::Moments8;
 use super::quant::dynamic8::{BLOCK, SIGNED, UNSIGNED};
 use crate::device::{read_f32, read_words};
@@ -28,16 +28,10 @@ pub struct DeviceMoments {
 impl DeviceMoments {
     /// Brings moments to a device.
     pub fn upload(moments: &Moments8, device: &Device) -> Self {
-        let words = |codes: &[u8]| {
-            let word = |bytes: &[u8]| (0..4).fold(0u32, |word, i| word | u32::from(bytes.get(i).copied().unwrap_or(0)) << (8 * i));
-            let words: Vec<i32> = codes.chunks(4).map(|bytes| word(bytes) as i32).collect();
-            let len = words.len();
-            Tensor::<1, Int>::from_data(TensorData::new(words, [len]), (device, DType::I32))
-        };
         let scales = |absmax: &[f32]| Tensor::<1>::from_data(TensorData::new(absmax.to_vec(), [absmax.len()]), (device, DType::F32));
         Self {
             len: moments.m.len(),
-            codes: [words(&moments.m), words(&moments.v)],
+            codes: [words(&moments.m, device), words(&moments.v, device)],
             absmax: [scales(&moments.m_absmax), scales(&moments.v_absmax)],
         }
     }

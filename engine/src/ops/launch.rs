@@ -1,7 +1,7 @@
 //! Runs a WGSL kernel on burn's buffers.
 
 use burn::backend::wgpu::{KernelSource, SourceKernel, SourceTemplate};
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::{CubeCount, CubeDim, KernelId};
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
@@ -48,6 +48,14 @@ pub fn buffer(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
     let shape = shape.into();
     let handle = like.client.empty(shape.num_elements() * DType::F32.size());
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, DType::F32)
+}
+
+/// Bytes as kernels read them: four a word, the low byte first, the last word filled with zeros.
+pub fn words(bytes: &[u8], device: &Device) -> Tensor<1, Int> {
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+    let words: Vec<i32> = bytes.chunks(4).map(|bytes| word(bytes) as i32).collect();
+    let len = words.len();
+    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
 }
 
 /// Sizes of a matrix: `[rows, columns]`.

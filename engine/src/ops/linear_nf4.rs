@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use smolforge_shaders::{LINEAR_NF4, LINEAR_NF4_DX, LINEAR_NF4_ROW};
 
 use super::frozen::{Frozen, frozen};
-use super::launch::{buffer, dims, launch, row_groups};
+use super::launch::{buffer, dims, launch, row_groups, words};
 use super::quant::nf4::BLOCK;
 use super::quant::{Absmax, Nf4};
 use super::{kernels_enabled, on_cpu};
@@ -52,19 +52,13 @@ impl Nf4Weight {
     pub fn new(weight: Nf4, device: &Device) -> Self {
         match &weight.absmax {
             Absmax::Nested { codes, absmax, map, offset } if serves(device, weight.columns) => {
-                let words = |bytes: &[u8]| {
-                    let word = |bytes: &[u8]| (0..4).fold(0u32, |word, i| word | u32::from(bytes.get(i).copied().unwrap_or(0)) << (8 * i));
-                    let words: Vec<i32> = bytes.chunks(4).map(|bytes| word(bytes) as i32).collect();
-                    let len = words.len();
-                    Tensor::<1, Int>::from_data(TensorData::new(words, [len]), (device, DType::I32))
-                };
                 let nested: Vec<f32> = map.iter().chain(absmax).copied().collect();
                 let len = nested.len();
                 Self::Device(Arc::new(OnDevice {
                     rows: weight.rows,
                     columns: weight.columns,
-                    codes: words(&weight.codes),
-                    absmax: words(codes),
+                    codes: words(&weight.codes, device),
+                    absmax: words(codes, device),
                     nested: Tensor::from_data(TensorData::new(nested, [len]), (device, DType::F32)),
                     offset: *offset,
                 }))

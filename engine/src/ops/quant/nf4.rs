@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
+use smolforge_shaders::cpu::linear_nf4::NF4;
 
 use super::dynamic8::{self, SIGNED, absmax};
 use super::mean::mean;
@@ -16,24 +17,7 @@ pub const BLOCK: usize = 64;
 const PIECE: usize = 256 * BLOCK;
 
 /// Value of every code: quantiles of the normal distribution, brought to −1 … 1, with a zero.
-pub const CODE: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
+pub const CODE: [f32; 16] = NF4;
 /// A number above `BORDERS[i]` has a code above `i`: half-way, the lower one wins.
 const BORDERS: [f32; 15] = {
     let mut borders = [0.0; 15];
