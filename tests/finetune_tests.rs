@@ -253,7 +253,7 @@ fn what_would_teach_something_wrong_does_not_begin() {
             text.push_str("\n{\"messages\":1}");
             block_on(store.write("train.jsonl", text.as_bytes())).unwrap();
         },
-        "line 25",
+        "row 25: ",
     );
 }
 
@@ -265,7 +265,7 @@ fn bad_rows_are_counted_and_left_out() {
     (config.max_steps, config.eval_strategy) = (1, Interval::No);
     let (ended, events) = run(&store, &config, false, None);
     ended.unwrap();
-    let warned = events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("2 rows cannot be used") && text.contains("line 25")));
+    let warned = events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("2 of the training rows cannot be used") && text.contains("rows 25, 26")));
     assert!(warned, "{events:?}");
 }
 
@@ -308,19 +308,19 @@ fn the_x_ray_shows_what_is_learned() {
     let learned = |event: &Event| match event {
         Event::Example(example) => {
             let text = example.pieces.iter().filter(|piece| piece.is_target).map(|piece| piece.text.as_str()).collect::<String>();
-            Some((example.line, text))
+            Some((example.row.clone(), text))
         }
         _ => None,
     };
     let shown: Vec<_> = all.iter().filter_map(learned).collect();
-    assert_eq!(shown, [(2, "1. Open it.<|im_end|>".to_string()), (3, "1 mm<|im_end|>".to_string())]);
+    assert_eq!(shown, [("2".to_string(), "1. Open it.<|im_end|>".to_string()), ("3".to_string(), "1 mm<|im_end|>".to_string())]);
     assert!(matches!(&all[0], Event::Progress { .. } | Event::Preflight(_)));
     config.loss_on = LossOn::All;
     block_on(inspect::run(&config, 0, 9, Some(4), &store, &control)).unwrap();
     let all: Vec<Event> = std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event).collect();
     let shown: Vec<_> = all.iter().filter_map(learned).collect();
     assert_eq!(shown.len(), 1);
-    assert!(shown[0].0 == 4 && shown[0].1.starts_with("<|im_start|>system"), "{shown:?}");
+    assert!(shown[0].0 == "4" && shown[0].1.starts_with("<|im_start|>system"), "{shown:?}");
 }
 
 #[test]

@@ -128,6 +128,7 @@ fn ten_adamw_steps_equal_pytorch() {
     let (inputs, targets) = (golden.read_i64("input_ids").unwrap(), golden.read_i64("targets").unwrap());
     let steps = number("steps") as usize;
     let schedule = Schedule {
+        from_zero: false,
         lr: number("lr_max"),
         min_lr: number("lr_min"),
         warmup: number("warmup") as u32,

@@ -13,14 +13,14 @@ use smolforge_engine::model::load::{Keep, load};
 use smolforge_engine::model::safetensors::SafeFile;
 use smolforge_engine::model::{Llama, LlamaConfig, hub};
 use smolforge_engine::ops::attention::Mask;
-use smolforge_engine::ops::dropout::{self, dropout};
+use smolforge_engine::ops::dropout::{self, Noise, dropout};
 use smolforge_engine::ops::frozen::{self, Frozen, frozen, frozen_dx};
 use smolforge_engine::ops::linear_nf4::{self, Nf4Weight};
 use smolforge_engine::ops::quant::Nf4;
 use smolforge_engine::ops::sum_of_squares;
 use smolforge_engine::store::Store;
 use smolforge_engine::train::optimizer::{Moments, Optimizer};
-use smolforge_engine::train::{accumulate, clip, losses_and_gradients};
+use smolforge_engine::train::{accumulate, clip, layer_by_layer, losses_and_gradients};
 use smolforge_tests::*;
 
 const PREFIX: &str = "base_model.model.";
@@ -221,14 +221,18 @@ fn gradients_made_a_layer_at_a_time_are_those_made_at_once() {
             let mut model = model.trainable();
             model.dropout = Some(7);
             let (nll, at_once) = losses_and_gradients(&model, &batch, 0.1, false);
-            let (again, by_layer) = losses_and_gradients(&model, &batch, 0.1, true);
-            assert!(max_difference(&values(nll), &values(again)) < 1e-6, "{what} on {}", compute.info.name);
+            let at_once: Vec<Vec<f32>> = at_once.into_iter().map(values).collect();
+            let nll = values(nll);
             assert_eq!(at_once.len(), model.trained().len());
-            assert_eq!(at_once.len(), by_layer.len());
-            for ((parameter, a), b) in model.trained().iter().zip(at_once).zip(by_layer) {
-                let (a, b) = (values(a), values(b));
-                let largest = a.iter().fold(1e-3f32, |largest, x| largest.max(x.abs()));
-                assert!(max_difference(&a, &b) < 1e-5 * largest, "{what}: {} on {}", parameter.name, compute.info.name);
+            for together in [1, 2] {
+                let what = format!("{what}, {together} sequences together, on {}", compute.info.name);
+                let (again, by_layer) = layer_by_layer(&model, &batch, 0.1, together);
+                assert!(max_difference(&nll, &values(again)) < 1e-6, "{what}");
+                assert_eq!(at_once.len(), by_layer.len());
+                for ((parameter, a), b) in model.trained().iter().zip(&at_once).zip(by_layer) {
+                    let largest = a.iter().fold(1e-3f32, |largest, x| largest.max(x.abs()));
+                    assert!(max_difference(a, &values(b)) < 1e-5 * largest, "{what}: {}", parameter.name);
+                }
             }
         }
     }
@@ -279,16 +283,23 @@ fn dropout_keeps_the_same_places_on_every_device_and_on_the_way_back() {
     for compute in devices() {
         for (n, d) in [(1, 1), (2, 63), (3, 64), (65, 65), (1000, 3)] {
             for (p, seed) in [(0.05, 1), (0.5, 2), (0.9, u64::MAX - 3)] {
+                let noise = Noise { seed, row: 0 };
                 let x = matrix(1, n, d, &compute);
-                let expected = values(dropout::reference(matrix(1, n, d, &cpu()), p, seed));
-                assert_eq!(values(dropout(x.clone(), p, seed)), expected, "{n}x{d} {p} on {}", compute.info.name);
+                let expected = values(dropout::reference(matrix(1, n, d, &cpu()), p, noise));
+                assert_eq!(values(dropout(x.clone(), p, noise)), expected, "{n}x{d} {p} on {}", compute.info.name);
                 let x = Tensor::from_inner(x).require_grad();
-                let grads = dropout(x.clone(), p, seed).sum().backward();
+                let grads = dropout(x.clone(), p, noise).sum().backward();
+                let later = Noise { seed, row: n / 2 };
+                let rest = dropout(matrix(1, n, d, &compute).slice([n / 2..n]), p, later);
+                assert_eq!(values(rest), expected[n / 2 * d..], "some rows of them on {}", compute.info.name);
                 let ones = Tensor::<2>::ones([n, d], &compute.device);
-                assert_eq!(values(x.grad(&grads).unwrap()), values(dropout(ones, p, seed)));
+                assert_eq!(values(x.grad(&grads).unwrap()), values(dropout(ones, p, noise)));
             }
         }
-        let kept = values(dropout(Tensor::ones([1000, 100], &compute.device), 0.3, 9)).iter().filter(|x| **x > 0.0).count();
+        let kept = values(dropout(Tensor::ones([1000, 100], &compute.device), 0.3, Noise { seed: 9, row: 0 }))
+            .iter()
+            .filter(|x| **x > 0.0)
+            .count();
         assert!((kept as f64 / 1e5 - 0.7).abs() < 0.01, "{kept}");
     }
 }

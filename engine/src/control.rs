@@ -96,13 +96,13 @@ pub struct Control {
     events: Sender<(JobId, Event)>,
     signals: Rc<Signals>,
     breathed: Cell<Instant>,
-    warnings: RefCell<Vec<String>>,
+    remarks: RefCell<Vec<Event>>,
 }
 
 impl Control {
     /// The conversation about `job`.
     pub fn new(job: JobId, events: Sender<(JobId, Event)>, signals: Rc<Signals>) -> Self {
-        Self { job, events, signals, breathed: Cell::new(Instant::now()), warnings: RefCell::default() }
+        Self { job, events, signals, breathed: Cell::new(Instant::now()), remarks: RefCell::default() }
     }
 
     /// A conversation for callers that run a job themselves instead of through an engine.
@@ -124,14 +124,22 @@ impl Control {
 
     /// A sentence that deserves attention.
     pub fn warn(&self, text: impl Into<String>) {
-        let text = text.into();
-        self.warnings.borrow_mut().push(text.clone());
-        self.emit(Event::Notice { warning: true, text });
+        self.remarked(Event::Notice { warning: true, text: text.into() });
     }
 
-    /// The warnings since the last call, for the log of a run.
-    pub fn take_warnings(&self) -> Vec<String> {
-        self.warnings.take()
+    /// A sentence that belongs into the log of a run.
+    pub fn remark(&self, text: impl Into<String>) {
+        self.remarked(Event::Notice { warning: false, text: text.into() });
+    }
+
+    fn remarked(&self, event: Event) {
+        self.remarks.borrow_mut().push(event.clone());
+        self.emit(event);
+    }
+
+    /// Warnings and remarks since the last call, for the log of a run.
+    pub fn take_remarks(&self) -> Vec<Event> {
+        self.remarks.take()
     }
 
     /// How far a long task is.

@@ -270,6 +270,7 @@ async fn perform(command: Command, Actor { store, logs, loaded, jobs, .. }: &Act
         | Command::Merge { out, .. }
         | Command::TrainTokenizer { out, .. }
         | Command::Demo { out, .. }
+        | Command::DemoFinetune { out, .. }
         | Command::Pack { out, .. }
         | Command::Unpack { out, .. } => Some(("--out", out)),
         Command::Generate(GenerateRequest { model, .. }) | Command::Eval { model, .. } => Some(("--model", model)),
@@ -280,8 +281,14 @@ async fn perform(command: Command, Actor { store, logs, loaded, jobs, .. }: &Act
     }
     match command {
         Command::Train { config, resume } => return pretrain::run(&config, resume, store, control).await,
-        Command::Finetune { config, resume } => return finetune::run(&config, resume, store, control).await,
+        Command::Finetune { config, notes, resume } => {
+            notes.into_iter().for_each(|note| control.remark(note));
+            return finetune::run(&config, resume, store, control).await;
+        }
         Command::Demo { out, device, seed, steps } => return demo::run(&out, device, seed, steps, store, control).await,
+        Command::DemoFinetune { out, device, seed, steps, updates } => {
+            return demo::finetune::run(&out, device, seed, [steps, updates], store, control).await;
+        }
         Command::Generate(mut request) => {
             let Some(model) = folder_of(&request.model, store, control).await? else { return stopped(control) };
             request.model = model;
@@ -304,7 +311,7 @@ async fn perform(command: Command, Actor { store, logs, loaded, jobs, .. }: &Act
             let Some(model) = folder_of(&request.config.model_name, store, control).await? else { return stopped(control) };
             request.config.model_name = model;
             request.adapters = adapters_of(request.adapters, store).await;
-            answers::run(&request, store, control).await?;
+            drop(answers::run(&request, store, control).await?);
         }
         Command::Eval { model, files, device, sequence_length } => {
             let Some(model) = folder_of(&model, store, control).await? else { return stopped(control) };

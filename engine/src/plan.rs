@@ -22,7 +22,7 @@ use crate::platform;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
-use crate::train::{losses_and_gradients, pretrain, squared_norm};
+use crate::train::{losses_and_gradients, pretrain, squared_norm, together};
 
 /// Reports the plan of a run that may take `budget_bytes` of memory, or what the machine has.
 ///
@@ -121,7 +121,10 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trai
         kept += 4 * d + 2 * (q + kv) + 2 * f + 3 * heads * t;
     }
     let layers = wide(shape.num_hidden_layers);
-    let kept = if config.gradient_checkpointing { d * (layers + 1) + 2 * kept } else { kept * layers };
+    let activations = match config.gradient_checkpointing {
+        false => tokens * kept * layers,
+        true => tokens * d * (layers + 3) + tokens.min(wide(together(config.sequence_length)) * t) * 2 * kept,
+    };
     let logits = (32u64 << 20).min(4 * tokens * shape.vocab_size as u64);
     let table = if trained == Trained::All { 4 * wide(shape.vocab_size) * d } else { 0 };
     let gradients = 4 * numbers * if config.accumulation > 1 { 2 } else { 1 };
@@ -130,7 +133,7 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trai
         ("weights".to_string(), weights),
         ("gradients".to_string(), gradients),
         ("optimizer".to_string(), moments),
-        ("activations".to_string(), 4 * tokens * kept),
+        ("activations".to_string(), 4 * activations),
         ("logits and head".to_string(), logits * if compute.is_cpu() { 1 } else { 4 } + table),
     ])
 }

@@ -46,6 +46,9 @@ pub enum Command {
     Finetune {
         /// The run.
         config: Box<FinetuneConfig>,
+        /// How its file was read, for the log; see [`FinetuneConfig::from_yaml`].
+        #[serde(default)]
+        notes: Vec<String>,
         /// Continue from the last good checkpoint.
         resume: bool,
     },
@@ -144,6 +147,19 @@ pub enum Command {
         seed: u64,
         /// Updates of the whole run; the curriculum is scaled to them.
         steps: u32,
+    },
+    /// The whole fine-tuning job on built-in data: a base, rows, an adapter, answers before and after.
+    DemoFinetune {
+        /// Folder to write into.
+        out: String,
+        /// Where to compute.
+        device: DeviceChoice,
+        /// Seed of corpora, weights and rows.
+        seed: u64,
+        /// Updates of the base's pre-training.
+        steps: u32,
+        /// Updates of the adapter.
+        updates: u32,
     },
     /// All runs below a folder.
     Runs {

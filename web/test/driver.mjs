@@ -156,7 +156,10 @@ export async function again(act, worked, tries = 3) {
 
 /** Takes an entry of a menu. */
 export async function choose(page, name, entry) {
-  await again(() => click(page, 'combobox', name), (timeout) => click(page, 'button', entry, { exact: true, timeout }));
+  const chosen = page.getByRole('combobox', { name }).and(page.locator(`[aria-valuetext=${JSON.stringify(entry)}]`));
+  await again(async () => {
+    await again(() => click(page, 'combobox', name), (timeout) => click(page, 'button', entry, { exact: true, timeout }));
+  }, (timeout) => chosen.first().waitFor({ state: 'attached', timeout }));
 }
 
 /** Replaces the text of a field. */

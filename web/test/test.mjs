@@ -115,7 +115,10 @@ try {
   const from = await count(page);
   for (let i = 0; i < 3; i++) await click(page, 'button', '▶ generate');
   const stopped = async () => (await heard(page, 'done', from)).filter((end) => end.stopped).length;
-  await again(() => click(page, 'button', 'cancel'), (timeout) => until('a cancelled request', stopped, timeout / 1000));
+  // Pressed once only: what was told to stop cannot be told again, and the next one has a button, too.
+  const told = async () => await page.getByRole('button', { name: 'cancel', disabled: true }).count() > 0 || await stopped() > 0;
+  await again(() => click(page, 'button', 'cancel'), (timeout) => until('a request that stops', told, timeout / 1000));
+  await until('a cancelled request', stopped, 240);
   await until('three ends', async () => (await heard(page, 'done', from)).length >= 3, 240);
   const written = (await heard(page, 'generated', from)).filter((text) => text.finish !== 'cancelled');
   const requests = new Set(written.map((text) => text.job)).size;

@@ -70,30 +70,45 @@ impl AnswerFlags {
         let sampling = Sampling { greedy: self.temperature == 0.0, temperature: self.temperature, seed: self.seed, ..Sampling::default() };
         let request =
             AnswersRequest { config, adapters: self.adapter, device, limit: self.questions, max_new_tokens: self.max_new_tokens, sampling };
-        let mut scores = eval::table("task");
-        let mut wrong: Vec<AnswerReport> = Vec::new();
-        let mut tasks: BTreeMap<String, Matches> = BTreeMap::new();
-        drive(Command::Answers(Box::new(request)), json, |screen, event| match event {
+        let mut found = Found::new();
+        drive(Command::Answers(Box::new(request)), json, |screen, event| found.show(screen, event))
+    }
+}
+
+/// What is known of a model's answers until they are printed.
+pub struct Found {
+    scores: Table,
+    wrong: Vec<AnswerReport>,
+}
+
+impl Found {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self { scores: eval::table("task"), wrong: Vec::new() }
+    }
+
+    /// Collects scores and wrong answers, and prints both when all questions are answered, or when the job ends before.
+    pub fn show(&mut self, screen: &Screen, event: &Event) -> io::Result<()> {
+        let tasks = match event {
             Event::Scored { file, score } => {
-                eval::row(&mut scores, file, score);
-                Ok(())
+                eval::row(&mut self.scores, file, score);
+                return Ok(());
             }
             Event::Answer(answer) => {
-                if answer.matched == Match::None && wrong.len() < SHOWN {
-                    wrong.push(answer.clone());
+                if answer.matched == Match::None && self.wrong.len() < SHOWN {
+                    self.wrong.push(answer.clone());
                 }
-                Ok(())
+                return Ok(());
             }
-            Event::Matches { tasks: found } => {
-                tasks.clone_from(found);
-                Ok(())
-            }
-            event if is_last(event) && !scores.is_empty() => {
-                screen.println(scores.to_string())?;
-                show(screen, &tasks, &wrong)
-            }
-            _ => Ok(()),
-        })
+            Event::Matches { tasks } => tasks.clone(),
+            event if is_last(event) => BTreeMap::new(),
+            _ => return Ok(()),
+        };
+        let Self { scores, wrong } = std::mem::replace(self, Self::new());
+        if !scores.is_empty() {
+            screen.println(scores.to_string())?;
+        }
+        show(screen, &tasks, &wrong)
     }
 }
 
@@ -116,9 +131,9 @@ fn show(screen: &Screen, tasks: &BTreeMap<String, Matches>, wrong: &[AnswerRepor
         row("together", &all);
     }
     screen.println(format!("\n{table}"))?;
-    for AnswerReport { line, question, expected, answer, stopped, .. } in wrong {
+    for AnswerReport { row, question, expected, answer, stopped, .. } in wrong {
         let cut = if *stopped { "" } else { " (did not stop)" };
-        screen.println(format!("\nrow {line}: {question:?}\n  expected {expected:?}\n  found    {answer:?}{cut}"))?;
+        screen.println(format!("\nrow {row}: {question:?}\n  expected {expected:?}\n  found    {answer:?}{cut}"))?;
     }
     Ok(())
 }

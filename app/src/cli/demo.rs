@@ -2,11 +2,16 @@
 
 use smolforge_engine::protocol::{Command, DeviceChoice};
 
+use super::answers::Found;
 use super::generate::Samples;
 use super::{DEVICES, choice, drive, train};
 
 /// Updates of the whole curriculum: some minutes on two CPU cores.
 const STEPS: u32 = 600;
+/// Updates of the base that is fine-tuned.
+const BASE_STEPS: &str = "300";
+/// Updates of its adapter.
+const UPDATES: u32 = 1000;
 
 /// Run everything once, offline: corpora, tokenizer, five stages, evaluation, FP16 export, generation
 #[derive(Debug, clap::Args)]
@@ -24,14 +29,29 @@ pub struct Args {
     seed: u64,
 
     /// Updates of the whole run; the curriculum is scaled to them
-    #[arg(long, value_name = "N", default_value_t = STEPS)]
+    #[arg(long, value_name = "N", default_value_t = STEPS, default_value_if("finetune", "true", BASE_STEPS))]
     steps: u32,
+
+    /// Fine-tune instead: a small base of 300 updates, LoRA on rows about a made-up machine, and held-out questions before and after
+    #[arg(long)]
+    finetune: bool,
+
+    /// Updates of the adapter
+    #[arg(long, value_name = "N", default_value_t = UPDATES, requires = "finetune")]
+    updates: u32,
 }
 
 impl Args {
     /// Runs the demo and shows it as `train` and `generate` show theirs.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
-        let Self { out, device, seed, steps } = self;
+        let Self { out, device, seed, steps, finetune, updates } = self;
+        if finetune {
+            let mut found = Found::new();
+            return drive(Command::DemoFinetune { out, device, seed, steps, updates }, json, |screen, event| {
+                train::show(screen, event);
+                found.show(screen, event)
+            });
+        }
         let mut samples = Samples::new(Vec::new(), 1, false);
         drive(Command::Demo { out, device, seed, steps }, json, |screen, event| {
             train::show(screen, event);

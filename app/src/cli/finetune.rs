@@ -27,10 +27,7 @@ impl Args {
     /// Fine-tunes, and shows epochs, losses, evaluations and answers.
     pub fn run(&self, json: bool) -> anyhow::Result<()> {
         let (config, notes) = self.flags.config(self.config.as_deref(), self.resume)?;
-        if !json {
-            notes.iter().for_each(|note| eprintln!("note: {note}"));
-        }
-        drive(Command::Finetune { config: Box::new(config), resume: self.resume }, json, |screen, event| {
+        drive(Command::Finetune { config: Box::new(config), notes, resume: self.resume }, json, |screen, event| {
             show(screen, event);
             Ok(())
         })

@@ -66,8 +66,7 @@ fn show(screen: &Screen, report: &Preflight) -> io::Result<()> {
             Level::Yellow => style("look   ").yellow().bold(),
             Level::Red => style("WRONG  ").red().bold(),
         };
-        let rows: Vec<String> = check.rows.iter().map(ToString::to_string).collect();
-        let rows = if rows.is_empty() { String::new() } else { format!(" (rows {})", rows.join(", ")) };
+        let rows = if check.rows.is_empty() { String::new() } else { format!(" (rows {})", check.rows.join(", ")) };
         screen.println(format!("{mark}{}{rows}", check.line))?;
     }
     let (lengths, most) = (&report.lengths, report.lengths.bins.iter().map(|(_, count)| *count).max().unwrap_or(0));
@@ -91,7 +90,7 @@ fn show_example(screen: &Screen, example: &ExampleReport) -> io::Result<()> {
     let task = example.task.as_ref().map(|task| format!(" · {task}")).unwrap_or_default();
     let lost = if example.lost_tokens > 0 { format!(" · {} tokens are cut off", example.lost_tokens) } else { String::new() };
     let learned = example.pieces.iter().filter(|piece| piece.is_target).count();
-    screen.println(format!("\nrow {}{task} · {} tokens, {learned} learned{lost}", example.line, example.pieces.len()))?;
+    screen.println(format!("\nrow {}{task} · {} tokens, {learned} learned{lost}", example.row, example.pieces.len()))?;
     let coloured = console::colors_enabled();
     let mut text = String::new();
     let mut open = false;

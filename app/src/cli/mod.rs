@@ -168,7 +168,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 ///
 /// A reader that has gone away (`| head`) stops the job and is no error.
 fn drive(command: Command, json: bool, show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
-    let saves = matches!(command, Command::Train { .. } | Command::Finetune { .. } | Command::Demo { .. });
+    let saves = matches!(command, Command::Train { .. } | Command::Finetune { .. } | Command::Demo { .. } | Command::DemoFinetune { .. });
     Shell::start(saves)?.run(command, json, show)
 }
 

@@ -105,7 +105,7 @@ config! {
             max_grad_norm: f64 = 0.3,
             /// Keep only the input of every layer for the backward pass and compute the rest again
             gradient_checkpointing: bool = true,
-            /// Matrix products in f16 where the device can
+            /// Matrix products in f16 where the device can, with method full; those with a frozen base are in f32
             fp16: bool = false,
             /// Updates between lines of the log
             logging_steps: u32 = 10,
@@ -475,15 +475,20 @@ impl FinetuneConfig {
         range("logging_steps", f64::from(self.logging_steps), 1.0, 1e9)?;
         range("save_steps", f64::from(self.save_steps), 1.0, 1e9)?;
         range("save_total_limit", self.save_total_limit as f64, 1.0, 1e6)?;
+        if self.load_best_model_at_end && self.eval_strategy == Interval::No {
+            return Err(Error::Config(
+                "--load-best-model-at-end true: nothing tells the best without --eval-strategy epoch or steps".into(),
+            ));
+        }
         if self.max_steps <= 0 && self.num_epochs <= 0.0 {
             return Err(Error::Config("--num-epochs 0: give a number of epochs, or --max-steps".into()));
         }
         Ok(())
     }
 
-    /// Arithmetic of the products.
+    /// Arithmetic of the products; those with a frozen base are in f32.
     pub fn precision(&self) -> Precision {
-        if self.fp16 { Precision::Auto } else { Precision::F32 }
+        if self.fp16 && self.method == Method::Full { Precision::Auto } else { Precision::F32 }
     }
 }
 
@@ -509,6 +514,12 @@ impl Reading {
             }
             return Ok(());
         }
+        if value.is_null() {
+            return Ok(()); // as written by tools that write every key
+        }
+        // A share of the updates, in the words of transformers 5.
+        let is_share = name == "warmup_steps" && value.as_f64().is_some_and(|share| share > 0.0 && share < 1.0);
+        let name = if is_share { "warmup_ratio" } else { name };
         let known = SPELLINGS.iter().find(|(other, _)| *other == name).map_or(name, |(_, known)| known);
         let Some(field) = FINETUNE_FIELDS.iter().find(|field| field.name == known) else {
             let place = if section.is_empty() { String::new() } else { format!(" in {section}") };

@@ -3,6 +3,8 @@
 mod shapes;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,11 +42,35 @@ pub struct RowFormat {
     pub task_prefix_format: Option<String>,
 }
 
+/// Where a row stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Line in the file from 1 on; in a JSON array the number of the row.
+    pub line: usize,
+    /// The file, where rows of several are together.
+    pub file: Option<Arc<str>>,
+}
+
+impl From<usize> for Place {
+    fn from(line: usize) -> Self {
+        Self { line, file: None }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{file}:{}", self.line),
+            None => write!(f, "{}", self.line),
+        }
+    }
+}
+
 /// A row that can be trained on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// Line in the file from 1 on; in a JSON array the number of the row.
-    pub line: usize,
+    /// Where it stands.
+    pub place: Place,
     /// The kind of task, in small letters: `meta.task`, `task`, or `[TASK]` at the start of what the user says first.
     pub task: Option<String>,
     /// What it holds.
@@ -73,10 +99,10 @@ pub enum Content {
 }
 
 /// A row that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRow {
-    /// Line in the file from 1 on; in a JSON array the number of the row.
-    pub line: usize,
+    /// Where it stands.
+    pub place: Place,
     /// What is wrong with it.
     pub reason: String,
 }
@@ -99,7 +125,9 @@ pub fn read(text: &str, format: &RowFormat) -> Rows {
     if text.trim_start().starts_with('[') {
         match serde_json::from_str::<Vec<Value>>(text) {
             Ok(values) => values.iter().zip(1..).for_each(|(value, line)| rows.add(line, Ok(value.clone()), format)),
-            Err(e) => rows.bad.push(BadRow { line: e.line(), reason: format!("no JSON array of rows: {}", one_line(&e.to_string())) }),
+            Err(e) => {
+                rows.bad.push(BadRow { place: e.line().into(), reason: format!("no JSON array of rows: {}", one_line(&e.to_string())) })
+            }
         }
         return rows;
     }
@@ -117,7 +145,7 @@ impl Rows {
                 self.shape = Some(shape);
                 self.examples.push(example);
             }
-            Err(reason) => self.bad.push(BadRow { line, reason }),
+            Err(reason) => self.bad.push(BadRow { place: line.into(), reason }),
         }
     }
 }
@@ -202,18 +230,18 @@ mod tests {
         let text = "\u{feff}oops\n{\"text\":\"a\"}\n\n{\"prompt\":\"p\",\"completion\":\"c\"}\n{\"text\":\"b\"}";
         let rows = read(text, &RowFormat::default());
         assert_eq!(rows.shape, Some(Shape::Text));
-        assert_eq!(rows.examples.iter().map(|example| example.line).collect::<Vec<_>>(), [2, 5]);
-        assert_eq!(rows.bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [1, 4]);
+        assert_eq!(rows.examples.iter().map(|example| example.place.line).collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(rows.bad.iter().map(|bad| bad.place.line).collect::<Vec<_>>(), [1, 4]);
         assert!(rows.bad[1].reason.contains("`text`"), "{}", rows.bad[1].reason);
     }
 
     #[test]
     fn an_array_of_rows_is_read_as_well() {
         let rows = read("[\n {\"text\": \"a\"},\n 7,\n {\"text\": \"b\"}\n]\n", &RowFormat::default());
-        assert_eq!(rows.examples.iter().map(|example| example.line).collect::<Vec<_>>(), [1, 3]);
-        assert_eq!((rows.bad[0].line, rows.bad[0].reason.as_str()), (2, "a number, where a JSON object is needed"));
+        assert_eq!(rows.examples.iter().map(|example| example.place.line).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!((rows.bad[0].place.line, rows.bad[0].reason.as_str()), (2, "a number, where a JSON object is needed"));
         let rows = read("[{\"text\": \"a\"},\n {\"text\": }]", &RowFormat::default());
-        assert_eq!((rows.examples.len(), rows.bad[0].line), (0, 2));
+        assert_eq!((rows.examples.len(), rows.bad[0].place.line), (0, 2));
         assert_eq!(read("[]", &RowFormat::default()), Rows::default());
     }
 

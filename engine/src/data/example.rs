@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::chat::{Content, Example};
+use crate::data::chat::{Content, Example, Place};
 use crate::data::document::Document;
 use crate::error::{Error, Result};
 use crate::text::template::{ChatTemplate, Found, Message, Value};
@@ -41,8 +41,8 @@ pub struct Encoder<'a> {
 /// An example as a model reads it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
-    /// Where it comes from, see [`Example::line`].
-    pub line: usize,
+    /// Where it comes from.
+    pub place: Place,
     /// The kind of task.
     pub task: Option<String>,
     /// Ids and mask.
@@ -101,7 +101,7 @@ impl Encoder<'_> {
         tokens.truncate(kept);
         mask.truncate(kept);
         let document = Document { tokens, mask };
-        Ok(Encoded { line: example.line, task: example.task.clone(), document, lost_tokens, lost_targets, found })
+        Ok(Encoded { place: example.place.clone(), task: example.task.clone(), document, lost_tokens, lost_targets, found })
     }
 
     /// The tokens of an example with their texts.

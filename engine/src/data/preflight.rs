@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::chat::BadRow;
+use crate::data::chat::{BadRow, Place};
 use crate::data::example::{Encoded, Encoder};
 use crate::text::template::Found;
 
@@ -34,8 +34,8 @@ pub struct Check {
     pub level: Level,
     /// What was found, with figures.
     pub line: String,
-    /// The first rows that it is about, as numbered in the file.
-    pub rows: Vec<usize>,
+    /// The first rows that it is about: their lines, with their files where there are several.
+    pub rows: Vec<String>,
 }
 
 /// How long examples are, in tokens after cutting.
@@ -86,34 +86,34 @@ pub fn preflight(encoder: &Encoder<'_>, examples: &[Encoded], bad: &[BadRow], pa
     Preflight { checks, lengths: lengths(examples), tokens, targets }
 }
 
-fn check(level: Level, line: String, rows: Vec<usize>) -> Check {
-    Check { level, line, rows: rows.into_iter().take(MOST_ROWS).collect() }
+fn check(level: Level, line: String, rows: Vec<&Place>) -> Check {
+    Check { level, line, rows: rows.into_iter().take(MOST_ROWS).map(Place::to_string).collect() }
 }
 
-fn lines_of<'a>(examples: &'a [Encoded], mut wanted: impl FnMut(&'a Encoded) -> bool) -> Vec<usize> {
-    examples.iter().filter(|example| wanted(example)).map(|example| example.line).collect()
+fn lines_of<'a>(examples: &'a [Encoded], mut wanted: impl FnMut(&'a Encoded) -> bool) -> Vec<&'a Place> {
+    examples.iter().filter(|example| wanted(example)).map(|example| &example.place).collect()
 }
 
 fn percent(part: usize, whole: usize) -> f64 {
     100.0 * part as f64 / whole.max(1) as f64
 }
 
-/// The first token of a sequence is never predicted.
-fn target_count(example: &Encoded) -> usize {
+/// Tokens that are learned; the first one of a sequence is never predicted.
+pub fn target_count(example: &Encoded) -> usize {
     (1..example.document.tokens.len()).filter(|index| example.document.is_target(*index)).count()
 }
 
 fn rows(examples: &[Encoded], bad: &[BadRow]) -> Check {
-    let level = if examples.is_empty() {
+    let level = if bad.len() > examples.len() || examples.is_empty() {
         Level::Red
     } else if bad.is_empty() {
         Level::Green
     } else {
         Level::Yellow
     };
-    let reason = bad.first().map(|bad| format!("; first: row {}: {}", bad.line, bad.reason)).unwrap_or_default();
+    let reason = bad.first().map(|bad| format!("; first: row {}: {}", bad.place, bad.reason)).unwrap_or_default();
     let line = format!("{} examples, {} rows skipped{reason}", examples.len(), bad.len());
-    check(level, line, bad.iter().map(|bad| bad.line).collect())
+    check(level, line, bad.iter().map(|bad| &bad.place).collect())
 }
 
 fn template(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
@@ -190,12 +190,14 @@ fn stop(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
     let lacking = lines_of(examples, |example| !learns(example));
     let (with, all) = (examples.len() - lacking.len(), examples.len());
     let ids = encoder.stops.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let cut = examples.iter().all(|example| example.lost_tokens > 0);
     let level = match with {
-        0 => Level::Red,
+        0 if !cut => Level::Red,
         _ if with < all => Level::Yellow,
         _ => Level::Green,
     };
     let line = match with {
+        0 if cut => format!("all examples are cut before a stop token ({ids}) is learned: the model would not learn to stop"),
         0 => format!("no example teaches a stop token ({ids}): the model would never stop"),
         _ => format!("a stop token ({ids}) is learned in {with} of {all} examples"),
     };
@@ -215,20 +217,15 @@ fn padding(encoder: &Encoder<'_>, pad: Option<u32>) -> Check {
 
 fn truncation(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
     let cut = lines_of(examples, |example| example.lost_tokens > 0);
-    let emptied = lines_of(examples, |example| example.lost_targets > 0 && target_count(example) == 0);
     let share = percent(cut.len(), examples.len());
     let lost: usize = examples.iter().map(|example| example.lost_tokens).sum();
-    let mut line =
+    let line =
         format!("{} of {} examples ({share:.1} %) are cut at {} tokens, {lost} tokens lost", cut.len(), examples.len(), encoder.max_length);
-    if !emptied.is_empty() {
-        line += &format!("; {} of them lose all that is to be learned: raise the maximum length", emptied.len());
-        return check(Level::Red, line, emptied);
-    }
     check(if share > 100.0 * MANY_TRUNCATED { Level::Yellow } else { Level::Green }, line, cut)
 }
 
 fn without_targets(examples: &[Encoded]) -> Check {
-    let without = lines_of(examples, |example| target_count(example) == 0 && example.lost_targets == 0);
+    let without = lines_of(examples, |example| target_count(example) == 0);
     match without.len() {
         0 => check(Level::Green, "every example has something to learn".into(), without),
         count => {
@@ -281,14 +278,15 @@ mod tests {
     fn encoded(line: usize, tokens: &[u32], targets: &[usize], lost: [usize; 2]) -> Encoded {
         let mask = (0..tokens.len()).map(|index| targets.contains(&index)).collect();
         let document = Document { tokens: tokens.to_vec(), mask };
-        Encoded { line, task: None, document, lost_tokens: lost[0], lost_targets: lost[1], found: Some(Found::Prefixes) }
+        Encoded { place: line.into(), task: None, document, lost_tokens: lost[0], lost_targets: lost[1], found: Some(Found::Prefixes) }
     }
 
     #[track_caller]
     fn finds(preflight: &Preflight, level: Level, words: &str, rows: &[usize]) {
         let check =
             preflight.checks.iter().find(|check| check.line.contains(words)).unwrap_or_else(|| panic!("{words}: {:#?}", preflight.checks));
-        assert_eq!((check.level, check.rows.as_slice()), (level, rows), "{}", check.line);
+        let rows: Vec<String> = rows.iter().map(usize::to_string).collect();
+        assert_eq!((check.level, &check.rows), (level, &rows), "{}", check.line);
         assert!(!check.line.contains('\n'));
     }
 
@@ -334,7 +332,7 @@ mod tests {
     #[test]
     fn rows_are_named() {
         let tokenizer = tiny_tokenizer();
-        let bad: Vec<BadRow> = (20..40).map(|line| BadRow { line, reason: "not JSON".into() }).collect();
+        let bad: Vec<BadRow> = (20..40).map(|line| BadRow { place: line.into(), reason: "not JSON".into() }).collect();
         // The first token is never predicted, so example 3 has nothing to learn.
         let examples = [encoded(1, &[1, 9, 2], &[2], [0, 0]), encoded(2, &[1, 9, 2], &[2], [0, 0]), encoded(3, &[1, 2], &[0], [0, 0])];
         let found = preflight(&encoder(&tokenizer, None), &examples, &bad, None);

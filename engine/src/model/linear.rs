@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::data::random::mix;
-use crate::ops::dropout::dropout;
+use crate::ops::dropout::{Noise, dropout};
 use crate::ops::linear::linear;
 use crate::ops::linear_nf4::{Nf4Weight, linear_nf4};
 
@@ -92,9 +92,9 @@ impl Linear {
         }
     }
 
-    /// `[n, in]` to `[n, out]`. With `half` the operands of its own product are rounded to f16; `noise` is the seed of what
-    /// its adapter drops.
-    pub fn forward(&self, x: Tensor<2>, half: bool, noise: Option<u64>) -> Tensor<2> {
+    /// `[n, in]` to `[n, out]`. With `half` the operands of its own product are rounded to f16; `noise` is what its
+    /// adapter drops.
+    pub fn forward(&self, x: Tensor<2>, half: bool, noise: Option<Noise>) -> Tensor<2> {
         let y = match &self.weight {
             Weight::Dense(weight) => linear(x.clone(), weight.tensor.clone(), half),
             Weight::Nf4(weight) => linear_nf4(x.clone(), weight),
@@ -107,9 +107,9 @@ impl Linear {
 }
 
 impl Lora {
-    fn forward(&self, x: Tensor<2>, noise: Option<u64>) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, noise: Option<Noise>) -> Tensor<2> {
         let x = match noise.filter(|_| self.dropout > 0.0) {
-            Some(seed) => dropout(x, self.dropout, mix(seed ^ self.stream)),
+            Some(noise) => dropout(x, self.dropout, Noise { seed: mix(noise.seed ^ self.stream), ..noise }),
             None => x,
         };
         let h = linear(x, self.a.tensor.clone(), false) * self.scale; // [b·t, r]

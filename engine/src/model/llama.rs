@@ -14,6 +14,7 @@ use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::ops::attention::{Mask, attention};
 use crate::ops::cross_entropy::{Losses, linear_cross_entropy};
+use crate::ops::dropout::Noise;
 use crate::ops::embedding::embedding;
 use crate::ops::linear::linear;
 use crate::ops::linear_nf4::Nf4Weight;
@@ -101,7 +102,15 @@ pub struct Pass<'a> {
     cos: Tensor<2>,
     sin: Tensor<2>,
     half: bool,
-    dropout: Option<u64>,
+    noise: Option<Noise>,
+}
+
+impl Pass<'_> {
+    /// The same for the sequences from row `row` of the activations on.
+    pub fn from_row(mut self, row: usize) -> Self {
+        self.noise = self.noise.map(|noise| Noise { row, ..noise });
+        self
+    }
 }
 
 impl RmsNorm {
@@ -120,9 +129,9 @@ impl Embedding {
 impl Attention {
     fn forward(&self, x: Tensor<2>, pass: &Pass, layer: usize, cache: Option<&mut KvCache>) -> Tensor<2> {
         let config = pass.config;
-        let q = self.q_proj.forward(x.clone(), pass.half, pass.dropout); // [b·t, h·e]
-        let k = self.k_proj.forward(x.clone(), pass.half, pass.dropout); // [b·t, g·e]
-        let v = self.v_proj.forward(x, pass.half, pass.dropout);
+        let q = self.q_proj.forward(x.clone(), pass.half, pass.noise); // [b·t, h·e]
+        let k = self.k_proj.forward(x.clone(), pass.half, pass.noise); // [b·t, g·e]
+        let v = self.v_proj.forward(x, pass.half, pass.noise);
         let q = rope(q, pass.cos.clone(), pass.sin.clone());
         let k = rope(k, pass.cos.clone(), pass.sin.clone());
         let (k, v) = match cache {
@@ -130,15 +139,15 @@ impl Attention {
             None => (k, v),
         };
         let out = attention(q, k, v, pass.mask, config.num_attention_heads, config.num_key_value_heads);
-        self.o_proj.forward(out, pass.half, pass.dropout)
+        self.o_proj.forward(out, pass.half, pass.noise)
     }
 }
 
 impl Mlp {
     fn forward(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone(), pass.half, pass.dropout);
-        let up = self.up_proj.forward(x, pass.half, pass.dropout);
-        self.down_proj.forward(swiglu(gate, up), pass.half, pass.dropout)
+        let gate = self.gate_proj.forward(x.clone(), pass.half, pass.noise);
+        let up = self.up_proj.forward(x, pass.half, pass.noise);
+        self.down_proj.forward(swiglu(gate, up), pass.half, pass.noise)
     }
 }
 
@@ -373,7 +382,14 @@ impl Llama {
     /// What all layers share for `t` tokens after `offset` others.
     pub fn pass<'a>(&'a self, mask: &'a Mask, offset: usize, t: usize) -> Pass<'a> {
         let (cos, sin) = self.rope.at(offset, t);
-        Pass { config: &self.config, mask, cos: self.lift(cos), sin: self.lift(sin), half: self.half, dropout: self.dropout }
+        Pass {
+            config: &self.config,
+            mask,
+            cos: self.lift(cos),
+            sin: self.lift(sin),
+            half: self.half,
+            noise: self.dropout.map(|seed| Noise { seed, row: 0 }),
+        }
     }
 
     /// Embeddings of `ids: [b·t]` as `[b·t, d]`.

@@ -270,8 +270,8 @@ pub struct SourcePlan {
 /// An example as the model reads it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ExampleReport {
-    /// Line in its file from 1 on.
-    pub line: usize,
+    /// Its line, from 1 on, with its file where there are several.
+    pub row: String,
     /// The kind of task.
     pub task: Option<String>,
     /// Tokens that were cut off.
@@ -295,8 +295,8 @@ pub enum Match {
 /// A question, the answer that was expected, and the model's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AnswerReport {
-    /// Line in its file from 1 on.
-    pub line: usize,
+    /// Its line, from 1 on, with its file where there are several.
+    pub row: String,
     /// The kind of task.
     pub task: String,
     /// What was asked.
@@ -335,5 +335,10 @@ impl Matches {
     /// Answers in all.
     pub fn all(&self) -> u64 {
         self.exact + self.partial + self.none
+    }
+
+    /// Share of exact answers, 0 to 1; 0 where nothing was asked.
+    pub fn exact_share(&self) -> f64 {
+        self.exact as f64 / self.all().max(1) as f64
     }
 }

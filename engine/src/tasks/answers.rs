@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::finetune::FinetuneConfig;
+use crate::config::finetune::{BadRows, FinetuneConfig};
 use crate::control::{Control, Flow};
 use crate::data::examples::Examples;
 use crate::data::random::Random;
@@ -17,25 +17,22 @@ use crate::store::Store;
 use crate::train::rows;
 use crate::train::{checkpoint, eval};
 
-/// Scores the examples of `request.config.train_file` and lets the model answer the first of them.
+/// Scores the examples of `request.config.train_file` and lets the model answer the first of them. Returns how many of
+/// the answers were right, by task; `None` where it was stopped.
 ///
 /// # Errors
 /// What is wrong with model, adapters, files or device.
-pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> Result<()> {
+pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> Result<Option<BTreeMap<String, Matches>>> {
     let config = FinetuneConfig { packing: false, validation_split: 0.0, ..request.config.clone() };
     sampler::validate(&request.sampling)?;
     let base = checkpoint::newest_of(store, &config.model_name).await;
     let speech = Speech::load(store, &base, config.chat_template.as_deref(), config.date.as_deref()).await?;
-    let Some(read) = rows::read(&config, &config.train_file.0, store, control).await? else { return Ok(()) };
-    let kinds = rows::kinds(read.examples.iter());
+    let Some(mut read) = rows::read(&config, &config.train_file.0, store, control).await? else { return Ok(None) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
-    let mut kinded = Vec::new();
-    for example in &read.examples {
-        match encoder.encode(example) {
-            Ok(encoded) => kinded.push((rows::kind(&kinds, example), encoded.document)),
-            Err(error) => control.warn(format!("line {} is left out: {error}", example.line)),
-        }
-    }
+    let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };
+    let Some(encoded) = read.encode("rows", &encoder, &lenient, control).await? else { return Ok(None) };
+    let kinds = rows::kinds(read.examples.iter());
+    let kinded: Vec<_> = encoded.into_iter().map(|done| (rows::kind(&kinds, done.task.as_deref()), done.document)).collect();
     let examples = Examples::new(kinds.clone(), kinded.clone(), kinded, [1, 1], None, 1, 0)?;
 
     let context = speech.shape.max_position_embeddings;
@@ -44,8 +41,8 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
         match speech.question(example).ok().flatten() {
             Some(question) if question.1.len() + request.max_new_tokens <= context => questions.push((example, question)),
             Some((_, prompt, _)) => control.warn(format!(
-                "line {} is not asked: {} tokens and {} new ones are more than the context of {context}",
-                example.line,
+                "row {} is not asked: {} tokens and {} new ones are more than the context of {context}",
+                example.place,
                 prompt.len(),
                 request.max_new_tokens
             )),
@@ -68,7 +65,7 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
             control.progress(&format!("score {name}"), done as u64, total, "batches");
             batch
         });
-        let Some(scored) = eval::run(&model, counted, control).await? else { return Ok(()) };
+        let Some(scored) = eval::run(&model, counted, control).await? else { return Ok(None) };
         control.emit(Event::Scored { file: name.clone(), score: scored.score(bytes) });
     }
 
@@ -85,13 +82,21 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
             break;
         }
         let matched = matched(&expected, &answer.text);
-        let task = kinds[rows::kind(&kinds, example)].clone();
+        let task = kinds[rows::kind(&kinds, example.task.as_deref())].clone();
         matches.entry(task.clone()).or_default().add(matched);
         let stopped = answer.finish == "stop";
-        control.emit(Event::Answer(AnswerReport { line: example.line, task, question, expected, answer: answer.text, stopped, matched }));
+        control.emit(Event::Answer(AnswerReport {
+            row: example.place.to_string(),
+            task,
+            question,
+            expected,
+            answer: answer.text,
+            stopped,
+            matched,
+        }));
     }
-    control.emit(Event::Matches { tasks: matches });
-    Ok(())
+    control.emit(Event::Matches { tasks: matches.clone() });
+    Ok((control.flow() != Flow::Stop).then_some(matches))
 }
 
 /// As the reference system compares: equal without spaces around and capitals, or contained.

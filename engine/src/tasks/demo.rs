@@ -1,5 +1,7 @@
 //! The main job on built-in data: corpora, tokenizer, five stages, evaluation, export, generation.
 
+pub mod finetune;
+
 use crate::config::{SourceConfig, TrainConfig};
 use crate::control::{Control, Flow};
 use crate::data::builtin;
@@ -40,26 +42,40 @@ pub fn config(out: &str, device: DeviceChoice, seed: u64, steps: u32) -> TrainCo
     }
 }
 
-/// Runs it.
-///
-/// # Errors
-/// As [`pretrain::run`].
-pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
+/// Refuses too few updates, and a folder that holds a demo.
+async fn may_begin(run: &str, out: &str, steps: u32, store: &Store) -> Result<()> {
     if steps < 5 {
         return Err(Error::Config(format!("--steps {steps}: the demo has five stages and needs at least 5")));
     }
-    if store.exists(&format!("{out}/run/config.yaml")).await {
-        return Err(Error::Config(format!(
-            "{out}: there is a demo already; go on with it by `smolforge train --resume --out {out}/run`, or choose another --out"
-        )));
+    match store.exists(&format!("{run}/config.yaml")).await {
+        true => Err(Error::Config(format!(
+            "{out}: there is a demo already; go on with it by `smolforge train --resume --out {run}`, or choose another --out"
+        ))),
+        false => Ok(()),
     }
+}
+
+/// Writes the three texts; whether it came to its end.
+async fn corpora(out: &str, seed: u64, store: &Store, control: &Control) -> Result<bool> {
     for (name, text) in builtin::corpora(seed, CORPUS_BYTES) {
         let path = format!("{out}/corpora/{name}.txt");
         store.write(&path, text.as_bytes()).await?;
         control.emit(Event::Wrote { what: format!("corpus `{name}`"), path });
         if control.breathe().await == Flow::Stop {
-            return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]));
+            return Ok(false);
         }
+    }
+    Ok(true)
+}
+
+/// Runs it.
+///
+/// # Errors
+/// As [`pretrain::run`].
+pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
+    may_begin(&format!("{out}/run"), out, steps, store).await?;
+    if !corpora(out, seed, store, control).await? {
+        return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]));
     }
     let config = config(out, device, seed, steps);
     let (ended, hints) = pretrain::run(&config, false, store, control).await?;

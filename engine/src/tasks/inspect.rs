@@ -1,8 +1,7 @@
 //! The mask X-ray: examples as the model reads them, token by token, and the pre-flight list.
 
-use crate::config::finetune::FinetuneConfig;
+use crate::config::finetune::{BadRows, FinetuneConfig};
 use crate::control::Control;
-use crate::data::chat::BadRow;
 use crate::data::preflight::preflight;
 use crate::error::{Error, Result};
 use crate::generate::speech::Speech;
@@ -26,27 +25,24 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, line: Opti
     let speech = Speech::load(store, &base, config.chat_template.as_deref(), config.date.as_deref()).await?;
     let Some(mut read) = rows::read(config, &config.train_file.0, store, control).await? else { return Ok(()) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
-    let mut encoded = Vec::new();
-    for (index, example) in read.examples.iter().enumerate() {
-        if index % 256 == 0 {
-            control.breathe().await;
-            control.progress("tokenize examples", index as u64, read.examples.len() as u64, "rows");
-        }
-        match encoder.encode(example) {
-            Ok(example) => encoded.push(example),
-            Err(error) => read.bad.push(BadRow { line: example.line, reason: error.to_string() }),
-        }
-    }
+    let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };
+    let Some(encoded) = read.encode("rows", &encoder, &lenient, control).await? else { return Ok(()) };
     let report = preflight(&encoder, &encoded, &read.bad, speech.shape.pad_token_id);
     control.emit(Event::Preflight(report.clone()));
-    let shown = encoded.iter().filter(|example| line.is_none_or(|line| example.line == line)).skip(first).take(count);
+    let shown = encoded.iter().filter(|example| line.is_none_or(|line| example.place.line == line)).skip(first).take(count);
     for example in shown {
         control.emit(Event::Example(ExampleReport {
-            line: example.line,
+            row: example.place.to_string(),
             task: example.task.clone(),
             lost_tokens: example.lost_tokens,
             pieces: encoder.pieces(&example.document),
         }));
+    }
+    if let Some(line) = line.filter(|line| encoded.iter().all(|example| example.place.line != *line)) {
+        return Err(Error::Data(format!(
+            "no example stands in line {line}; the last one is in line {}",
+            encoded[encoded.len() - 1].place.line
+        )));
     }
     rows::refuse(&report)
 }

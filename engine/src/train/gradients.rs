@@ -1,13 +1,23 @@
 //! Losses and gradients of a micro-batch: at once, or a layer at a time.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Gradients, Tensor};
 
 use crate::data::batch::Batch;
 use crate::model::Llama;
 use crate::model::linear::Parameter;
-use crate::model::llama::ids;
+use crate::model::llama::{Pass, ids};
 use crate::ops::attention::Mask;
 use crate::ops::cross_entropy::{Losses, attach};
+
+/// Tokens from which on a layer is no faster for taking more of them at once, and needs memory for each.
+const TOGETHER: usize = 1024;
+
+/// Sequences of `t` tokens that a layer takes together where layers are computed again.
+pub fn together(t: usize) -> usize {
+    (TOGETHER / t.max(1)).max(1)
+}
 
 /// Losses of a micro-batch; `scale` is what one target weighs.
 pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
@@ -19,10 +29,10 @@ pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
 /// Loss of every target, and gradients of `scale · Σ nll` in the order of [`Llama::trained`].
 ///
 /// With `checkpointing` the inputs of the layers are all that is kept of the forward pass: every layer is computed again
-/// when its gradients are made (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
+/// when its gradients are made (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>), [`together`] sequences at a time.
 pub fn losses_and_gradients(model: &Llama, batch: &Batch, scale: f64, checkpointing: bool) -> (Tensor<1>, Vec<Tensor<2>>) {
     if checkpointing {
-        return layer_by_layer(model, batch, scale);
+        return layer_by_layer(model, batch, scale, together(batch.len));
     }
     let Losses { scaled, nll, .. } = forward(model, batch, scale);
     (nll, gradients(model, scaled))
@@ -43,19 +53,21 @@ fn take(leaf: &Tensor<2>, grads: &mut Gradients) -> Tensor<2> {
     leaf.grad_remove(grads).unwrap_or_else(|| leaf.clone().inner().zeros_like())
 }
 
-fn layer_by_layer(model: &Llama, batch: &Batch, scale: f64) -> (Tensor<1>, Vec<Tensor<2>>) {
-    let (mask, device) = (mask(model, batch), model.norm.weight.tensor.device());
+/// As [`losses_and_gradients`] with checkpointing; a layer takes `together` sequences at a time.
+pub fn layer_by_layer(model: &Llama, batch: &Batch, scale: f64, together: usize) -> (Tensor<1>, Vec<Tensor<2>>) {
+    let device = model.norm.weight.tensor.device();
     let mut plain = model.plain();
     plain.dropout = model.dropout;
+    let groups: Vec<Group> = (0..batch.rows).step_by(together.max(1)).map(|row| Group::new(model, batch, row, together)).collect();
 
-    let pass = plain.pass(&mask, 0, batch.len);
     let mut inputs = vec![plain.embed(ids(batch.inputs.clone(), &device))]; // [b·t, d] each
     for (i, layer) in plain.layers.iter().enumerate() {
-        inputs.push(layer.forward(inputs[i].clone(), &pass, i, None));
+        let parts = groups.iter().map(|group| layer.forward(group.of(&inputs[i]), &group.pass(&plain), i, None));
+        inputs.push(joined(parts.collect()));
     }
 
     let adapted = model.is_adapted();
-    let x = leaf(inputs.pop());
+    let x = leaf(inputs.pop().expect("what the last layer made"));
     let Losses { scaled, nll, .. } = model.loss(model.norm.forward(x.clone()), &batch.targets, scale);
     let mut grads = scaled.backward();
     let mut dx = take(&x, &mut grads);
@@ -69,16 +81,27 @@ fn layer_by_layer(model: &Llama, batch: &Batch, scale: f64) -> (Tensor<1>, Vec<T
             outer(&model.embed_tokens.weight),
         ),
     };
+    drop((x, grads));
 
-    let pass = model.pass(&mask, 0, batch.len);
     let mut layers = Vec::new(); // gradients of the last layer first
     for (i, layer) in model.layers.iter().enumerate().rev() {
-        let x = leaf(inputs.pop());
-        let y = layer.forward(x.clone(), &pass, i, None);
-        let mut grads = seeded(y, dx).backward();
-        dx = take(&x, &mut grads);
+        let input = inputs.pop().expect("every layer has an input");
         let trained = if adapted { layer.adapter() } else { layer.parameters() };
-        layers.push(trained.iter().map(|parameter| take(&parameter.tensor, &mut grads)).collect::<Vec<_>>());
+        let mut sums: Vec<Tensor<2>> = Vec::new();
+        let mut parts = Vec::new();
+        for group in &groups {
+            let x = leaf(group.of(&input));
+            let y = layer.forward(x.clone(), &group.pass(model), i, None);
+            let mut grads = seeded(y, group.of(&dx)).backward();
+            parts.push(take(&x, &mut grads));
+            let of_group = trained.iter().map(|parameter| take(&parameter.tensor, &mut grads));
+            sums = match sums.is_empty() {
+                true => of_group.collect(),
+                false => sums.into_iter().zip(of_group).map(|(sum, grad)| sum + grad).collect(),
+            };
+        }
+        dx = joined(parts);
+        layers.push(sums);
     }
     let layers = layers.into_iter().rev().flatten();
     if adapted {
@@ -90,9 +113,38 @@ fn layer_by_layer(model: &Llama, batch: &Batch, scale: f64) -> (Tensor<1>, Vec<T
     (nll, table.chain(layers).chain(norm).chain(head).collect())
 }
 
+/// Sequences that a layer takes together.
+struct Group {
+    /// Their rows of the activations.
+    rows: Range<usize>,
+    t: usize,
+    mask: Mask,
+}
+
+impl Group {
+    fn new(model: &Llama, batch: &Batch, first: usize, together: usize) -> Self {
+        let (t, sequences) = (batch.len, together.min(batch.rows - first));
+        let rows = first * t..(first + sequences) * t;
+        let mask = Mask::new(sequences, t, 0, &batch.starts[rows.clone()], &model.norm.weight.tensor.device());
+        Self { rows, t, mask }
+    }
+
+    fn of(&self, x: &Tensor<2>) -> Tensor<2> {
+        if self.rows.len() == x.dims()[0] { x.clone() } else { x.clone().slice([self.rows.clone()]) }
+    }
+
+    fn pass<'a>(&'a self, model: &'a Llama) -> Pass<'a> {
+        model.pass(&self.mask, 0, self.t).from_row(self.rows.start)
+    }
+}
+
+fn joined(mut parts: Vec<Tensor<2>>) -> Tensor<2> {
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+}
+
 /// The input of a piece of the model that is differentiated by itself.
-fn leaf(x: Option<Tensor<2>>) -> Tensor<2> {
-    Tensor::from_inner(x.expect("every layer has an input")).require_grad()
+fn leaf(x: Tensor<2>) -> Tensor<2> {
+    Tensor::from_inner(x).require_grad()
 }
 
 /// A number whose gradient by `y` is `dy`.

@@ -1,13 +1,14 @@
 //! From rows of files to the examples of a fine-tuning run.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::config::finetune::{BadRows, FinetuneConfig};
 use crate::control::{Control, Flow};
 use crate::data::chat::{self, BadRow, Example, RowFormat};
-use crate::data::example::Encoded;
-use crate::data::examples::{Examples, Kinded};
-use crate::data::preflight::{Level, Preflight, preflight};
+use crate::data::example::{Encoded, Encoder};
+use crate::data::examples::Examples;
+use crate::data::preflight::{Level, Preflight, preflight, target_count};
 use crate::data::random::{Permutation, mix};
 use crate::error::{Error, Result};
 use crate::generate::speech::Speech;
@@ -18,10 +19,10 @@ const NO_TASK: &str = "examples";
 /// More names than this are no kinds of tasks.
 const MOST_TASKS: usize = 32;
 
-/// Rows of some files as they were read, with the file of each bad one.
+/// Rows of some files.
 #[derive(Debug, Default)]
 pub struct Read {
-    /// Rows that can be trained on; lines count through all files.
+    /// Rows that can be trained on.
     pub examples: Vec<Example>,
     /// Rows that cannot.
     pub bad: Vec<BadRow>,
@@ -31,37 +32,97 @@ pub struct Read {
 ///
 /// # Errors
 /// [`Error::File`], [`Error::Data`] for files without a usable row, and for any bad row where those are to be refused.
-pub async fn read(config: &FinetuneConfig, files: &[String], store: &Store, control: &Control) -> Result<Option<Read>> {
+pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, control: &Control) -> Result<Option<Read>> {
     let format = RowFormat {
         shape: config.dataset_format.shape(),
         keys: config.columns.clone(),
         task_prefix_format: config.task_prefix_format.clone(),
     };
+    let mut files = Vec::new();
+    for pattern in patterns {
+        files.extend(store.expand(pattern).await?);
+    }
     let mut read = Read::default();
-    for pattern in files {
-        for file in store.expand(pattern).await? {
-            if control.breathe().await == Flow::Stop {
-                return Ok(None);
-            }
-            let rows = chat::read(&String::from_utf8_lossy(&store.read(&file).await?), &format);
-            if let Some(bad) = rows.bad.first() {
-                let count = rows.bad.len();
-                let line = format!("{file}: line {}: {}", bad.line, bad.reason);
-                if rows.examples.is_empty() || config.bad_rows == BadRows::Refuse {
-                    let more = if count > 1 { format!(" (and {} more rows)", count - 1) } else { String::new() };
-                    return Err(Error::Data(format!("{line}{more}; mend the rows, or tell other names of keys with --columns")));
-                }
-                control.warn(format!("{file}: {count} rows cannot be used and are left out; the first: line {}: {}", bad.line, bad.reason));
-            }
-            if rows.examples.is_empty() {
-                return Err(Error::Data(format!("{file} holds no rows")));
-            }
-            read.examples.extend(rows.examples);
-            read.bad.extend(rows.bad);
+    for file in &files {
+        if control.breathe().await == Flow::Stop {
+            return Ok(None);
         }
+        let mut rows = chat::read(&String::from_utf8_lossy(&store.read(file).await?), &format);
+        if files.len() > 1 {
+            let name: Arc<str> = file.as_str().into();
+            let places = rows.examples.iter_mut().map(|example| &mut example.place);
+            places.chain(rows.bad.iter_mut().map(|bad| &mut bad.place)).for_each(|place| place.file = Some(name.clone()));
+        }
+        if rows.examples.is_empty() {
+            let why = rows.bad.first().map(|bad| format!("line {}: {}", bad.place.line, bad.reason));
+            return Err(Error::Data(match why {
+                Some(why) => format!("{file} holds no row that can be used; {why}{MEND}"),
+                None => format!("{file} holds no rows"),
+            }));
+        }
+        read.examples.extend(rows.examples);
+        read.bad.extend(rows.bad);
     }
     Ok(Some(read))
 }
+
+/// What to do about bad rows.
+const MEND: &str = "; mend the rows, or tell other names of keys with --columns";
+
+impl Read {
+    /// Makes ids of the rows. What the template refuses is bad, and what loses all that is to be learned to the limit of
+    /// length; bad rows are told, and left out or refused. `part` is what the rows are for. `None` where it was stopped.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where no row is left, or bad ones are to be refused.
+    pub async fn encode(
+        &mut self,
+        part: &str,
+        encoder: &Encoder<'_>,
+        config: &FinetuneConfig,
+        control: &Control,
+    ) -> Result<Option<Vec<Encoded>>> {
+        let total = self.examples.len() as u64;
+        let (mut examples, mut encoded) = (Vec::new(), Vec::new());
+        for (index, example) in std::mem::take(&mut self.examples).into_iter().enumerate() {
+            if index % 256 == 0 {
+                if control.breathe().await == Flow::Stop {
+                    return Ok(None);
+                }
+                control.progress(&format!("tokenize {part}"), index as u64, total, "rows");
+            }
+            let reason = match encoder.encode(&example) {
+                Ok(done) if done.lost_targets > 0 && target_count(&done) == 0 => {
+                    format!("its answer begins after the {} tokens that --max-seq-length leaves", encoder.max_length)
+                }
+                Ok(done) => {
+                    encoded.push(done);
+                    examples.push(example);
+                    continue;
+                }
+                Err(error) => error.to_string(),
+            };
+            self.bad.push(BadRow { place: example.place, reason });
+        }
+        self.examples = examples;
+        let Some(first) = self.bad.first() else { return Ok(Some(encoded)) };
+        let (count, first) = (self.bad.len(), format!("row {}: {}", first.place, first.reason));
+        if encoded.is_empty() {
+            return Err(Error::Data(format!("none of the {part} can be used; {first}")));
+        }
+        if config.bad_rows == BadRows::Refuse {
+            let more = if count > 1 { format!(" (and {} more rows)", count - 1) } else { String::new() };
+            return Err(Error::Data(format!("{first}{more}{MEND}")));
+        }
+        let places: Vec<String> = self.bad.iter().take(MOST_NAMED).map(|bad| bad.place.to_string()).collect();
+        let more = if count > MOST_NAMED { ", …" } else { "" };
+        control.warn(format!("{count} of the {part} cannot be used and are left out (rows {}{more}); {first}", places.join(", ")));
+        Ok(Some(encoded))
+    }
+}
+
+/// Bad rows that are named.
+const MOST_NAMED: usize = 10;
 
 /// Everything about a fine-tuning run that does not need the model's weights.
 pub struct Prepared {
@@ -93,40 +154,22 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
         (training.examples, validation.examples) = split(training.examples, config);
     }
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
+    let Some(encoded) = training.encode("training rows", &encoder, config, control).await? else { return Ok(None) };
+    let preflight = preflight(&encoder, &encoded, &training.bad, speech.shape.pad_token_id);
+    let Some(held_out) = validation.encode("validation rows", &encoder, config, control).await? else { return Ok(None) };
+    if held_out.is_empty() && config.load_best_model_at_end {
+        control.warn("no rows are held out: load_best_model_at_end has nothing to go by, and the last step is taken");
+    }
     let kinds = kinds(training.examples.iter().chain(&validation.examples));
-    let kind = |example: &Example| kind(&kinds, example);
-    let mut encoded: [Vec<Encoded>; 2] = Default::default();
-    let mut kinded: [Vec<Kinded>; 2] = Default::default();
-    let total = (training.examples.len() + validation.examples.len()) as u64;
-    for (part, read) in [&mut training, &mut validation].into_iter().enumerate() {
-        for (index, example) in read.examples.iter().enumerate() {
-            if index % 256 == 0 {
-                if control.breathe().await == Flow::Stop {
-                    return Ok(None);
-                }
-                control.progress("tokenize examples", (encoded[0].len() + index) as u64, total, "rows");
-            }
-            match encoder.encode(example) {
-                Ok(done) => {
-                    kinded[part].push((kind(example), done.document.clone()));
-                    encoded[part].push(done);
-                }
-                Err(error) => read.bad.push(BadRow { line: example.line, reason: error.to_string() }),
-            }
-        }
-    }
-    let preflight = preflight(&encoder, &encoded[0], &training.bad, speech.shape.pad_token_id);
-    if encoded[0].is_empty() {
-        let reason = training.bad.first().map(|bad| format!("; line {}: {}", bad.line, bad.reason)).unwrap_or_default();
-        return Err(Error::Data(format!("none of the rows can be used{reason}")));
-    }
+    let kind = |task: &Option<String>| kind(&kinds, task.as_deref());
+    let kinded = [encoded, held_out].map(|part| part.into_iter().map(|done| (kind(&done.task), done.document)).collect());
     refuse(&preflight)?;
     let mut prompts: Vec<(String, Vec<u32>)> = Vec::new();
     let asked = if validation.examples.is_empty() { &training.examples } else { &validation.examples };
     for index in 0..kinds.len() {
         // The first that the template does not refuse and the context has room for.
         let room = speech.shape.max_position_embeddings.saturating_sub(config.sample_tokens);
-        let questions = asked.iter().filter(|example| kind(example) == index && config.sample_tokens > 0);
+        let questions = asked.iter().filter(|example| kind(&example.task) == index && config.sample_tokens > 0);
         let mut questions = questions.filter_map(|example| speech.question(example).ok().flatten());
         prompts.extend(questions.find(|(_, ids, _)| !ids.is_empty() && ids.len() < room).map(|(asked, ids, _)| (asked, ids)));
     }
@@ -146,8 +189,7 @@ pub fn refuse(preflight: &Preflight) -> Result<()> {
     match preflight.checks.iter().find(|check| check.level == Level::Red) {
         None => Ok(()),
         Some(check) => {
-            let rows: Vec<String> = check.rows.iter().map(ToString::to_string).collect();
-            let rows = if rows.is_empty() { String::new() } else { format!(" (rows {})", rows.join(", ")) };
+            let rows = if check.rows.is_empty() { String::new() } else { format!(" (rows {})", check.rows.join(", ")) };
             Err(Error::Data(format!("pre-flight: {}{rows}; look at them with `smolforge inspect`", check.line)))
         }
     }
@@ -165,9 +207,9 @@ fn split(examples: Vec<Example>, config: &FinetuneConfig) -> (Vec<Example>, Vec<
     (examples(training), examples(held_out))
 }
 
-/// Which of the kinds an example is of.
-pub fn kind(kinds: &[String], example: &Example) -> usize {
-    let name = example.task.as_deref().unwrap_or(NO_TASK);
+/// Which of the kinds examples of a task are.
+pub fn kind(kinds: &[String], task: Option<&str>) -> usize {
+    let name = task.unwrap_or(NO_TASK);
     kinds.iter().position(|kind| kind == name).unwrap_or(0)
 }
 

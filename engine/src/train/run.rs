@@ -123,7 +123,7 @@ impl<'a> Run<'a> {
         let Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock } = ready;
         let held_out = sizes.values().map(|(_, held_out)| (*held_out).min(config.eval_tokens as u64)).sum();
         let mut run = Self {
-            schedule: Schedule::from(&config),
+            schedule: Schedule { from_zero: matches!(kind, Kind::Finetuning(_)), ..Schedule::from(&config) },
             pace: Pace::new(&config, held_out),
             sources: sizes.keys().cloned().collect(),
             model: model.with_half(mixed),
@@ -218,10 +218,10 @@ impl<'a> Run<'a> {
         self.record(&event).await
     }
 
-    /// Writes an event down, and the warnings before it.
+    /// Writes an event down, and the remarks before it.
     async fn record(&mut self, event: &Event) -> Result<()> {
-        for text in self.control.take_warnings() {
-            self.log.push(&Event::Notice { warning: true, text })?;
+        for remark in self.control.take_remarks() {
+            self.log.push(&remark)?;
         }
         self.log.push(event)?;
         self.with_room(async |run| run.log.flush()).await

@@ -16,6 +16,8 @@ pub struct Schedule {
     pub steps: u32,
     /// How it falls.
     pub decay: Decay,
+    /// Whether warm-up begins at 0, so that the first update changes nothing, as Hugging Face's does.
+    pub from_zero: bool,
 }
 
 impl From<&TrainConfig> for Schedule {
@@ -26,6 +28,7 @@ impl From<&TrainConfig> for Schedule {
             warmup: config.warmup_steps,
             steps: config.steps,
             decay: config.lr_scheduler_type,
+            from_zero: false,
         }
     }
 }
@@ -33,14 +36,15 @@ impl From<&TrainConfig> for Schedule {
 impl Schedule {
     /// Learning rate of the update that comes after `step` updates (the first one is step 0).
     ///
-    /// `lr · (step + 1) / (warmup + 1)` below `warmup`; then
+    /// `lr · (step + 1) / (warmup + 1)` below `warmup`, or `lr · step / warmup` from zero; then
     /// `min_lr + (lr − min_lr) · (1 + cos(π · (step − warmup) / (steps − warmup))) / 2`; `min_lr` from `steps` on.
     pub fn lr(&self, step: u32) -> f64 {
         if self.decay == Decay::Constant {
             return self.lr;
         }
         if step < self.warmup {
-            return self.lr * (f64::from(step) + 1.0) / (f64::from(self.warmup) + 1.0);
+            let (step, warmup) = (f64::from(step), f64::from(self.warmup));
+            return self.lr * if self.from_zero { step / warmup } else { (step + 1.0) / (warmup + 1.0) };
         }
         if step >= self.steps && self.decay != Decay::ConstantWithWarmup {
             return self.min_lr;
@@ -59,7 +63,7 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const SMOLLM2: Schedule = Schedule { lr: 6e-4, min_lr: 3e-4, warmup: 100, steps: 5050, decay: Decay::Cosine };
+    const SMOLLM2: Schedule = Schedule { lr: 6e-4, min_lr: 3e-4, warmup: 100, steps: 5050, decay: Decay::Cosine, from_zero: false };
 
     #[test]
     fn warm_up_is_linear_and_meets_the_cosine() {
@@ -107,11 +111,42 @@ mod tests {
     }
 
     #[test]
+    fn schedules_from_zero_are_those_of_transformers() {
+        // transformers 5.23: get_scheduler(name, AdamW(lr=2e-4), num_warmup_steps=3, num_training_steps=10)
+        let first = [0.0, 6.666666666666667e-05, 0.00013333333333333334, 2e-4];
+        let cosine = [
+            0.00019009688679024191,
+            0.00016234898018587337,
+            0.00012225209339563145,
+            7.7747906604368577e-05,
+            3.7651019814126654e-05,
+            9.9031132097580962e-06,
+            0.0,
+        ];
+        let linear = [
+            0.00017142857142857143,
+            0.00014285714285714287,
+            0.00011428571428571428,
+            8.5714285714285713e-05,
+            5.7142857142857142e-05,
+            2.8571428571428571e-05,
+            0.0,
+        ];
+        for (decay, rest) in [(Decay::Cosine, cosine), (Decay::Linear, linear), (Decay::ConstantWithWarmup, [2e-4; 7])] {
+            let schedule = Schedule { lr: 2e-4, min_lr: 0.0, warmup: 3, steps: 10, decay, from_zero: true };
+            for (step, expected) in first.into_iter().chain(rest).enumerate() {
+                let found = schedule.lr(step as u32);
+                assert!((found - expected).abs() < 1e-18, "{decay:?} {step}: {found} and {expected}");
+            }
+        }
+    }
+
+    #[test]
     fn degenerate_runs_stay_finite() {
         for (warmup, steps) in [(0, 1), (0, 0), (1, 1), (10, 5), (5, 5)] {
-            let schedule = Schedule { lr: 1.0, min_lr: 0.1, warmup, steps, decay: Decay::Cosine };
+            let schedule = Schedule { lr: 1.0, min_lr: 0.1, warmup, steps, decay: Decay::Cosine, from_zero: false };
             assert!((0..20).all(|step| (0.0..=1.0).contains(&schedule.lr(step))), "{schedule:?}");
         }
-        assert_eq!(Schedule { lr: 1.0, min_lr: 1.0, warmup: 0, steps: 9, decay: Decay::Linear }.lr(4), 1.0);
+        assert_eq!(Schedule { lr: 1.0, min_lr: 1.0, warmup: 0, steps: 9, decay: Decay::Linear, from_zero: false }.lr(4), 1.0);
     }
 }

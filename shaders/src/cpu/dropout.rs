@@ -17,9 +17,9 @@ pub fn keeps(index: u32, seed: [u32; 2], threshold: u32) -> bool {
     scramble(scramble(index ^ first).wrapping_add(second)) >= threshold
 }
 
-/// `y = x·scale` where the element is kept, 0 elsewhere; of a gradient, the gradient.
-pub fn dropout(x: &[f32], seed: [u32; 2], threshold: u32, scale: f32) -> Vec<f32> {
-    let one = |(i, x): (usize, &f32)| if keeps(i as u32, seed, threshold) { x * scale } else { 0.0 };
+/// `y = x·scale` where the element is kept, 0 elsewhere; of a gradient, the gradient. `x` begins at the place `first`.
+pub fn dropout(x: &[f32], first: u32, seed: [u32; 2], threshold: u32, scale: f32) -> Vec<f32> {
+    let one = |(i, x): (usize, &f32)| if keeps(first.wrapping_add(i as u32), seed, threshold) { x * scale } else { 0.0 };
     x.iter().enumerate().map(one).collect()
 }
 
@@ -94,6 +94,7 @@ mod tests {
     fn the_mask_of_a_seed_is_pinned() {
         let bits = (0..32).fold(0u32, |bits, i| bits | u32::from(keeps(i, [1, 2], HALF)) << i);
         assert_eq!(bits, 0x6305_4d48);
-        assert_eq!(dropout(&[1.0, -2.0, 3.0, 4.0], [1, 2], HALF, 2.0), [0.0, 0.0, 0.0, 8.0]);
+        assert_eq!(dropout(&[1.0, -2.0, 3.0, 4.0], 0, [1, 2], HALF, 2.0), [0.0, 0.0, 0.0, 8.0]);
+        assert_eq!(dropout(&[3.0, 4.0], 2, [1, 2], HALF, 2.0), [0.0, 8.0]);
     }
 }

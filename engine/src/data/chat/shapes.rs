@@ -93,7 +93,7 @@ pub(super) fn example(line: usize, row: &Value, shape: Shape, format: &RowFormat
             Content::Text(_) => None,
         };
     }
-    Ok(Example { line, task, content })
+    Ok(Example { place: line.into(), task, content })
 }
 
 fn missing(key: &str, format: &RowFormat) -> String {

@@ -19,7 +19,7 @@ fn row(text: &str) -> Example {
 
 fn chat(pairs: &[(&str, &str)]) -> Example {
     let messages = pairs.iter().map(|(role, content)| Message::new(role, content)).collect();
-    Example { line: 1, task: None, content: Content::Chat { messages, tools: None } }
+    Example { place: 1.into(), task: None, content: Content::Chat { messages, tools: None } }
 }
 
 /// The texts of the runs of targets.
@@ -47,7 +47,7 @@ fn ids_and_masks_are_those_of_transformers() {
             continue;
         }
         let messages = messages(&case.get_attr("messages").unwrap());
-        let example = Example { line: 1, task: None, content: Content::Chat { messages, tools: None } };
+        let example = Example { place: 1.into(), task: None, content: Content::Chat { messages, tools: None } };
         let encoded = encoder(&tokenizer, &template, LossOn::Assistant).encode(&example).unwrap();
         let numbers = |key: &str| case.get_attr(key).unwrap().try_iter().unwrap().map(|id| id.as_i64().unwrap() as u32).collect::<Vec<_>>();
         assert_eq!(encoded.document.tokens, numbers("ids"));
@@ -75,7 +75,7 @@ fn published_models_learn_what_transformers_marks() {
             let content = Content::Chat { messages: messages(&get("messages").unwrap()), tools: get("tools") };
             let encoder =
                 Encoder { tokenizer: &tokenizer, template: Some(&template), stops: &stops, loss_on: LossOn::Assistant, max_length: 1000 };
-            let encoded = encoder.encode(&Example { line: 1, task: None, content });
+            let encoded = encoder.encode(&Example { place: 1.into(), task: None, content });
             let Some(ids) = expected.get_attr("ids").ok().filter(|ids| !ids.is_undefined()) else {
                 assert!(encoded.is_err());
                 continue;
@@ -168,10 +168,10 @@ fn the_first_token_of_a_text_occurs_once() {
     let encoder = Encoder { tokenizer: &tokenizer, template: None, stops: &[128_009], loss_on: LossOn::Assistant, max_length: 1000 };
     assert_eq!(encoder.begin(), Some(128_000));
     for text in ["a", "<|begin_of_text|>a"] {
-        let example = Example { line: 1, task: None, content: Content::Text(text.into()) };
+        let example = Example { place: 1.into(), task: None, content: Content::Text(text.into()) };
         assert_eq!(encoder.encode(&example).unwrap().document.tokens, [128_000, 64, 128_009]);
         let content = Content::Completion { prompt: text.into(), completion: "a".into() };
-        assert_eq!(encoder.encode(&Example { line: 1, task: None, content }).unwrap().document.tokens, [128_000, 64, 64, 128_009]);
+        assert_eq!(encoder.encode(&Example { place: 1.into(), task: None, content }).unwrap().document.tokens, [128_000, 64, 64, 128_009]);
     }
 }
 

@@ -72,10 +72,10 @@ pub fn rope(x: &[f32], cos: &[f32], sin: &[f32], width: usize, half: usize, dire
 }
 
 /// `x · scale` where the place is kept, else 0: as the kernel `dropout`.
-pub fn dropout(x: &[f32], seed: [u32; 2], threshold: u32, scale: f32) -> Vec<f32> {
+pub fn dropout(x: &[f32], place: u32, seed: [u32; 2], threshold: u32, scale: f32) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];
     y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).enumerate().for_each(|(block, (y, x))| {
-        let first = (block * BLOCK) as u32;
+        let first = place.wrapping_add((block * BLOCK) as u32);
         vectorized(
             #[inline(always)]
             || {
