@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{DType, Device, DeviceKind, Int, Tensor};
+use burn::tensor::{DType, Device, DeviceKind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::platform;
@@ -190,15 +190,6 @@ pub fn failed(error: &dyn fmt::Display) -> Error {
 pub async fn read_f32<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let data = tensor.into_data_async().await.map_err(|e| failed(&e))?;
     data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
-}
-
-/// The words of a tensor of whole numbers.
-///
-/// # Errors
-/// As [`read_f32`].
-pub async fn read_words(tensor: Tensor<1, Int>) -> Result<Vec<i32>> {
-    let data = tensor.into_data_async().await.map_err(|e| failed(&e))?;
-    data.try_to_vec::<i32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
 }
 
 /// All adapters and the CPU, with which one `auto` takes and why.

@@ -40,12 +40,13 @@ pub fn reference(x: Tensor<2>, w: Tensor<2>, eps: f64) -> Tensor<2> {
 pub trait RmsNormOps: Backend {
     /// `y: [n, d]` and `1/√(mean(x²) + eps): [n]`.
     fn rms_norm_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f32) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// Gradients of `x` and `w`.
+    /// Gradients of `x` and, where it is wanted, of `w`; else that is `w` itself.
     fn rms_norm_bwd(
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         scales: FloatTensor<Self>,
+        of_w: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
@@ -62,11 +63,12 @@ impl RmsNormOps for Flex {
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         scales: FloatTensor<Self>,
+        of_w: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (dy, x, w) = (contiguous(dy), contiguous(x), contiguous(w));
         let [n, d] = dims(&x);
         let (dx, dw) = rms_norm_backward(floats(&dy), floats(&x), floats(&w), floats(&scales));
-        (tensor(dx, [n, d]), tensor(dw, [1, d]))
+        (tensor(dx, [n, d]), if of_w { tensor(dw, [1, d]) } else { w })
     }
 }
 
@@ -84,12 +86,16 @@ impl RmsNormOps for CubeBackend {
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         scales: FloatTensor<Self>,
+        of_w: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         const CHUNK: usize = 64;
         let (dy, x, w) = (into_contiguous(dy), into_contiguous(x), into_contiguous(w));
         let (n, d) = (x.meta.shape()[0], x.meta.shape()[1]);
         let dx = buffer(&x, [n, d]);
         launch(RMS_NORM_DX, row_groups(n), &[&dy, &x, &w, &scales, &dx], &[n as u32, d as u32, 0, 0]);
+        if !of_w {
+            return (dx, w);
+        }
         let chunks = n.div_ceil(CHUNK);
         let part = buffer(&x, [chunks, d]);
         let groups = (d.div_ceil(64) as u32, chunks as u32);
@@ -107,8 +113,8 @@ impl<B: RmsNormOps> Backward<B, 2> for RmsNormBackward {
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
         let (x, w, scales) = ops.state;
-        let (dx, dw) = B::rms_norm_bwd(dy, x, w, scales);
         let [x_node, w_node] = ops.parents;
+        let (dx, dw) = B::rms_norm_bwd(dy, x, w, scales, w_node.is_some());
         if let Some(node) = x_node {
             grads.register::<B>(node.id, dx);
         }
@@ -135,8 +141,9 @@ impl<B: RmsNormOps, C: CheckpointStrategy> RmsNormOps for Autodiff<B, C> {
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         scales: FloatTensor<Self>,
+        of_w: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (dx, dw) = B::rms_norm_bwd(dy.into_primitive(), x.into_primitive(), w.into_primitive(), scales.into_primitive());
+        let (dx, dw) = B::rms_norm_bwd(dy.into_primitive(), x.into_primitive(), w.into_primitive(), scales.into_primitive(), of_w);
         (Self::from_inner(dx), Self::from_inner(dw))
     }
 }

@@ -14,7 +14,7 @@ use crate::device::read_f32;
 use crate::error::{Error, Result};
 use crate::model::llama::ids;
 use crate::ops::adamw::{AdamW, Moments, adamw};
-use crate::ops::adamw_8bit::{DeviceMoments, adamw_8bit};
+use crate::ops::adamw_8bit::{self, DeviceMoments, adamw_8bit};
 use crate::ops::attention::{self, Mask};
 use crate::ops::embedding_f16::embedding_f16;
 use crate::ops::frozen::{Frozen, frozen, frozen_dx};
@@ -237,7 +237,7 @@ fn adamw_8bit_kernel(device: &Device) -> Pairs {
             param = tensor(values, n, d, device);
             twins::adamw_8bit(&mut expected, &mut m, &mut v, &grad, &map, &update());
         } else {
-            let mut moments = DeviceMoments::upload(&moments, device);
+            let mut moments = DeviceMoments::upload(&moments, &adamw_8bit::map(device));
             for _ in 0..2 {
                 param = adamw_8bit(param, &mut moments, matrix(4, n, d, device), &UPDATE);
                 twins::adamw_8bit(&mut expected, &mut m, &mut v, &grad, &map, &update());

@@ -8,7 +8,7 @@ use crate::config::finetune::Optim;
 use crate::error::Result;
 use crate::model::Llama;
 use crate::ops::adamw::{self, AdamW, adamw};
-use crate::ops::adamw_8bit::{DeviceMoments, adamw_8bit};
+use crate::ops::adamw_8bit::{DeviceMoments, adamw_8bit, map};
 use crate::ops::quant::adamw8::{MIN_LEN, Moments8};
 use crate::ops::{kernels_enabled, on_cpu};
 
@@ -61,9 +61,10 @@ impl Optimizer {
         let bytes: usize = self.moments.iter().map(|moments| if let Moments::Host(host) = moments { 2 * host.m.len() } else { 0 }).sum();
         let paged = optim == Optim::PagedAdamw8bit && bytes > PAGED_BYTES;
         if !on_cpu(&device) && kernels_enabled() && !paged {
+            let map = map(&device);
             for moments in &mut self.moments {
                 if let Moments::Host(host) = moments {
-                    *moments = Moments::Device(DeviceMoments::upload(host, &device));
+                    *moments = Moments::Device(DeviceMoments::upload(host, &map));
                 }
             }
         }
@@ -106,7 +107,7 @@ impl Optimizer {
                 Moments::Device(moments) => adamw_8bit(param, moments, grad, &step),
                 Moments::Host(host) if on_cpu(&device) || !kernels_enabled() => adamw::on_host(param, host, grad, &step).await?,
                 Moments::Host(host) => {
-                    let mut moved = DeviceMoments::upload(host, &device);
+                    let mut moved = DeviceMoments::upload(host, &map(&device));
                     let param = adamw_8bit(param, &mut moved, grad, &step);
                     *host = moved.download().await?;
                     param
