@@ -144,7 +144,8 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
     if request.alternatives > MOST_ALTERNATIVES {
         return Err(Error::Config(format!("--alternatives {}: must lie between 0 and {MOST_ALTERNATIVES}", request.alternatives)));
     }
-    let speech = Speech::load(store, &request.model, None, request.date.as_deref()).await?;
+    let template = speech::template_of(store, &request.adapters).await;
+    let speech = Speech::load(store, &request.model, template.as_deref(), request.date.as_deref()).await?;
     let prompts: Vec<Vec<u32>> = match request.messages.as_slice() {
         [] => request.prompts.iter().map(|prompt| prompt_ids(&speech.tokenizer, &speech.shape, prompt)).collect(),
         messages => vec![speech.prompt(messages)?],
