@@ -34,7 +34,7 @@ fn export(folder: &str) -> Store {
     block_on(async {
         let config = hub::read_config(&golden(), folder).await.unwrap();
         let weights = Weights::open(&golden(), folder).await.unwrap();
-        checkpoint::export(&store, &weights, &config, None, "m", Dtype::F16).await.unwrap();
+        checkpoint::export(&store, &weights, &config, None, "m", Dtype::F16, &[]).await.unwrap();
     });
     store
 }

@@ -344,7 +344,7 @@ fn an_f16_export_reloads_within_rounding() {
             let config = hub::read_config(&golden(), folder).await.unwrap();
             let weights = Weights::open(&golden(), folder).await.unwrap();
             let tokenizer = golden().read("tiny_llama/tokenizer.json").await.unwrap();
-            checkpoint::export(&store, &weights, &config, Some(&tokenizer), folder, Dtype::F16).await.unwrap();
+            checkpoint::export(&store, &weights, &config, Some(&tokenizer), folder, Dtype::F16, &[]).await.unwrap();
             let again = hub::read_config(&store, folder).await.unwrap();
             assert_eq!(again, config);
             smolforge_engine::generate::load(&store, folder, &again, &compute, 16).await.unwrap()

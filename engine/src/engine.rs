@@ -1,6 +1,6 @@
 //! The actor: commands in, events out; one long job and one text at a time, questions at once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -72,6 +72,7 @@ async fn serve(store: Store, commands: Receiver<(JobId, Command)>, events: Sende
         texts: Queue::new(events.clone()),
         logs: ReadLogs::default(),
         loaded: Loaded::default(),
+        computing: Cell::new(false),
         events,
     });
     let executor = Rc::new(LocalExecutor::new());
@@ -90,6 +91,8 @@ struct Actor {
     texts: Queue,
     logs: ReadLogs,
     loaded: Loaded,
+    /// Whether a text is being generated; one whose model is still on its way is not.
+    computing: Cell<bool>,
 }
 
 impl Actor {
@@ -118,24 +121,40 @@ impl Actor {
 
     /// Takes the jobs of a queue one after the other.
     async fn work(self: Rc<Self>, long: bool) {
-        let (own, other) = if long { (&self.jobs, &self.texts) } else { (&self.texts, &self.jobs) };
+        let own = if long { &self.jobs } else { &self.texts };
         loop {
             let (job, command) = own.next().await;
             let signals = Signals::new();
-            // Whichever of the two comes second: the longer job waits while a text is generated.
-            match (long, other.signals()) {
-                (true, Some(_)) => signals.guest(true),
-                (false, Some(host)) => host.guest(true),
-                (_, None) => {}
-            }
             *own.running.borrow_mut() = Some((job, signals.clone()));
             own.announce();
             if long {
                 self.loaded.clear();
+                if self.computing.get() {
+                    signals.guest(true);
+                }
             }
             self.run(job, command, signals).await;
             *own.running.borrow_mut() = None;
-            if let (false, Some(host)) = (long, other.signals()) {
+            if !long {
+                self.leave();
+            }
+        }
+    }
+
+    /// A text begins to compute: the longer job, also one that is yet to begin, waits meanwhile.
+    fn compute(&self) {
+        self.computing.set(true);
+        if let Some(host) = self.jobs.signals() {
+            host.guest(true);
+        }
+    }
+
+    /// A text has ended, well or not.
+    fn leave(&self) {
+        let computed = self.computing.take();
+        if let Some(host) = self.jobs.signals() {
+            self.loaded.clear(); // the longer job has the memory
+            if computed {
                 host.guest(false);
             }
         }
@@ -262,7 +281,8 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
 
 type Outcome = Result<(Ended, Vec<String>)>;
 
-async fn perform(command: Command, Actor { store, logs, loaded, jobs, .. }: &Actor, control: &Control) -> Outcome {
+async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome {
+    let Actor { store, logs, loaded, .. } = actor;
     let name = serde_json::to_value(&command).ok().and_then(|value| Some(value.get("command")?.as_str()?.to_string()));
     control.emit(Event::Started { job: name.unwrap_or_default(), version: env!("CARGO_PKG_VERSION").into() });
     let named = match &command {
@@ -293,10 +313,8 @@ async fn perform(command: Command, Actor { store, logs, loaded, jobs, .. }: &Act
             let Some(model) = folder_of(&request.model, store, control).await? else { return stopped(control) };
             request.model = model;
             request.adapters = adapters_of(request.adapters, store).await;
+            actor.compute();
             generate::run(&request, loaded, store, control).await?;
-            if jobs.signals().is_some() {
-                loaded.clear(); // the longer job has the memory
-            }
         }
         Command::Inspect { mut config, first, count, line } => {
             let Some(model) = folder_of(&config.model_name, store, control).await? else { return stopped(control) };
@@ -430,4 +448,94 @@ async fn train_tokenizer(files: &[String], vocab_size: usize, out: &str, store: 
     store.write(out, tokenizer.json()).await?;
     control.emit(Event::Wrote { what: format!("tokenizer of {} tokens", tokenizer.vocab_size()), path: out.into() });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{block_on, or};
+
+    use super::*;
+    use crate::generate::loaded::tests::{request, tiny};
+    use crate::model::safetensors::{Dtype, SafeFile, SafeWriter};
+
+    fn actor(store: Store) -> (Rc<Actor>, Receiver<(JobId, Event)>) {
+        let (sender, events) = async_channel::unbounded();
+        let [jobs, texts] = [(); 2].map(|()| Queue::new(sender.clone()));
+        let (logs, loaded) = (ReadLogs::default(), Loaded::default());
+        (Rc::new(Actor { store, events: sender, jobs, texts, logs, loaded, computing: Cell::new(false) }), events)
+    }
+
+    /// Lets one of the two workers work until a job ends, or for some time; how it ended.
+    fn ended(actor: &Rc<Actor>, long: bool, events: &Receiver<(JobId, Event)>) -> Option<Event> {
+        let working = async {
+            actor.clone().work(long).await;
+            None
+        };
+        let watching = async {
+            for _ in 0..1000 {
+                platform::yield_now().await;
+                if let Ok((_, event @ (Event::Done { .. } | Event::Failed { .. }))) = events.try_recv() {
+                    return Some(event);
+                }
+            }
+            None
+        };
+        block_on(or(working, watching))
+    }
+
+    #[test]
+    fn a_text_that_fails_leaves_no_model_beside_a_run() {
+        let store = tiny("tiny_llama");
+        let path = "m/model.safetensors";
+        let file = SafeFile::open(block_on(store.open(path)).unwrap(), path).unwrap();
+        let header: Vec<_> = file.names().map(|name| (name.to_string(), Dtype::F32, file.info(name).unwrap().1.to_vec())).collect();
+        let mut writer = block_on(SafeWriter::create(&store, path, &header, &[])).unwrap();
+        for (name, ..) in &header {
+            let scale = if name == "model.norm.weight" { f32::MAX } else { 1.0 };
+            writer
+                .write_f32(name, &file.read_f32(name).unwrap().iter().map(|value| (value * scale).clamp(-3e38, 3e38)).collect::<Vec<_>>())
+                .unwrap();
+        }
+        block_on(writer.finish()).unwrap();
+        let (actor, events) = actor(store);
+        for (running, kept) in [(false, true), (true, false)] {
+            let host = Signals::new();
+            *actor.jobs.running.borrow_mut() = running.then(|| (7, host));
+            actor.texts.push(1, Command::Generate(request()));
+            let event = ended(&actor, false, &events);
+            assert!(matches!(&event, Some(Event::Failed { defect: false, .. })), "{event:?}");
+            assert_eq!(!actor.loaded.is_empty(), kept, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_until_a_text_has_its_model() {
+        let (actor, events) = actor(tiny("tiny_llama"));
+        let text = Signals::new();
+        *actor.texts.running.borrow_mut() = Some((1, text)); // its model is on its way
+        let count = || Command::Tokenize { tokenizer: "m".into(), files: vec!["m/config.json".into()] };
+        actor.jobs.push(2, count());
+        assert!(matches!(ended(&actor, true, &events), Some(Event::Done { stopped: false, .. })));
+        // It has come: a run that begins waits, and so does one in progress.
+        actor.compute();
+        actor.jobs.push(3, count());
+        assert_eq!(ended(&actor, true, &events), None);
+        actor.leave();
+        let host = Signals::new();
+        *actor.jobs.running.borrow_mut() = Some((4, host.clone()));
+        actor.compute();
+        let control = Control::new(4, actor.events.clone(), host);
+        let breathes = || {
+            let waits = async {
+                for _ in 0..9 {
+                    platform::yield_now().await;
+                }
+                false
+            };
+            block_on(or(async { control.breathe().await == Flow::Continue }, waits))
+        };
+        assert!(!breathes());
+        actor.leave();
+        assert!(breathes());
+    }
 }

@@ -5,8 +5,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use smolforge_engine::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, Message, Sampling};
 
 use super::generate::SamplingFlags;
-use super::progress::dim;
-use super::{DEVICES, Shell, adapter, choice};
+use super::progress::{dim, red};
+use super::{DEVICES, JobFailed, Shell, adapter, choice};
 
 /// Talk with a model: it sees the whole conversation by its chat template
 #[derive(Debug, clap::Args)]
@@ -80,16 +80,27 @@ impl Args {
                 ..GenerateRequest::default()
             };
             turn += 1;
-            let mut answer = String::new();
-            shell.run(Command::Generate(request), json, |screen, event| match event {
-                Event::Text { text, .. } => screen.print(text),
-                Event::Generated { text, .. } => {
-                    answer.clone_from(text);
-                    screen.print("\n")
+            let mut answer = None;
+            let note = |event: &Event| {
+                if let Event::Generated { text, tokens, .. } = event {
+                    answer = Some(text.clone()).filter(|_| !tokens.is_empty());
                 }
+            };
+            let ended = shell.run(Command::Generate(request), json, note, |screen, event| match event {
+                Event::Text { text, .. } => screen.print(text),
+                Event::Generated { .. } => screen.print("\n"),
                 _ => Ok(()),
-            })?;
-            messages.push(Message::new("assistant", &answer));
+            });
+            match (ended, answer) {
+                (Ok(()), Some(answer)) => messages.push(Message::new("assistant", &answer)),
+                (Ok(()), None) => drop(messages.pop()), // stopped before the first token
+                // What cannot be answered is no reason to lose what was said before.
+                (Err(error), _) if error.is::<JobFailed>() && messages.len() > first.len() + 1 => {
+                    messages.pop();
+                    eprintln!("{} {error}; the question is taken back (/undo takes back the turn before, /new all)", red("error:"));
+                }
+                (Err(error), _) => return Err(error),
+            }
         }
     }
 }

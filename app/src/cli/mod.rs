@@ -169,7 +169,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 /// A reader that has gone away (`| head`) stops the job and is no error.
 fn drive(command: Command, json: bool, show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
     let saves = matches!(command, Command::Train { .. } | Command::Finetune { .. } | Command::Demo { .. } | Command::DemoFinetune { .. });
-    Shell::start(saves)?.run(command, json, show)
+    Shell::start(saves)?.run(command, json, |_| (), show)
 }
 
 /// An engine and the terminal in front of it, for one job after the other.
@@ -192,12 +192,18 @@ impl Shell {
         Ok(Self { engine, screen, job, leaving })
     }
 
-    /// See [`drive`].
-    fn run(&mut self, command: Command, json: bool, show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
+    /// See [`drive`]; `note` gets every event also where programs read them.
+    fn run(
+        &mut self,
+        command: Command,
+        json: bool,
+        note: impl FnMut(&Event),
+        show: impl FnMut(&Screen, &Event) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
         let job = self.engine.send(command);
         self.job.store(job, Ordering::Relaxed);
         self.leaving.store(false, Ordering::Relaxed);
-        let ended = watch(&self.engine, &mut self.screen, job, json, show);
+        let ended = watch(&self.engine, &mut self.screen, job, json, note, show);
         self.leaving.store(true, Ordering::Relaxed);
         ended
     }
@@ -209,10 +215,12 @@ fn watch(
     screen: &mut Screen,
     job: JobId,
     json: bool,
+    mut note: impl FnMut(&Event),
     mut show: impl FnMut(&Screen, &Event) -> io::Result<()>,
 ) -> anyhow::Result<()> {
     let mut lost_output = None;
     while let Some((_, event)) = block_on(engine.next()) {
+        note(&event);
         let written = match &lost_output {
             Some(_) => Ok(()),
             None if json => print_json(&event),
@@ -228,7 +236,7 @@ fn watch(
         match event {
             Event::Held { .. } => engine.tell(job, Command::Stop), // nobody could say when to go on
             Event::Failed { error, defect: true } => return Err(Defect(error).into()),
-            Event::Failed { error, .. } => return Err(anyhow::Error::msg(error)),
+            Event::Failed { error, .. } => return Err(JobFailed(error).into()),
             Event::Done { .. } => {
                 return match lost_output {
                     Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
@@ -280,6 +288,18 @@ fn adapter(text: &str) -> Result<AdapterChoice, String> {
 }
 
 const DEVICES: &[&str] = &["auto", "gpu", "cpu"];
+
+/// What a job could not do: the next one may.
+#[derive(Debug)]
+struct JobFailed(String);
+
+impl fmt::Display for JobFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for JobFailed {}
 
 /// A defect of smolforge: exit code 101.
 #[derive(Debug)]

@@ -1,10 +1,9 @@
 //! Text from a model: prompt → cache → one token after the other.
 
+pub mod loaded;
 pub mod sampler;
 pub mod speech;
 pub mod text_stream;
-
-use std::cell::RefCell;
 
 use web_time::Instant;
 
@@ -14,19 +13,17 @@ use crate::device::{Compute, read_f32};
 use crate::error::{Error, Result};
 use crate::model::llama::ids;
 use crate::model::load::{self, Keep};
-use crate::model::{Adapter, KvCache, Llama, LlamaConfig};
+use crate::model::{KvCache, Llama, LlamaConfig};
 use crate::ops::attention::Mask;
 use crate::protocol::{Event, GenerateRequest, Sampling};
-use crate::store::{Store, inside};
+use crate::store::Store;
 use crate::text::tokenizer::Tokenizer;
+pub use loaded::Loaded;
 use speech::Speech;
 use text_stream::TextStream;
 
 /// Prompt tokens that go through the model at a time: bounds the memory of a long prompt.
 const PREFILL_TOKENS: usize = 512;
-
-/// Positions that a loaded model has at least, where its context allows.
-const POSITIONS: usize = 4096;
 
 /// Most alternatives that are told of a token.
 const MOST_ALTERNATIVES: usize = 20;
@@ -130,45 +127,6 @@ pub async fn generate(
     Ok(Generation { text, tokens, finish, prefill_secs, decode_secs })
 }
 
-/// The model of the last text, for the next one.
-#[derive(Debug, Default)]
-pub struct Loaded(RefCell<Option<(String, Llama)>>);
-
-impl Loaded {
-    /// Forgets it: something else wants the memory.
-    pub fn clear(&self) {
-        self.0.take();
-    }
-
-    /// The model of this key, if it sees so many positions.
-    fn get(&self, key: &str, positions: usize) -> Option<Llama> {
-        let loaded = self.0.borrow();
-        loaded.as_ref().filter(|(known, model)| known == key && model.positions() >= positions).map(|(_, model)| model.clone())
-    }
-
-    fn set(&self, key: String, model: &Llama) {
-        self.0.replace(Some((key, model.clone())));
-    }
-}
-
-/// What tells a model and its adapters from others: names, sizes, and some bytes of the weights.
-async fn key_of(request: &GenerateRequest, compute: &Compute, store: &Store) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let adapters = request.adapters.iter().map(|adapter| (adapter.path.as_str(), "adapter_model.safetensors"));
-    for (folder, file) in std::iter::once((request.model.as_str(), "model.safetensors")).chain(adapters) {
-        let path = inside(folder, file);
-        if store.exists(&path).await {
-            let blob = store.open(&path).await?;
-            for part in 0..8 {
-                let at = blob.size_bytes() / 8 * part;
-                hasher.update(&blob.read(at..at + 4096)?);
-            }
-            hasher.update(&blob.size_bytes().to_le_bytes());
-        }
-    }
-    Ok(format!("{} {:?} {} {}", request.model, request.adapters, compute.info.name, hasher.finalize().to_hex()))
-}
-
 /// Serves a request: loads the model, unless it is the one that is `loaded`, and streams every sample of every prompt.
 ///
 /// # Errors
@@ -186,7 +144,8 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
     if request.alternatives > MOST_ALTERNATIVES {
         return Err(Error::Config(format!("--alternatives {}: must lie between 0 and {MOST_ALTERNATIVES}", request.alternatives)));
     }
-    let speech = Speech::load(store, &request.model, None, request.date.as_deref()).await?;
+    let template = speech::template_of(store, &request.adapters).await;
+    let speech = Speech::load(store, &request.model, template.as_deref(), request.date.as_deref()).await?;
     let prompts: Vec<Vec<u32>> = match request.messages.as_slice() {
         [] => request.prompts.iter().map(|prompt| prompt_ids(&speech.tokenizer, &speech.shape, prompt)).collect(),
         messages => vec![speech.prompt(messages)?],
@@ -198,20 +157,7 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
         return Err(Error::Context { prompt: longest, new: request.max_new_tokens, context: config.max_position_embeddings });
     }
     let (compute, why) = Compute::open(request.device).await?;
-    let key = key_of(request, &compute, store).await?;
-    let model = match loaded.get(&key, positions) {
-        Some(model) => model,
-        None => {
-            loaded.clear();
-            control.notice(why);
-            // Room for a conversation that grows.
-            let positions = positions.max(POSITIONS.min(config.max_position_embeddings));
-            let model = load(store, &request.model, &config, &compute, positions).await?;
-            let model = model.with_adapter(Adapter::load_mix(store, &request.adapters).await?.as_ref())?;
-            loaded.set(key, &model);
-            model
-        }
-    };
+    let model = loaded.model(request, &config, &compute, why, positions, store, control).await?;
     let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &request.stop, end: &end };
     for (prompt, prompt_ids) in prompts.iter().enumerate() {
         for sample in 0..request.num_samples {

@@ -1,5 +1,7 @@
 //! What a model's folder says about text: tokenizer, template, where to stop.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, NaiveDate};
 use web_time::{SystemTime, UNIX_EPOCH};
 
@@ -7,9 +9,16 @@ use crate::data::chat::{Content, Example};
 use crate::data::example::{Encoder, LossOn};
 use crate::error::{Error, Result};
 use crate::model::{LlamaConfig, hub};
+use crate::protocol::AdapterChoice;
 use crate::store::{Store, inside};
-use crate::text::template::{ChatTemplate, Message};
+use crate::text::template::{CHATML, ChatTemplate, Message};
 use crate::text::tokenizer::Tokenizer;
+
+const TEMPLATE: &str = "chat_template.jinja";
+const GENERATION: &str = "generation_config.json";
+
+/// Small files by their names.
+pub type Files = BTreeMap<&'static str, Vec<u8>>;
 
 /// A model as far as text is concerned.
 pub struct Speech {
@@ -19,6 +28,8 @@ pub struct Speech {
     pub shape: LlamaConfig,
     /// How it reads conversations.
     pub template: Option<ChatTemplate>,
+    /// The template's text where that does not lie in the model's folder.
+    jinja: Option<String>,
     /// Ids at which it stops.
     pub stops: Vec<u32>,
     /// What its template takes for today, `YYYY-MM-DD`.
@@ -39,8 +50,12 @@ impl Speech {
             false => Ok(None),
         };
         let config = text(inside(folder, "tokenizer_config.json")).await?;
-        let jinja = match template {
+        let mut own = match template {
             Some(file) => Some(store.read_text(file).await?),
+            None => None,
+        };
+        let jinja = match &own {
+            Some(jinja) => Some(jinja.clone()),
             None => text(inside(folder, "chat_template.jinja")).await?,
         };
         let date = match date {
@@ -49,15 +64,36 @@ impl Speech {
             }
             None => today(),
         };
-        let template = ChatTemplate::read(config.as_deref(), jinja.as_deref(), &tokenizer, date)?;
+        // Prompts and rows without turns need none, so one that cannot be read is no matter yet.
+        let template = ChatTemplate::read(config.as_deref(), jinja.as_deref(), &tokenizer, date);
+        let template = template.unwrap_or_else(|error| Some(ChatTemplate::broken(error, date)));
         let mut stops = super::end_tokens(&tokenizer, &shape);
-        if template.as_ref().is_some_and(ChatTemplate::is_fallback)
-            && let Some(end) = tokenizer.token_id("<|im_end|>")
-            && !stops.contains(&end)
-        {
-            stops.push(end); // what plain ChatML ends turns with; the first id ends texts
+        if template.as_ref().is_some_and(ChatTemplate::is_fallback) {
+            own = Some(CHATML.into());
+            // What plain ChatML ends turns with; the first id ends texts.
+            stops.extend(tokenizer.token_id("<|im_end|>").filter(|end| !stops.contains(end)));
         }
-        Ok(Self { tokenizer, shape, template, stops, date: date.to_string() })
+        Ok(Self { tokenizer, shape, template, jinja: own, stops, date: date.to_string() })
+    }
+
+    /// What belongs beside the weights of a model that was trained from `folder` in this way: see [`files_around`], with
+    /// the template that is in use, and where that is plain ChatML with the end of its turns.
+    ///
+    /// # Errors
+    /// [`Error::File`] where a file cannot be read, [`Error::Format`] for a `generation_config.json` that is no JSON.
+    pub async fn files(&self, store: &Store, folder: &str) -> Result<Files> {
+        let mut files = files_around(store, folder).await?;
+        let Some(jinja) = &self.jinja else { return Ok(files) };
+        files.insert(TEMPLATE, jinja.clone().into_bytes());
+        if self.template.as_ref().is_some_and(ChatTemplate::is_fallback) {
+            let path = inside(folder, GENERATION);
+            let own = self.shape.generation_config_json().into_bytes();
+            let config: serde_json::Result<serde_json::Map<_, _>> = serde_json::from_slice(files.get(GENERATION).unwrap_or(&own));
+            let mut config = config.map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
+            config.insert("eos_token_id".into(), self.stops.clone().into());
+            files.insert(GENERATION, format!("{:#}\n", serde_json::Value::Object(config)).into_bytes());
+        }
+        Ok(files)
     }
 
     /// How examples become ids for it.
@@ -104,6 +140,43 @@ impl Speech {
             Content::Text(_) => Ok(None),
         }
     }
+}
+
+/// What lies around the weights of a chat model and is the same for what is trained from it.
+///
+/// # Errors
+/// [`Error::File`] where a file cannot be read.
+pub async fn files_around(store: &Store, folder: &str) -> Result<Files> {
+    let mut files = Files::new();
+    for file in ["tokenizer_config.json", "special_tokens_map.json", TEMPLATE, GENERATION] {
+        let path = inside(folder, file);
+        if store.exists(&path).await {
+            files.insert(file, store.read(&path).await?.to_vec());
+        }
+    }
+    Ok(files)
+}
+
+/// Writes files into a folder.
+///
+/// # Errors
+/// [`Error::File`] or [`Error::DiskFull`].
+pub async fn write_files(store: &Store, folder: &str, files: &Files) -> Result<()> {
+    for (name, bytes) in files {
+        store.write(&inside(folder, name), bytes).await?;
+    }
+    Ok(())
+}
+
+/// The template that an adapter was trained with, where its folder has one.
+pub async fn template_of(store: &Store, adapters: &[AdapterChoice]) -> Option<String> {
+    for adapter in adapters {
+        let path = inside(&adapter.path, TEMPLATE);
+        if store.exists(&path).await {
+            return Some(path);
+        }
+    }
+    None
 }
 
 /// Today by UTC.

@@ -379,6 +379,12 @@ impl Llama {
         self.rope.positions()
     }
 
+    /// The same model for sequences of up to so many tokens.
+    pub fn with_positions(mut self, positions: usize) -> Self {
+        self.rope = Rope::new(&self.config, positions, &self.norm.weight.tensor.device());
+        self
+    }
+
     /// What all layers share for `t` tokens after `offset` others.
     pub fn pass<'a>(&'a self, mask: &'a Mask, offset: usize, t: usize) -> Pass<'a> {
         let (cos, sin) = self.rope.at(offset, t);

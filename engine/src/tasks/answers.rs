@@ -8,7 +8,7 @@ use crate::data::examples::Examples;
 use crate::data::random::Random;
 use crate::device::Compute;
 use crate::error::Result;
-use crate::generate::speech::Speech;
+use crate::generate::speech::{Speech, template_of};
 use crate::generate::{self, Limits, sampler};
 use crate::model::Adapter;
 use crate::model::load::{self, Keep};
@@ -26,7 +26,11 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     let config = FinetuneConfig { packing: false, validation_split: 0.0, ..request.config.clone() };
     sampler::validate(&request.sampling)?;
     let base = checkpoint::newest_of(store, &config.model_name).await;
-    let speech = Speech::load(store, &base, config.chat_template.as_deref(), config.date.as_deref()).await?;
+    let template = match &config.chat_template {
+        Some(file) => Some(file.clone()),
+        None => template_of(store, &request.adapters).await,
+    };
+    let speech = Speech::load(store, &base, template.as_deref(), config.date.as_deref()).await?;
     let Some(mut read) = rows::read(&config, &config.train_file.0, store, control).await? else { return Ok(None) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
     let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };

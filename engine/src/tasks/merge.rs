@@ -2,12 +2,12 @@
 
 use crate::control::{Control, Flow};
 use crate::error::{Error, Result};
+use crate::generate::speech::{files_around, write_files};
 use crate::model::adapter::Adapter;
 use crate::model::hub::{self, Weights};
 use crate::model::safetensors::{Dtype, SafeWriter};
 use crate::protocol::{AdapterChoice, Event, ExportDtype};
 use crate::store::Store;
-use crate::train::finetune;
 
 /// Writes `w + Σ strength·scale·b·a` of every layer as a Hugging Face folder.
 ///
@@ -50,7 +50,13 @@ pub async fn run(model: &str, adapters: &[AdapterChoice], out: &str, dtype: Expo
     let tokenizer = format!("{}/tokenizer.json", model.trim_end_matches('/'));
     let tokenizer = if store.exists(&tokenizer).await { Some(store.read(&tokenizer).await?) } else { None };
     hub::write_config_files(store, out, &config, name, tokenizer.as_deref()).await?;
-    finetune::copy_files(store, model, out).await?;
+    write_files(store, out, &files_around(store, model).await?).await?;
+    for adapter in adapters.iter().rev() {
+        // The template that was trained with, and what its turns end with.
+        let mut files = files_around(store, &adapter.path).await?;
+        files.retain(|name, _| ["chat_template.jinja", "generation_config.json"].contains(name));
+        write_files(store, out, &files).await?;
+    }
     control.emit(Event::Wrote { what: format!("merged model ({})", if dtype == Dtype::F16 { "FP16" } else { "FP32" }), path: out.into() });
     Ok(())
 }

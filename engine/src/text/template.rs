@@ -34,7 +34,7 @@ const OPEN: char = '\u{fdd0}';
 const CLOSE: char = '\u{fdd1}';
 
 /// For tokenizers that know `<|im_start|>` and `<|im_end|>` but bring no template.
-const CHATML: &str = "{% for message in messages %}
+pub const CHATML: &str = "{% for message in messages %}
 {% if message.tool_calls %}{{ raise_exception('tools need a model with a chat template of its own') }}{% endif %}
 {{ '<|im_start|>' ~ message.role ~ '\n' }}
 {%- if message.role == 'assistant' %}
@@ -98,6 +98,8 @@ pub struct ChatTemplate {
     date: NaiveDate,
     marked: bool,
     fallback: bool,
+    /// Why it cannot be used.
+    failure: Option<Error>,
 }
 
 impl ChatTemplate {
@@ -114,13 +116,14 @@ impl ChatTemplate {
             Some(jinja) => BTreeMap::from([(DEFAULT.to_string(), jinja.to_string())]),
             None => templates(&config.get_attr("chat_template").unwrap_or_default())?,
         };
-        let fallback = sources.is_empty();
-        if fallback {
+        let missing = sources.is_empty();
+        if missing {
             if tokenizer.token_id("<|im_start|>").is_none() || tokenizer.token_id("<|im_end|>").is_none() {
                 return Ok(None);
             }
             sources.insert(DEFAULT.into(), CHATML.into());
         }
+        let fallback = sources.get(DEFAULT).is_some_and(|source| source == CHATML); // also as we write it into folders
         let mut environment = environment(date);
         let mut marked = false;
         for (name, source) in sources.into_iter().filter(|(name, _)| name == DEFAULT || name == WITH_TOOLS) {
@@ -131,7 +134,13 @@ impl ChatTemplate {
         if environment.get_template(DEFAULT).is_err() {
             return Err(Error::Tokenizer("tokenizer_config.json: none of its chat templates is named `default`".into()));
         }
-        Ok(Some(Self { environment, tokens: special_tokens(&config), date, marked, fallback }))
+        Ok(Some(Self { environment, tokens: special_tokens(&config), date, marked, fallback, failure: None }))
+    }
+
+    /// A template that cannot be used: says why when somebody needs it.
+    pub fn broken(failure: Error, date: NaiveDate) -> Self {
+        let (tokens, failure) = (BTreeMap::new(), Some(failure));
+        Self { environment: environment(date), tokens, date, marked: false, fallback: false, failure }
     }
 
     /// Whether this is plain ChatML for want of a template of the model's own.
@@ -169,6 +178,9 @@ impl ChatTemplate {
     }
 
     fn render_values(&self, messages: &[Value], tools: Option<&Value>, prompt: bool, marks: bool) -> Result<String> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
         let each = messages.len() + tools.and_then(Value::len).unwrap_or(0);
         let mut environment = self.environment.clone(); // shares the templates
         environment.set_fuel(Some(FUEL + FUEL_EACH * each as u64));

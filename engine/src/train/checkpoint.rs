@@ -9,11 +9,13 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{LossScale, Moments, Optimizer, is_full};
+use super::runs::TUNING;
 use crate::config::finetune::Optim;
 use crate::data::batch::Cursor;
 use crate::device::Compute;
 use crate::device::read_f32;
 use crate::error::{Error, Result};
+use crate::generate::speech::{Files, write_files};
 use crate::model::adapter::AdapterConfig;
 use crate::model::hub::{self, Weights};
 use crate::model::linear::Parameter;
@@ -42,7 +44,7 @@ pub struct State {
     pub total_tokens: u64,
     /// Sum of losses and number of updates of the stage so far.
     pub stage_loss: (f64, u32),
-    /// Best held-out loss and its step.
+    /// Best of what makes a checkpoint the best one, and its step: held-out loss, or 1 − accuracy.
     pub best: Option<(f64, u32)>,
     /// Whether the last step still owes its evaluation, sample and what follows them.
     #[serde(default)]
@@ -89,9 +91,13 @@ pub async fn steps(store: &Store, run: &str) -> Result<Vec<u32>> {
     Ok(steps)
 }
 
-/// The model that a name stands for: of a run its newest checkpoint, else the folder itself.
+/// The model that a name stands for: of a run the one that it ended with, else its newest checkpoint, else the folder itself.
 pub async fn newest_of(store: &Store, name: &str) -> String {
     let run = name.trim_end_matches('/');
+    let last = format!("{run}/model");
+    if store.exists(&format!("{run}/{TUNING}")).await && store.exists(&format!("{last}/model.safetensors")).await {
+        return last;
+    }
     match steps(store, run).await.ok().and_then(|steps| steps.last().copied()) {
         Some(step) if !store.exists(&format!("{run}/model.safetensors")).await => folder(run, step),
         _ => name.into(),
@@ -109,7 +115,7 @@ pub async fn adapter_of(store: &Store, name: &str) -> String {
 }
 
 /// Writes a checkpoint and gives it its name. Of a model with an adapter, which is what `adapter` says, that alone is
-/// written, as PEFT's files.
+/// written, as PEFT's files; `files` lie beside either.
 ///
 /// # Errors
 /// [`Error::DiskFull`], [`Error::File`], or a non-finite weight: nothing of it remains then.
@@ -121,6 +127,7 @@ pub async fn save(
     optimizer: &Optimizer,
     state: &State,
     tokenizer_json: &[u8],
+    files: &Files,
 ) -> Result<String> {
     let path = folder(run, state.step);
     let temporary = format!("{run}/.saving");
@@ -130,6 +137,7 @@ pub async fn save(
             Some(config) => Adapter::read(model, config).await?.save(store, &temporary).await?,
             None => write_weights(store, &temporary, model, tokenizer_json).await?,
         }
+        write_files(store, &temporary, files).await?;
         write_state(store, &temporary, model, optimizer, state).await
     };
     if let Err(error) = result.await {
@@ -214,7 +222,7 @@ async fn write_tensors(
     writer.finish().await
 }
 
-/// Weights of a model as a Hugging Face folder.
+/// Weights of a model as a Hugging Face folder; `metadata` is what their file says besides.
 ///
 /// # Errors
 /// A weight that does not fit the type, by name; a full disk.
@@ -225,10 +233,12 @@ pub async fn export(
     tokenizer_json: Option<&[u8]>,
     out: &str,
     dtype: Dtype,
+    metadata: &[(&str, &str)],
 ) -> Result<()> {
     let name = if dtype == Dtype::F16 { "float16" } else { "float32" };
     let tensors: Vec<_> = config.tensors().into_iter().map(|(name, shape)| (name, dtype, shape)).collect();
-    let mut writer = SafeWriter::create(store, &format!("{out}/model.safetensors"), &tensors, &[("format", "pt")]).await?;
+    let metadata = [&[("format", "pt")], metadata].concat();
+    let mut writer = SafeWriter::create(store, &format!("{out}/model.safetensors"), &tensors, &metadata).await?;
     for (name, _, _) in &tensors {
         writer.write_f32(name, &weights.read(name)?)?;
     }

@@ -19,9 +19,10 @@ use crate::data::preflight::Level;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::generate;
-use crate::generate::speech::Speech;
+use crate::generate::speech::{Files, Speech, write_files};
 use crate::model::adapter::{Adapter, AdapterConfig};
 use crate::model::load::{self, Keep};
+use crate::model::safetensors::Dtype;
 use crate::model::{Llama, LlamaConfig, fetch, hub};
 use crate::plan;
 use crate::protocol::Event;
@@ -34,8 +35,8 @@ pub struct Tuning {
     pub config: FinetuneConfig,
     /// The adapter; none where all weights are trained.
     pub adapter: Option<AdapterConfig>,
-    /// Folder of the model that it began with.
-    pub base: String,
+    /// What belongs beside its weights.
+    pub files: Files,
 }
 
 /// Fine-tunes, or resumes; returns what to tell the user.
@@ -100,6 +101,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     for check in preflight.checks.iter().filter(|check| check.level == Level::Yellow) {
         control.warn(format!("pre-flight: {}", check.line));
     }
+    let files = speech.files(store, &base).await?;
     let Speech { tokenizer, shape, date, stops, .. } = speech;
     config.date = Some(date);
     let mut feed = Feed::Examples(examples, config.per_device_eval_batch_size);
@@ -164,7 +166,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
             state = State::new(feed.cursor(), LossScale::new(mixed), fingerprint);
         }
     }
-    let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, base }));
+    let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, files }));
     let device = compute.info;
     let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock };
     Run::begin(plan, ready, store, control).await.map(Some)
@@ -305,24 +307,15 @@ impl Tuning {
         if self.adapter.is_some() {
             Adapter::load(store, &folder).await?.save(store, &out).await?;
             store.write(&format!("{out}/tokenizer.json"), tokenizer_json).await?;
-            self.copy_files(store, &out).await?;
+            write_files(store, &out, &self.files).await?;
             control.emit(Event::Wrote { what: format!("adapter {what}"), path: out });
             return Ok(());
         }
         let (config, weights) = (hub::read_config(store, &folder).await?, hub::Weights::open(store, &folder).await?);
-        checkpoint::export(store, &weights, &config, Some(tokenizer_json), &out, crate::model::safetensors::Dtype::F16).await?;
-        self.copy_files(store, &out).await?;
+        checkpoint::export(store, &weights, &config, Some(tokenizer_json), &out, Dtype::F16, &[]).await?;
+        write_files(store, &out, &self.files).await?;
         control.emit(Event::Wrote { what: format!("FP16 model {what}"), path: out });
         Ok(())
-    }
-
-    /// What lies around the base's weights, with the template that the examples were written by.
-    async fn copy_files(&self, store: &Store, out: &str) -> Result<()> {
-        copy_files(store, &self.base, out).await?;
-        match &self.config.chat_template {
-            Some(file) => store.write(&format!("{out}/chat_template.jinja"), store.read_text(file).await?.as_bytes()).await,
-            None => Ok(()),
-        }
     }
 
     /// What the user can do next.
@@ -339,16 +332,4 @@ impl Tuning {
             (Ended::Finished, None) => vec![format!("look at {out}/report.html"), format!("smolforge generate --model {result} {prompt}")],
         }
     }
-}
-
-/// What lies around the weights of a chat model and is the same for what is trained beside it.
-pub async fn copy_files(store: &Store, from: &str, to: &str) -> Result<()> {
-    for file in ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"] {
-        let path = format!("{}/{file}", from.trim_end_matches('/'));
-        if store.exists(&path).await {
-            let bytes = store.read(&path).await?;
-            store.write(&format!("{to}/{file}"), &bytes).await?;
-        }
-    }
-    Ok(())
 }

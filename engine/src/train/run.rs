@@ -24,6 +24,7 @@ use crate::data::feed::Feed;
 use crate::data::random::Random;
 use crate::device;
 use crate::error::{Error, Result};
+use crate::generate::speech::Files;
 use crate::generate::{self, Limits};
 use crate::model::Llama;
 use crate::protocol::{DeviceInfo, Event, RunInfo, Sampling, StepReport, TextScore};
@@ -451,11 +452,12 @@ impl<'a> Run<'a> {
         self.state.cursor = self.feed.cursor();
         self.state.updates = self.optimizer.updates;
         let save = async |run: &mut Self| {
-            let adapter = match &run.kind {
-                Kind::Finetuning(tuning) => tuning.adapter.as_ref(),
-                Kind::Pretraining => None,
+            let (adapter, files) = match &run.kind {
+                Kind::Finetuning(tuning) => (tuning.adapter.as_ref(), tuning.files.clone()),
+                Kind::Pretraining => (None, Files::new()),
             };
-            checkpoint::save(run.store, &run.config.out, &run.model, adapter, &run.optimizer, &run.state, run.tokenizer.json()).await
+            let (out, tokenizer) = (&run.config.out, run.tokenizer.json());
+            checkpoint::save(run.store, out, &run.model, adapter, &run.optimizer, &run.state, tokenizer, &files).await
         };
         let path = self.with_room(save).await?;
         checkpoint::prune(self.store, &self.config.out, self.config.save_total_limit, self.state.best.map(|(_, step)| step)).await?;
