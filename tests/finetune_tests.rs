@@ -280,6 +280,15 @@ fn a_run_is_not_resumed_with_other_data_or_settings() {
     let error = run(&store, &config, true, None).0.unwrap_err().to_string();
     assert!(error.contains("the data is not the one"), "{error}");
     block_on(store.write("train.jsonl", text.as_bytes())).unwrap();
+    let weights = block_on(store.read("base/model.safetensors")).unwrap().to_vec();
+    let mut trained = weights.clone();
+    *trained.last_mut().unwrap() ^= 1;
+    let middle = trained.len() / 8 * 4;
+    trained[middle] ^= 1;
+    block_on(store.write("base/model.safetensors", &trained)).unwrap();
+    let error = run(&store, &config, true, None).0.unwrap_err().to_string();
+    assert!(error.contains("the base model is not the one"), "{error}");
+    block_on(store.write("base/model.safetensors", &weights)).unwrap();
     assert_eq!(run(&store, &config, true, None).0.unwrap(), Ended::Finished);
     assert!(run(&store, &config, false, None).0.unwrap_err().to_string().contains("there is a run already"));
 }

@@ -11,6 +11,7 @@ use crate::bench::random_batch;
 use crate::config::TrainConfig;
 use crate::config::finetune::Optim;
 use crate::control::{Control, Flow};
+use crate::data::batch::together;
 use crate::data::mix_change::{self, MANY_EPOCHS};
 use crate::device::Compute;
 use crate::device::read_f32;
@@ -22,7 +23,7 @@ use crate::platform;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
-use crate::train::{losses_and_gradients, pretrain, squared_norm, together};
+use crate::train::{losses_and_gradients, pretrain, squared_norm};
 
 /// Reports the plan of a run that may take `budget_bytes` of memory, or what the machine has.
 ///

@@ -15,6 +15,14 @@ use crate::data::source::SEPARATOR;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
+/// Tokens from which on a layer is no faster for taking more of them at once, and needs memory for each.
+const TOGETHER: usize = 1024;
+
+/// Sequences of `t` tokens that a layer takes together where memory counts.
+pub fn together(t: usize) -> usize {
+    (TOGETHER / t.max(1)).max(1)
+}
+
 /// Rows side by side: what one forward pass reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::data::batch::{Batch, Cursor, Place};
+use crate::data::batch::{Batch, Cursor, Place, together};
 use crate::data::document::Document;
 use crate::data::mixture::Mixture;
 use crate::data::pack::{IGNORED, Row};
@@ -67,7 +67,10 @@ impl Examples {
         let lines = |examples: Vec<Kinded>| {
             let examples = examples.into_iter().filter(|(_, document)| (1..document.tokens.len()).any(|i| document.is_target(i)));
             let lines: Vec<Line> = examples.map(Line::of).collect();
-            packing.map_or(lines.clone(), |length| packed(lines, length))
+            match packing {
+                Some(length) => packed(lines, length),
+                None => lines,
+            }
         };
         let (training, held_out) = (lines(training), lines(held_out));
         if training.is_empty() {
@@ -131,7 +134,7 @@ impl Examples {
         if epoch != self.epoch {
             (self.epoch, self.drawn) = (epoch, Mixture::new(vec![0.0; self.kinds.len()], Random::new(self.seed)));
         }
-        let order = Permutation::new(count as u64, mix(self.seed ^ mix(epoch)));
+        let order = self.order(epoch);
         let size = self.batch_size * self.accumulation;
         let first = (step % per_epoch) as usize * size;
         let lines: Vec<&Line> = (first..(first + size).min(count)).map(|i| &self.training[order.at(i as u64) as usize]).collect();
@@ -142,10 +145,24 @@ impl Examples {
         lines.chunks(self.batch_size).map(|lines| batch(lines, self.pad)).collect()
     }
 
-    /// Batches of the held-out examples of a kind.
+    /// Positions that a pass computes, padding included.
+    pub fn positions(&self) -> u64 {
+        let order = self.order(0);
+        let lines = (0..self.training.len() as u64).map(|i| &self.training[order.at(i) as usize]).collect::<Vec<_>>();
+        let micro = lines.chunks(self.batch_size * self.accumulation).flat_map(|lines| lines.chunks(self.batch_size));
+        micro.map(|lines| (lines.len() * padded(lines)) as u64).sum()
+    }
+
+    /// The order of a pass.
+    fn order(&self, epoch: u64) -> Permutation {
+        Permutation::new(self.training.len() as u64, mix(self.seed ^ mix(epoch)))
+    }
+
+    /// Batches of the held-out examples of a kind, of `rows` examples where memory allows.
     pub fn held_out(&self, kind: usize, rows: usize) -> impl Iterator<Item = Batch> + '_ {
         let lines: Vec<&Line> = self.held_out.iter().filter(|line| line.kind == kind).collect();
-        let batches: Vec<Batch> = lines.chunks(rows.max(1)).map(|lines| batch(lines, self.pad)).collect();
+        let rows = rows.clamp(1, together(self.longest()));
+        let batches: Vec<Batch> = lines.chunks(rows).map(|lines| batch(lines, self.pad)).collect();
         batches.into_iter()
     }
 
@@ -198,10 +215,15 @@ impl Line {
     }
 }
 
-/// Rows side by side, as long as the longest of them.
-fn batch(lines: &[&Line], pad: u32) -> Batch {
+/// Positions of rows side by side: those of the longest of them.
+fn padded(lines: &[&Line]) -> usize {
     let longest = lines.iter().map(|line| line.tokens.len()).max().unwrap_or(2);
-    let length = (longest - 1).next_multiple_of(STRIDE);
+    (longest - 1).next_multiple_of(STRIDE)
+}
+
+/// Rows side by side.
+fn batch(lines: &[&Line], pad: u32) -> Batch {
+    let length = padded(lines);
     let row = |line: &&Line| (line.kind, Row::new(&line.tokens, &line.begins, length, pad, |i| line.mask[i]));
     let batch = Batch::from_rows(length, lines.iter().map(row));
     debug_assert!(batch.targets.iter().any(|target| *target != IGNORED));
@@ -282,7 +304,9 @@ mod tests {
     #[test]
     fn padding_and_prompts_are_never_targets() {
         let mut examples = examples(7, None);
-        let targets: usize = (0..2).flat_map(|step| examples.batches(step)).map(|batch| batch.target_tokens()).sum();
+        let batches: Vec<Batch> = (0..2).flat_map(|step| examples.batches(step)).collect();
+        let targets: usize = batches.iter().map(|batch| batch.target_tokens()).sum();
+        assert_eq!(examples.positions(), batches.iter().map(|batch| (batch.rows * batch.len) as u64).sum::<u64>());
         let expected: usize = (0..7).map(|i| (4 + i % 7) - (4 + i % 7) / 2).sum();
         assert_eq!(targets, expected);
         assert_eq!(examples.size(), (7, expected as u64));

@@ -66,28 +66,38 @@ impl Loaded {
     }
 }
 
-/// What tells a model and its adapters from others: names, all of their configurations, and some bytes of their weights.
+/// What tells a model and its adapters from others: names, and what is in their folders.
 async fn key_of(request: &GenerateRequest, compute: &Compute, store: &Store) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
+    let mut hashes = String::new();
     for folder in std::iter::once(&request.model).chain(request.adapters.iter().map(|adapter| &adapter.path)) {
-        for entry in store.list(folder.trim_end_matches('/')).await.unwrap_or_default().into_iter().filter(|entry| !entry.folder) {
-            let name = entry.name.rsplit('/').next().unwrap_or_default();
-            let is_whole = name == "config.json" || name == "adapter_config.json" || name.ends_with(".index.json");
-            if !is_whole && !name.ends_with(".safetensors") {
-                continue;
-            }
-            let blob = store.open(&entry.name).await?;
-            let size = blob.size_bytes();
-            hasher.update(name.as_bytes()).update(&size.to_le_bytes());
-            let (step, length) = if is_whole { (size.max(1), size) } else { ((size / LOOKS).max(1), LOOK_BYTES) };
-            let mut at = 0;
-            while at < size {
-                hasher.update(&blob.read(at..at + length)?);
-                at += step;
-            }
+        hashes += &hash_of(store, folder).await?;
+    }
+    Ok(format!("{} {:?} {} {hashes}", request.model, request.adapters, compute.info.name))
+}
+
+/// Hash of the configurations in a folder and of some bytes of its weights: another one after any training.
+///
+/// # Errors
+/// [`Error::File`](crate::error::Error::File).
+pub async fn hash_of(store: &Store, folder: &str) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for entry in store.list(folder.trim_end_matches('/')).await.unwrap_or_default().into_iter().filter(|entry| !entry.folder) {
+        let name = entry.name.rsplit('/').next().unwrap_or_default();
+        let is_whole = name == "config.json" || name == "adapter_config.json" || name.ends_with(".index.json");
+        if !is_whole && !name.ends_with(".safetensors") {
+            continue;
+        }
+        let blob = store.open(&entry.name).await?;
+        let size = blob.size_bytes();
+        hasher.update(name.as_bytes()).update(&size.to_le_bytes());
+        let (step, length) = if is_whole { (size.max(1), size) } else { ((size / LOOKS).max(1), LOOK_BYTES) };
+        let mut at = 0;
+        while at < size {
+            hasher.update(&blob.read(at..at + length)?);
+            at += step;
         }
     }
-    Ok(format!("{} {:?} {} {}", request.model, request.adapters, compute.info.name, hasher.finalize().to_hex()))
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 #[cfg(test)]

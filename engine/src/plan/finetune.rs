@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Trained, measure, memory};
 use crate::config::TrainConfig;
-use crate::config::finetune::{FinetuneConfig, Method};
+use crate::config::finetune::{FinetuneConfig, Method, Optim};
 use crate::control::{Control, Flow};
 use crate::data::mix_change::MANY_EPOCHS;
 use crate::device::Compute;
@@ -36,16 +36,7 @@ pub async fn run(config: &FinetuneConfig, base: &str, budget_bytes: Option<u64>,
     let numbers = adapter.parameters(&shape)?;
     let longest = examples.longest();
     let plan = TrainConfig { sequence_length: longest, ..updates(config, &examples, &shape) };
-    let needed = |config: &FinetuneConfig, length: usize| {
-        let plan = TrainConfig {
-            batch_size: config.per_device_train_batch_size,
-            accumulation: config.gradient_accumulation_steps,
-            gradient_checkpointing: config.gradient_checkpointing,
-            sequence_length: length,
-            ..plan.clone()
-        };
-        memory(&shape, &plan, &compute, trained(config, numbers, &compute))
-    };
+    let needed = |config: &FinetuneConfig, length: usize| needed(config, &plan, length, &shape, numbers, &compute);
     let memory_bytes = needed(config, longest);
     let peak_bytes: u64 = memory_bytes.values().sum();
     let free = platform::available_memory_bytes().filter(|_| compute.is_in_main_memory());
@@ -90,8 +81,8 @@ pub async fn run(config: &FinetuneConfig, base: &str, budget_bytes: Option<u64>,
         sources: sources.collect(),
         // Of a frozen weight the way back makes the input's gradient only: two thirds of the work.
         flops: shape.train_flops_per_token(longest) * tokens as f64 * if config.method == Method::Full { 1.0 } else { 2.0 / 3.0 },
-        // Measured with examples as long as the longest; shorter ones take less.
-        expected_secs: step_secs * f64::from(plan.steps) * preflight.lengths.mean / longest.max(1) as f64,
+        // Measured with examples as long as the longest; batches of shorter ones take less.
+        expected_secs: step_secs * passes * examples.positions() as f64 / (longest * plan.batch_size * plan.accumulation).max(1) as f64,
         warnings,
         suggestion,
     }));
@@ -106,17 +97,29 @@ pub fn trained(config: &FinetuneConfig, adapter: u64, compute: &Compute) -> Trai
     }
 }
 
+/// Memory by category where examples are `length` tokens long; `plan` has everything else.
+fn needed(
+    config: &FinetuneConfig,
+    plan: &TrainConfig,
+    length: usize,
+    shape: &LlamaConfig,
+    adapter: u64,
+    compute: &Compute,
+) -> BTreeMap<String, u64> {
+    let plan = TrainConfig {
+        batch_size: config.per_device_train_batch_size,
+        accumulation: config.gradient_accumulation_steps,
+        gradient_checkpointing: config.gradient_checkpointing,
+        optim: config.optim,
+        sequence_length: length,
+        ..plan.clone()
+    };
+    memory(shape, &plan, compute, trained(config, adapter, compute))
+}
+
 /// What is missing where training in the machine's own memory needs more of it than is free, and what would help.
 pub fn shortage(config: &FinetuneConfig, plan: &TrainConfig, shape: &LlamaConfig, adapter: u64, compute: &Compute) -> Option<String> {
-    let needed = |config: &FinetuneConfig, length: usize| {
-        let plan = TrainConfig {
-            batch_size: config.per_device_train_batch_size,
-            gradient_checkpointing: config.gradient_checkpointing,
-            sequence_length: length,
-            ..plan.clone()
-        };
-        memory(shape, &plan, compute, trained(config, adapter, compute)).values().sum::<u64>()
-    };
+    let needed = |config: &FinetuneConfig, length| needed(config, plan, length, shape, adapter, compute).values().sum::<u64>();
     let all = needed(config, plan.sequence_length);
     let free = platform::available_memory_bytes().filter(|free| compute.is_in_main_memory() && all > *free)?;
     let helps = match fitting(config, plan.sequence_length, free, needed) {
@@ -127,7 +130,8 @@ pub fn shortage(config: &FinetuneConfig, plan: &TrainConfig, shape: &LlamaConfig
 }
 
 /// Keys that make a run need at most `most` bytes with as many examples in an update: layers computed again, fewer examples
-/// in a micro-batch, a base of 4 bits, shorter examples. `None` where nothing helps.
+/// in a micro-batch, moments of 8 bits, an adapter instead of all weights, a base of 4 bits, shorter examples. `None` where
+/// nothing helps.
 fn fitting(
     config: &FinetuneConfig,
     length: usize,
@@ -154,9 +158,13 @@ fn fitting(
                 return Some(changed);
             }
         }
-        if config.method != Method::Qlora {
-            config.method = Method::Qlora;
-            changed.insert("method".into(), json!("qlora"));
+        if config.method == Method::Full && config.optim == Optim::Adamw {
+            config.optim = Optim::Adamw8bit;
+            changed.insert("optim".into(), json!("adamw_8bit"));
+        } else if config.method != Method::Qlora {
+            let (method, word) = if config.method == Method::Full { (Method::Lora, "lora") } else { (Method::Qlora, "qlora") };
+            config.method = method;
+            changed.insert("method".into(), json!(word));
         } else if length / 2 >= LEAST_LENGTH {
             length /= 2;
             changed.insert("max_seq_length".into(), json!(length));
@@ -172,14 +180,25 @@ mod tests {
 
     /// Memory as a run needs it: a base, and something for every token.
     fn needed(config: &FinetuneConfig, length: usize) -> u64 {
-        let base = if config.method == Method::Qlora { 1000 } else { 4000 };
+        let base = match (config.method, config.optim) {
+            (Method::Full, Optim::Adamw) => 12_000,
+            (Method::Full, _) => 8000,
+            (Method::Lora, _) => 4000,
+            (Method::Qlora, _) => 1000,
+        };
         let token = if config.gradient_checkpointing { 1 } else { 10 };
         base + token * (config.per_device_train_batch_size * length) as u64
     }
 
     #[track_caller]
     fn check(most: u64, expect: Value) {
+        check_method(Method::Lora, most, expect);
+    }
+
+    #[track_caller]
+    fn check_method(method: Method, most: u64, expect: Value) {
         let config = FinetuneConfig {
+            method,
             per_device_train_batch_size: 8,
             gradient_accumulation_steps: 2,
             gradient_checkpointing: false,
@@ -199,5 +218,9 @@ mod tests {
         let short = json!({"gradient_checkpointing": true, "method": "qlora", "max_seq_length": 64, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 16});
         check(1000 + 64, short);
         check(1000 + 63, Value::Null);
+        let eight = json!({"gradient_checkpointing": true, "optim": "adamw_8bit"});
+        check_method(Method::Full, 8000 + 8 * 256, eight);
+        let adapter = json!({"gradient_checkpointing": true, "optim": "adamw_8bit", "method": "lora"});
+        check_method(Method::Full, 4000 + 8 * 256, adapter);
     }
 }

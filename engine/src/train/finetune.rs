@@ -19,6 +19,7 @@ use crate::data::preflight::Level;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::generate;
+use crate::generate::loaded::hash_of;
 use crate::generate::speech::{Files, Speech, write_files};
 use crate::model::adapter::{Adapter, AdapterConfig};
 use crate::model::load::{self, Keep};
@@ -62,7 +63,9 @@ async fn frozen(asked: &FinetuneConfig, store: &Store) -> Result<FinetuneConfig>
         return Ok(FinetuneConfig { output_dir: asked.output_dir.clone(), ..frozen }); // as it was begun
     }
     let FinetuneConfig { output_dir, device, logging_steps, save_strategy, save_steps, save_total_limit, .. } = asked.clone();
-    let frozen = FinetuneConfig { output_dir, device, logging_steps, save_strategy, save_steps, save_total_limit, ..frozen };
+    let gradient_checkpointing = asked.gradient_checkpointing;
+    let frozen =
+        FinetuneConfig { output_dir, device, logging_steps, save_strategy, save_steps, save_total_limit, gradient_checkpointing, ..frozen };
     let asked = FinetuneConfig { date: frozen.date.clone(), ..asked.clone() };
     let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) =
         (serde_json::to_value(&frozen), serde_json::to_value(&asked))
@@ -95,7 +98,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     // ---- examples ----------------------------------------------------------------------------
     let Some(base) = fetch::folder(store, &config.model_name, control).await? else { return Ok(None) };
     let base = checkpoint::newest_of(store, &base).await;
-    let Some(Prepared { speech, examples, prompts, preflight }) = rows::prepare(&config, &base, store, control).await? else {
+    let Some(Prepared { speech, mut examples, prompts, preflight }) = rows::prepare(&config, &base, store, control).await? else {
         return Ok(None);
     };
     for check in preflight.checks.iter().filter(|check| check.level == Level::Yellow) {
@@ -104,13 +107,12 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     let files = speech.files(store, &base).await?;
     let Speech { tokenizer, shape, date, stops, .. } = speech;
     config.date = Some(date);
-    let mut feed = Feed::Examples(examples, config.per_device_eval_batch_size);
-    let Feed::Examples(examples, _) = &feed else { unreachable!() };
-    let plan = updates(&config, examples, &shape);
+    let plan = updates(&config, &examples, &shape);
     let sizes = examples.sizes();
     let longest = prompts.iter().map(|(_, prompt)| prompt.len() + config.sample_tokens).max().unwrap_or(0);
     let positions = (examples.longest() + 16).max(longest).min(shape.max_position_embeddings);
-    let fingerprint = fingerprint(&config, &shape, &tokenizer, &feed);
+    let weights = hash_of(store, &base).await?;
+    let fingerprint = format!("{}-{}", fingerprint(&config, &shape, &tokenizer, &examples), &weights[..12]);
 
     // ---- model ----------------------------------------------------------------------------------
     let asked = adapter(&config);
@@ -119,14 +121,15 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     if let Some(detail) = plan::finetune::shortage(&config, &longest, &shape, numbers, &compute) {
         return Err(Error::OutOfMemory { device: compute.info.name, detail });
     }
-    let loaded_base = load_base(&config, &base, &shape, &compute, positions, store, control).await?;
+    let begin = || load_base(&config, &base, &shape, &compute, positions, store, control);
+    let frozen = if config.method == Method::Full { None } else { Some(begin().await?) };
     let load = async |folder: &str| {
         let state = resume::state(store, folder, &fingerprint).await?;
-        let (model, adapter) = match config.method {
-            Method::Full => (generate::load_f32(store, folder, &shape, &compute, positions).await?, None),
-            Method::Lora | Method::Qlora => {
+        let (model, adapter) = match &frozen {
+            None => (generate::load_f32(store, folder, &shape, &compute, positions).await?, None),
+            Some(frozen) => {
                 let adapter = Adapter::load(store, folder).await?;
-                (loaded_base.clone().with_adapter(Some(&adapter))?, Some(adapter.config))
+                (frozen.clone().with_adapter(Some(&adapter))?, Some(adapter.config))
             }
         };
         let model = model.trainable();
@@ -137,14 +140,14 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     let (model, adapter, optimizer, state, log);
     match if resume { resume::newest(store, &out, &existing, load, control).await? } else { None } {
         Some((loaded, loaded_adapter, moments, at)) => {
-            feed.seek(&at.cursor)?;
+            examples.seek(&at.cursor)?;
             mixed = at.loss_scale.is_dynamic() && compute.f16; // as it was begun, where this device can
             log = RunLog::resume(store, &out, &yaml, plan.log_every, at.step, at.due).await?;
             (model, adapter, optimizer, state) = (loaded, loaded_adapter, moments, at);
         }
         None => {
-            let first = match (config.method, &config.init_adapter) {
-                (Method::Full, _) => None,
+            let first = match (&frozen, &config.init_adapter) {
+                (None, _) => None,
                 (_, Some(folder)) => {
                     // Its rank, scale and layers are those of the matrices that it brings.
                     let Adapter { config: brought, pairs } = Adapter::load(store, folder).await?;
@@ -154,20 +157,21 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
                     }
                     Some(Adapter { config, pairs })
                 }
-                (_, None) => Some(Adapter::begin(&asked, &loaded_base, config.seed)?),
+                (Some(frozen), None) => Some(Adapter::begin(&asked, frozen, config.seed)?),
             };
             store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;
             store.write(&format!("{out}/{TUNING}"), yaml.as_bytes()).await?;
             store.write(&format!("{out}/config.yaml"), plan.to_yaml().as_bytes()).await?;
             log = RunLog::create(store, &out, &yaml, plan.log_every).await?;
-            model = loaded_base.with_adapter(first.as_ref())?.trainable();
+            let base = if let Some(frozen) = frozen { frozen } else { begin().await? };
+            model = base.with_adapter(first.as_ref())?.trainable();
             adapter = first.map(|first| first.config);
             optimizer = Optimizer::new(&model, config.optim);
-            state = State::new(feed.cursor(), LossScale::new(mixed), fingerprint);
+            state = State::new(examples.cursor(), LossScale::new(mixed), fingerprint);
         }
     }
+    let (device, feed) = (compute.info, Feed::Examples(examples, config.per_device_eval_batch_size));
     let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, files }));
-    let device = compute.info;
     let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock };
     Run::begin(plan, ready, store, control).await.map(Some)
 }
@@ -269,8 +273,8 @@ pub fn updates(config: &FinetuneConfig, examples: &Examples, shape: &LlamaConfig
     }
 }
 
-/// What a resumed run must share with its beginning, as `configuration-tokenizer-data`.
-fn fingerprint(config: &FinetuneConfig, shape: &LlamaConfig, tokenizer: &Tokenizer, feed: &Feed) -> String {
+/// What a resumed run must share with its beginning, as `configuration-tokenizer-data`; the base's hash comes after it.
+fn fingerprint(config: &FinetuneConfig, shape: &LlamaConfig, tokenizer: &Tokenizer, examples: &Examples) -> String {
     let d = FinetuneConfig::default();
     let neutral = FinetuneConfig {
         output_dir: d.output_dir,
@@ -283,7 +287,7 @@ fn fingerprint(config: &FinetuneConfig, shape: &LlamaConfig, tokenizer: &Tokeniz
         ..config.clone()
     };
     let config = blake3::hash(format!("{}{}", neutral.to_yaml(), shape.to_hf_json("float32")).as_bytes()).to_hex();
-    format!("{}-{}-{}", &config[..12], tokenizer.hash(), feed.fingerprint())
+    format!("{}-{}-{}", &config[..12], tokenizer.hash(), examples.fingerprint())
 }
 
 impl Tuning {

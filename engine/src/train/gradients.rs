@@ -4,20 +4,12 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Gradients, Tensor};
 
-use crate::data::batch::Batch;
+use crate::data::batch::{Batch, together};
 use crate::model::Llama;
 use crate::model::linear::Parameter;
 use crate::model::llama::{Pass, ids};
 use crate::ops::attention::Mask;
 use crate::ops::cross_entropy::{Losses, attach};
-
-/// Tokens from which on a layer is no faster for taking more of them at once, and needs memory for each.
-const TOGETHER: usize = 1024;
-
-/// Sequences of `t` tokens that a layer takes together where layers are computed again.
-pub fn together(t: usize) -> usize {
-    (TOGETHER / t.max(1)).max(1)
-}
 
 /// Losses of a micro-batch; `scale` is what one target weighs.
 pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {

@@ -121,7 +121,7 @@ pub async fn newest<T>(
 /// [`Error::Resume`] naming what is not as it was.
 pub async fn state(store: &Store, folder: &str, fingerprint: &str) -> Result<State> {
     let state = checkpoint::read_state(store, folder).await?;
-    let names = ["configuration", "tokenizer", "data"];
+    let names = ["configuration", "tokenizer", "data", "base model"];
     let differing = state.fingerprint.split('-').zip(fingerprint.split('-')).zip(names).find(|((old, new), _)| old != new);
     match differing {
         None => Ok(state),
