@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+METHODS = ["lora", "qlora"]
 PHASES = ["step", "forward", "backward", "optimizer", "prefill", "decode"]
 TRAINING = {"step", "forward", "backward", "optimizer"}
 
@@ -61,6 +62,13 @@ def run_pytorch(options, work):
     return {"rates": rates, "peak": event["train_peak_rss_bytes"], "device": event["device"]}
 
 
+def run_methods(options, work):
+    """Training tokens per second of an adapter: ours over both kinds of base, and peft's LoRA."""
+    short = [*work, "--prefill", "0", "--decode", "0"]
+    ours = {method: run_ours(options, [*short, "--method", method]) for method in METHODS}
+    return ours, run_pytorch(options, [*short, "--method", "lora"])
+
+
 def row(label, ours, peer, unit):
     """One line of the table and its ratios: ours over PyTorch's, pair by pair."""
     ratios = [mine / theirs for mine, theirs in zip(ours, peer)]
@@ -74,10 +82,11 @@ def row(label, ours, peer, unit):
 def main():
     options = arguments()
     work = ["--preset", options.preset, "--batch", str(options.batch), "--seq", str(options.seq)]
-    ours, peer = [], []
+    ours, peer, tuned = [], [], []
     for pair in range(options.pairs):
         ours.append(run_ours(options, work))
         peer.append(run_pytorch(options, work))
+        tuned.append(run_methods(options, work))
         print(f"pair {pair + 1}/{options.pairs}: step {ours[-1]['rates']['step']:.1f} against "
               f"{peer[-1]['rates']['step']:.1f} tokens/s", file=sys.stderr)
 
@@ -92,8 +101,12 @@ def main():
     if all(run["peak"] > 0 for run in ours):
         peaks = [[run["peak"] / 2**20 for run in side] for side in (ours, peer)]
         ratios["peak_memory"] = row("peak memory, training", *peaks, "MiB")
+    rates = {method: [ours[method]["rates"]["step"] for ours, _ in tuned] for method in METHODS}
+    ratios["lora_step"] = row("LoRA step, peft", rates["lora"], [peft["rates"]["step"] for _, peft in tuned], "tokens/s")
+    print(f"{'':<24}{'QLoRA':>12}{'LoRA':>12}")
+    ratios["qlora_step"] = row("both smolforge", rates["qlora"], rates["lora"], "tokens/s")
     if options.json:
-        print(json.dumps({"event": "bench_compare", "ratios": ratios, "ours": ours, "pytorch": peer}))
+        print(json.dumps({"event": "bench_compare", "ratios": ratios, "ours": ours, "pytorch": peer, "tuned": tuned}))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def arguments():
         parser.add_argument(f"--{name}", type=int, help="instead of the preset's")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="gpu: CUDA or Metal where there is one")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa", help="transformers' own default is sdpa")
+    parser.add_argument("--method", choices=["full", "lora"], default="full", help="lora: peft, rank 16 on all linear layers")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=128)
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt; 0 leaves it out")
@@ -50,7 +51,12 @@ def build(options):
         initializer_range=shape["hidden"] ** -0.5,
         rope_parameters={"rope_type": "default", "rope_theta": shape["theta"]},
         attn_implementation=options.attention)
-    return LlamaForCausalLM(config).float()
+    model = LlamaForCausalLM(config).float()
+    if options.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model
 
 
 def peak_rss_bytes():
@@ -67,7 +73,8 @@ def synchronize(device):
 
 def training(model, options, device):
     """Medians of the seconds of forward (with the loss), backward and optimizer."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     rows = torch.randint(model.config.vocab_size, (options.batch, options.seq + 1), device=device)
     ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
     times = {"forward": [], "backward": [], "optimizer": []}
@@ -149,7 +156,7 @@ def main():
 
     print(json.dumps({
         "event": "bench_pytorch", "preset": options.preset, "device": device, "attention": options.attention,
-        "batch": options.batch, "seq": options.seq, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "method": options.method, "batch": options.batch, "seq": options.seq, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "transformers": transformers.__version__, "parameters": sum(p.numel() for p in model.parameters()),
         "phases": phases, "import_rss_bytes": import_rss, "train_peak_rss_bytes": train_peak, "peak_rss_bytes": peak_rss_bytes(),
     }))

@@ -3,6 +3,7 @@
 use web_time::Instant;
 
 use crate::config::TrainConfig;
+use crate::config::finetune::{FinetuneConfig, Method};
 use crate::control::{Control, Flow};
 use crate::data::batch::Batch;
 use crate::data::random::Random;
@@ -11,13 +12,13 @@ use crate::device::read_f32;
 use crate::error::{Error, Result};
 use crate::generate::sampler;
 use crate::model::llama::ids;
-use crate::model::{KvCache, Llama, LlamaConfig};
+use crate::model::{Adapter, KvCache, Llama, LlamaConfig, load};
 use crate::ops::attention::Mask;
 use crate::plan;
 use crate::platform;
 use crate::protocol::{BenchRequest, Event};
 use crate::train::optimizer::Optimizer;
-use crate::train::{forward, gradients, pretrain, squared_norm};
+use crate::train::{finetune, forward, gradients, pretrain, squared_norm};
 
 /// Measures and reports; the first repetition of every phase is not counted.
 ///
@@ -48,11 +49,17 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
         sequence_length: request.seq,
         ..TrainConfig::default()
     };
-    if let Some(detail) = plan::shortage(&shape, &config, &compute, plan::Trained::All) {
+    let tuning = FinetuneConfig { method: request.method, ..FinetuneConfig::default() };
+    let adapter = finetune::adapter(&tuning);
+    let trained = plan::finetune::trained(&tuning, adapter.parameters(&shape)?, &compute);
+    if let Some(detail) = plan::shortage(&shape, &config, &compute, trained) {
         return Err(Error::OutOfMemory { device: compute.info.name, detail });
     }
-    let half = pretrain::mixed(config.precision, &compute)?;
-    let plain = Llama::random(&shape, &compute, positions, 1).with_half(half);
+    let half = request.method == Method::Full && pretrain::mixed(config.precision, &compute)?;
+    let mut plain = load::random(&shape, &compute, positions, 1, finetune::keep(&tuning, &compute))?.with_half(half);
+    if request.method != Method::Full {
+        plain = plain.clone().with_adapter(Some(&Adapter::begin(&adapter, &plain, 1)?))?;
+    }
     if !training(request, &plain, &config, control).await? {
         return Ok(());
     }
@@ -77,7 +84,7 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, c
         read_f32(squared_norm(&grads)).await?;
         let backward_secs = started.elapsed().as_secs_f64() - forward_secs;
         optimizer.step(&mut model, grads, config, 1e-4, 1.0).await?;
-        read_f32(model.norm.weight.tensor.clone().inner()).await?;
+        read_f32(model.trained()[0].tensor.clone().inner().slice([0..1, 0..1])).await?;
         let total = started.elapsed().as_secs_f64();
         if repeat > 0 {
             for (phase, secs) in phases.iter_mut().zip([total, forward_secs, backward_secs, total - forward_secs - backward_secs]) {

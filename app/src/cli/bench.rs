@@ -1,5 +1,6 @@
 //! `smolforge bench`: how fast this machine trains and generates.
 
+use smolforge_engine::config::finetune::Method;
 use smolforge_engine::protocol::{BenchRequest, Command, DeviceChoice, Event, Precision};
 
 use super::table::Table;
@@ -20,6 +21,10 @@ pub struct Args {
     /// Arithmetic
     #[arg(long, value_parser = choice::<Precision>(&["auto", "f32", "mixed"]), default_value = "auto")]
     precision: Precision,
+
+    /// What the step trains: full (all weights), lora (rank 16 on all linear layers) or qlora (the same over 4 bits)
+    #[arg(long, value_parser = choice::<Method>(&["full", "lora", "qlora"]), default_value = "full")]
+    method: Method,
 
     /// Sequences in a step
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -45,8 +50,8 @@ pub struct Args {
 impl Args {
     /// Measures and prints a row per phase.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
-        let Self { preset, device, precision, batch, seq, repeats, prefill, decode } = self;
-        let request = BenchRequest { preset, device, precision, batch, seq, repeats, prefill, decode };
+        let Self { preset, device, precision, method, batch, seq, repeats, prefill, decode } = self;
+        let request = BenchRequest { preset, device, precision, method, batch, seq, repeats, prefill, decode };
         let mut table = Table::new(&["phase", ">median time", ">tokens/s", ">peak memory"]);
         drive(Command::Bench(request), json, |screen, event| {
             if let Event::Bench { phase, secs, tokens_per_sec, peak_rss_bytes } = event {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::finetune::FinetuneConfig;
+use crate::config::finetune::{FinetuneConfig, Method};
 use crate::config::{DeviceChoice, Precision};
 use crate::text::template::Message;
 
@@ -124,6 +124,9 @@ pub struct BenchRequest {
     pub device: DeviceChoice,
     /// Arithmetic.
     pub precision: Precision,
+    /// What the step trains.
+    #[serde(default = "full")]
+    pub method: Method,
     /// Sequences in a step.
     pub batch: usize,
     /// Tokens in a sequence.
@@ -134,4 +137,8 @@ pub struct BenchRequest {
     pub prefill: Option<usize>,
     /// Tokens to decode; 0: skip; `None`: 64.
     pub decode: Option<usize>,
+}
+
+fn full() -> Method {
+    Method::Full
 }

@@ -30,6 +30,9 @@ use crate::protocol::Event;
 use crate::store::Store;
 use crate::text::tokenizer::Tokenizer;
 
+/// Passes over the rows, each of which is a stage of the run.
+const MOST_PASSES: u32 = 10_000;
+
 /// What a fine-tuning run has besides what every run has.
 pub struct Tuning {
     /// What was asked for.
@@ -108,9 +111,13 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     let Speech { tokenizer, shape, date, stops, .. } = speech;
     config.date = Some(date);
     let plan = updates(&config, &examples, &shape);
+    let passes = plan.steps / examples.updates_per_epoch();
+    if passes > MOST_PASSES {
+        return Err(Error::Config(format!("--max-steps {}: {passes} passes over the rows; at most {MOST_PASSES} are made", plan.steps)));
+    }
     let sizes = examples.sizes();
     let longest = prompts.iter().map(|(_, prompt)| prompt.len() + config.sample_tokens).max().unwrap_or(0);
-    let positions = (examples.longest() + 16).max(longest).min(shape.max_position_embeddings);
+    let positions = (examples.longest() + 16).max(longest).min(shape.max_position_embeddings.next_multiple_of(16));
     let weights = hash_of(store, &base).await?;
     let fingerprint = format!("{}-{}", fingerprint(&config, &shape, &tokenizer, &examples), &weights[..12]);
 
