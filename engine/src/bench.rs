@@ -7,25 +7,26 @@ use crate::config::finetune::{FinetuneConfig, Method};
 use crate::control::{Control, Flow};
 use crate::data::batch::Batch;
 use crate::data::random::Random;
-use crate::device::Compute;
 use crate::device::read_f32;
+use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::generate::sampler;
 use crate::model::llama::ids;
-use crate::model::{Adapter, KvCache, Llama, LlamaConfig, load};
+use crate::model::{Adapter, KvCache, Llama, hub, load};
 use crate::ops::attention::Mask;
 use crate::plan;
 use crate::platform;
 use crate::protocol::{BenchRequest, Event};
+use crate::store::Store;
 use crate::train::optimizer::Optimizer;
-use crate::train::{finetune, forward, gradients, pretrain, squared_norm};
+use crate::train::{finetune, forward, gradients, losses_and_gradients, pretrain, squared_norm};
 
 /// Measures and reports; the first repetition of every phase is not counted.
 ///
 /// # Errors
 /// An unknown preset, sizes out of range, a failed device.
-pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
-    let shape = LlamaConfig::preset(&request.preset)?;
+pub async fn run(request: &BenchRequest, store: &Store, control: &Control) -> Result<()> {
+    let shape = hub::shape(store, &request.preset).await?;
     let sizes = [("batch", request.batch), ("seq", request.seq), ("repeats", request.repeats)];
     if let Some((flag, value)) = sizes.into_iter().find(|(_, value)| !(1..=1 << 20).contains(value)) {
         return Err(Error::Config(format!("--{flag} {value}: must lie between 1 and {}", 1 << 20)));
@@ -47,6 +48,7 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
         batch_size: request.batch,
         accumulation: 1,
         sequence_length: request.seq,
+        gradient_checkpointing: request.gradient_checkpointing,
         ..TrainConfig::default()
     };
     let tuning = FinetuneConfig { method: request.method, ..FinetuneConfig::default() };
@@ -60,13 +62,15 @@ pub async fn run(request: &BenchRequest, control: &Control) -> Result<()> {
     if request.method != Method::Full {
         plain = plain.clone().with_adapter(Some(&Adapter::begin(&adapter, &plain, 1)?))?;
     }
-    if !training(request, &plain, &config, control).await? {
+    let report = Report { planned_bytes: plan::memory(&shape, &config, &compute, trained).values().sum(), control };
+    if !training(request, &plain, &config, &report).await? {
         return Ok(());
     }
-    inference(&plain, &compute, [prefill, decode, request.repeats], control).await
+    inference(&plain, &compute, [prefill, decode, request.repeats], &report).await
 }
 
-async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, control: &Control) -> Result<bool> {
+async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, report: &Report<'_>) -> Result<bool> {
+    let control = report.control;
     let mut model = plain.trainable();
     let mut optimizer = Optimizer::new(&model, config.optim);
     let batch = random_batch(request.batch, request.seq, plain.config.vocab_size, 2);
@@ -77,10 +81,14 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, c
         }
         control.progress("training step", repeat as u64, request.repeats as u64 + 1, "steps");
         let started = Instant::now();
-        let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
-        read_f32(losses.nll).await?;
-        let forward_secs = started.elapsed().as_secs_f64();
-        let grads = gradients(&model, losses.scaled);
+        let scale = 1.0 / batch.target_tokens() as f64;
+        let (forward_secs, grads) = if config.gradient_checkpointing {
+            (0.0, losses_and_gradients(&model, &batch, scale, true).1) // there and back is one thing
+        } else {
+            let losses = forward(&model, &batch, scale);
+            read_f32(losses.nll).await?;
+            (started.elapsed().as_secs_f64(), gradients(&model, losses.scaled))
+        };
         read_f32(squared_norm(&grads)).await?;
         let backward_secs = started.elapsed().as_secs_f64() - forward_secs;
         optimizer.step(&mut model, grads, config, 1e-4, 1.0).await?;
@@ -93,12 +101,15 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, c
         }
     }
     for (phase, secs) in ["step", "forward", "backward", "optimizer"].into_iter().zip(phases) {
-        report(phase, secs, request.batch * request.seq, control);
+        if secs.iter().any(|secs| *secs > 0.0) {
+            report.phase(phase, secs, request.batch * request.seq);
+        }
     }
     Ok(true)
 }
 
-async fn inference(model: &Llama, compute: &Compute, [prompt_len, decode_len, repeats]: [usize; 3], control: &Control) -> Result<()> {
+async fn inference(model: &Llama, compute: &Compute, [prompt_len, decode_len, repeats]: [usize; 3], report: &Report<'_>) -> Result<()> {
+    let control = report.control;
     let mut random = Random::new(3);
     let mut tokens = |n: usize| (0..n).map(|_| random.below(model.config.vocab_size as u64) as i32).collect::<Vec<_>>();
     let (prompt, device) = (tokens(prompt_len.max(1)), &compute.device);
@@ -126,10 +137,10 @@ async fn inference(model: &Llama, compute: &Compute, [prompt_len, decode_len, re
         }
     }
     if prompt_len > 0 {
-        report("prefill", prefill, prompt_len, control);
+        report.phase("prefill", prefill, prompt_len);
     }
     if decode_len > 0 {
-        report("decode", decode, decode_len, control);
+        report.phase("decode", decode, decode_len);
     }
     Ok(())
 }
@@ -141,9 +152,23 @@ pub fn random_batch(rows: usize, len: usize, vocab_size: usize, seed: u64) -> Ba
     Batch { rows, len, inputs: tokens(), targets: tokens(), starts: vec![0; rows * len], sources: vec![0; rows] }
 }
 
-fn report(phase: &str, mut secs: Vec<f64>, tokens: usize, control: &Control) {
-    secs.sort_by(f64::total_cmp);
-    let secs = secs[secs.len() / 2];
-    let tokens_per_sec = tokens as f64 / secs;
-    control.emit(Event::Bench { phase: phase.into(), secs, tokens_per_sec, peak_rss_bytes: platform::peak_rss_bytes() });
+/// Where measurements go.
+struct Report<'a> {
+    planned_bytes: u64,
+    control: &'a Control,
+}
+
+impl Report<'_> {
+    fn phase(&self, phase: &str, mut secs: Vec<f64>, tokens: usize) {
+        secs.sort_by(f64::total_cmp);
+        let secs = secs[secs.len() / 2];
+        self.control.emit(Event::Bench {
+            phase: phase.into(),
+            secs,
+            tokens_per_sec: tokens as f64 / secs,
+            peak_rss_bytes: platform::peak_rss_bytes(),
+            device_bytes: device::memory().device_reserved_bytes,
+            planned_bytes: self.planned_bytes,
+        });
+    }
 }

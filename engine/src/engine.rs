@@ -345,7 +345,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
             let Some(model) = folder_of(&config.model_name, store, control).await? else { return stopped(control) };
             plan::finetune::run(&config, &model, budget_bytes, store, control).await?;
         }
-        Command::Bench(request) => bench::run(&request, control).await?,
+        Command::Bench(request) => bench::run(&request, store, control).await?,
         Command::Runs { folder } if folder != "." && !store.exists(&folder).await => {
             return Err(Error::File { path: folder, reason: "no such folder".into() });
         }

@@ -428,6 +428,12 @@ pub enum Event {
         tokens_per_sec: f64,
         /// Peak resident memory of the process so far.
         peak_rss_bytes: u64,
+        /// Memory of the graphics device that was taken so far.
+        #[serde(default)]
+        device_bytes: Option<u64>,
+        /// Memory that a plan of the training step names.
+        #[serde(default)]
+        planned_bytes: u64,
     },
     /// All runs below a folder, newest first.
     Runs {

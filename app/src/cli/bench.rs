@@ -10,7 +10,7 @@ use crate::units::{bytes, duration, rate};
 /// Measure a training step, prefill and decode
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Shape of the model
+    /// Shape of the model: a known one, or a config.json
     #[arg(long, value_name = "NAME", default_value = "smollm2-135m")]
     preset: String,
 
@@ -25,6 +25,10 @@ pub struct Args {
     /// What the step trains: full (all weights), lora (rank 16 on all linear layers) or qlora (the same over 4 bits)
     #[arg(long, value_parser = choice::<Method>(&["full", "lora", "qlora"]), default_value = "full")]
     method: Method,
+
+    /// Compute layers again for the gradients
+    #[arg(long)]
+    gradient_checkpointing: bool,
 
     /// Sequences in a step
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -50,15 +54,20 @@ pub struct Args {
 impl Args {
     /// Measures and prints a row per phase.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
-        let Self { preset, device, precision, method, batch, seq, repeats, prefill, decode } = self;
-        let request = BenchRequest { preset, device, precision, method, batch, seq, repeats, prefill, decode };
-        let mut table = Table::new(&["phase", ">median time", ">tokens/s", ">peak memory"]);
+        let Self { preset, device, precision, method, gradient_checkpointing, batch, seq, repeats, prefill, decode } = self;
+        let request = BenchRequest { preset, device, precision, method, gradient_checkpointing, batch, seq, repeats, prefill, decode };
+        let mut table = Table::new(&["phase", ">median time", ">tokens/s", ">peak memory", ">on the device"]);
+        let mut planned = 0;
         drive(Command::Bench(request), json, |screen, event| {
-            if let Event::Bench { phase, secs, tokens_per_sec, peak_rss_bytes } = event {
+            if let Event::Bench { phase, secs, tokens_per_sec, peak_rss_bytes, device_bytes, planned_bytes } = event {
+                planned = *planned_bytes;
                 let speed = if *tokens_per_sec > 0.0 { rate(*tokens_per_sec) } else { "–".into() };
-                table.row([phase.clone(), duration(*secs), speed, bytes(*peak_rss_bytes)]);
+                table.row([phase.clone(), duration(*secs), speed, bytes(*peak_rss_bytes), device_bytes.map_or("–".into(), bytes)]);
             }
-            if is_last(event) && !table.is_empty() { screen.println(table.to_string()) } else { Ok(()) }
+            if is_last(event) && !table.is_empty() {
+                screen.println(format!("{table}\na plan of the step names {} of memory", bytes(planned)))?;
+            }
+            Ok(())
         })
     }
 }

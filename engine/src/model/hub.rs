@@ -269,6 +269,17 @@ fn object(text: &str, path: &str) -> Result<Map<String, Value>> {
     }
 }
 
+/// A shape by its name, or from a `config.json`.
+///
+/// # Errors
+/// [`Error::Config`] with the nearest name; what is wrong with the file.
+pub async fn shape(store: &Store, preset: &str) -> Result<LlamaConfig> {
+    match preset.ends_with(".json") {
+        true => LlamaConfig::from_hf_json(&store.read_text(preset).await?, preset),
+        false => LlamaConfig::preset(preset),
+    }
+}
+
 /// Reads `config.json` of a folder; the end-of-text ids of `generation_config.json` count, too.
 ///
 /// # Errors

@@ -127,6 +127,9 @@ pub struct BenchRequest {
     /// What the step trains.
     #[serde(default = "full")]
     pub method: Method,
+    /// Compute layers again for the gradients.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Sequences in a step.
     pub batch: usize,
     /// Tokens in a sequence.

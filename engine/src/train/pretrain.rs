@@ -69,8 +69,7 @@ impl Shape {
         }
         let mut model = match &config.init {
             Some(folder) => hub::read_config(store, folder).await?,
-            None if config.preset.ends_with(".json") => LlamaConfig::from_hf_json(&store.read_text(&config.preset).await?, &config.preset)?,
-            None => LlamaConfig::preset(&config.preset)?,
+            None => hub::shape(store, &config.preset).await?,
         };
         let own = config.init.is_none();
         if own && matches!(config.preset.as_str(), "nano" | "micro") {
