@@ -166,7 +166,7 @@ mod tests {
         assert_eq!((training.examples.len(), held_out.examples.len()), (428 + 2 * 153 + 7 * 33, 110 + 33 + 10));
         assert!(training.bad.is_empty() && held_out.bad.is_empty());
         let tasks: BTreeSet<_> = training.examples.iter().map(|example| example.task.clone().unwrap()).collect();
-        assert_eq!(tasks.into_iter().collect::<Vec<_>>(), ["EXPLANATION", "PROCEDURE", "SPEC"]);
+        assert_eq!(tasks.into_iter().collect::<Vec<_>>(), ["explanation", "procedure", "spec"]);
     }
 
     #[test]

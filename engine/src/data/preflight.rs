@@ -324,9 +324,11 @@ mod tests {
         examples[1].lost_tokens = 1;
         examples[2].lost_tokens = 1;
         finds(&look(&examples), Level::Yellow, "3 of 40", &[1, 2, 3]);
-        examples[6] = encoded(7, &[1, 8, 8, 8], &[], [3, 2]);
-        finds(&look(&examples), Level::Red, "1 of them lose all", &[7]);
         finds(&look(&examples), Level::Green, "every example has something", &[]);
+        let cut = [encoded(1, &[1, 8, 9], &[1, 2], [4, 4])];
+        finds(&look(&cut), Level::Yellow, "all examples are cut before a stop token (2)", &[1]);
+        let whole = [encoded(1, &[1, 8, 9], &[1, 2], [0, 0])];
+        finds(&look(&whole), Level::Red, "no example teaches a stop token (2)", &[1]);
     }
 
     #[test]
@@ -336,7 +338,9 @@ mod tests {
         // The first token is never predicted, so example 3 has nothing to learn.
         let examples = [encoded(1, &[1, 9, 2], &[2], [0, 0]), encoded(2, &[1, 9, 2], &[2], [0, 0]), encoded(3, &[1, 2], &[0], [0, 0])];
         let found = preflight(&encoder(&tokenizer, None), &examples, &bad, None);
-        finds(&found, Level::Yellow, "3 examples, 20 rows skipped; first: row 20: not JSON", &(20..30).collect::<Vec<_>>());
+        finds(&found, Level::Red, "3 examples, 20 rows skipped; first: row 20: not JSON", &(20..30).collect::<Vec<_>>());
+        let some = preflight(&encoder(&tokenizer, None), &examples, &bad[..3], None);
+        finds(&some, Level::Yellow, "3 examples, 3 rows skipped", &[20, 21, 22]);
         finds(&found, Level::Yellow, "1 examples (33.3 %) repeat", &[2]);
         finds(&found, Level::Yellow, "1 of 3 examples have nothing to learn", &[3]);
         let found = preflight(&encoder(&tokenizer, None), &[], &bad[..1], None);

@@ -171,7 +171,8 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
         let room = speech.shape.max_position_embeddings.saturating_sub(config.sample_tokens);
         let questions = asked.iter().filter(|example| kind(&example.task) == index && config.sample_tokens > 0);
         let mut questions = questions.filter_map(|example| speech.question(example).ok().flatten());
-        prompts.extend(questions.find(|(_, ids, _)| !ids.is_empty() && ids.len() < room).map(|(asked, ids, _)| (asked, ids)));
+        prompts
+            .extend(questions.find(|(_, ids, _)| !ids.is_empty() && ids.len() < room).map(|(asked, ids, _)| (format!("{asked}\n"), ids)));
     }
     let [training, held_out] = kinded;
     let size = [config.per_device_train_batch_size, config.gradient_accumulation_steps];
