@@ -11,7 +11,7 @@ const STEPS: u32 = 600;
 /// Updates of the base that is fine-tuned.
 const BASE_STEPS: &str = "300";
 /// Updates of its adapter.
-const UPDATES: u32 = 1000;
+const UPDATES: u32 = 800;
 
 /// Run everything once, offline: corpora, tokenizer, five stages, evaluation, FP16 export, generation
 #[derive(Debug, clap::Args)]
