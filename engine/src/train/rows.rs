@@ -37,6 +37,7 @@ pub async fn read(config: &FinetuneConfig, files: &[String], store: &Store, cont
         keys: config.columns.clone(),
         task_prefix_format: config.task_prefix_format.clone(),
     };
+    format.check()?;
     let mut read = Read::default();
     for pattern in files {
         for file in store.expand(pattern).await? {
