@@ -12,4 +12,5 @@ mod quant_tests;
 mod reweight_tests;
 mod run_tests;
 mod shader_tests;
+mod speech_tests;
 mod store_tests;

@@ -384,9 +384,9 @@ fn adapters_of_different_models_are_not_mixed() {
     }
     block_on(adapter.save(&store, "wide")).unwrap();
     let choices = ["runs/tuned/step_000001", "wide"].map(|path| AdapterChoice { path: path.into(), strength: 1.0 });
-    let error = block_on(Adapter::load_mix(&store, &choices)).unwrap_err().to_string();
-    assert!(error.contains("made for different models"), "{error}");
     let (control, _, _) = Control::connect();
+    let error = block_on(Adapter::load_mix(&store, &choices, "base", &control)).unwrap_err().to_string();
+    assert!(error.contains("made for different models"), "{error}");
     let error = block_on(merge::run("base", &choices[..1], "base", ExportDtype::F16, &store, &control)).unwrap_err().to_string();
     assert!(error.contains("or a model; choose another folder"), "{error}");
 }

@@ -1,13 +1,11 @@
 //! Adapters against PEFT, frozen weights against dense ones, and gradients a layer at a time against gradients at once.
 
-use std::collections::BTreeMap;
-
 use burn::tensor::Tensor;
 use futures_lite::future::block_on;
 use smolforge_engine::config::TrainConfig;
 use smolforge_engine::config::finetune::{Optim, Targets};
 use smolforge_engine::device::Compute;
-use smolforge_engine::model::adapter::{Adapter, AdapterConfig, Pair};
+use smolforge_engine::model::adapter::{Adapter, AdapterConfig, Pair, Patterns};
 use smolforge_engine::model::llama::ids;
 use smolforge_engine::model::load::{Keep, load};
 use smolforge_engine::model::safetensors::SafeFile;
@@ -37,13 +35,14 @@ fn kept(folder: &str, compute: &Compute, keep: Keep) -> Llama {
 fn golden_adapter(file: &SafeFile, case: &serde_json::Value, name: &str, when: &str) -> Adapter {
     let config = AdapterConfig {
         base_model: "tiny_llama".into(),
+        four_bits: false,
         r: case["r"].as_u64().unwrap() as usize,
         alpha: case["lora_alpha"].as_f64().unwrap(),
         rslora: case["use_rslora"].as_bool().unwrap(),
         dropout: 0.0,
         targets: Targets::Pattern("all-linear".into()),
-        ranks: BTreeMap::new(),
-        alphas: BTreeMap::new(),
+        ranks: Patterns::default(),
+        alphas: Patterns::default(),
     };
     let start = format!("{name}.{when}.{PREFIX}");
     let layers = file.names().filter_map(|tensor| tensor.strip_prefix(&start)?.strip_suffix(".lora_A.weight"));
@@ -170,13 +169,14 @@ fn several_adapters_do_together_what_each_does_by_its_strength() {
     let model = kept("tiny_llama", &compute, Keep::F32);
     let config = |r, targets: &[&str]| AdapterConfig {
         base_model: String::new(),
+        four_bits: false,
         r,
         alpha: 6.0,
         rslora: r == 2,
         dropout: 0.0,
         targets: Targets::Names(targets.iter().map(ToString::to_string).collect()),
-        ranks: BTreeMap::new(),
-        alphas: BTreeMap::new(),
+        ranks: Patterns::default(),
+        alphas: Patterns::default(),
     };
     let filled = |r, targets: &[&str], seed| {
         let mut adapter = Adapter::begin(&config(r, targets), &model, seed).unwrap();
@@ -245,13 +245,14 @@ fn only_the_adapter_has_gradients_and_moments() {
     let model = Llama::random(&config, &compute, 32, 1);
     let adapter = AdapterConfig {
         base_model: String::new(),
+        four_bits: false,
         r: 8,
         alpha: 16.0,
         rslora: false,
         dropout: 0.0,
         targets: Targets::Pattern("all-linear".into()),
-        ranks: BTreeMap::new(),
-        alphas: BTreeMap::new(),
+        ranks: Patterns::default(),
+        alphas: Patterns::default(),
     };
     let adapter = Adapter::begin(&adapter, &model, 3).unwrap();
     let model = model.with_adapter(Some(&adapter)).unwrap().trainable();

@@ -457,6 +457,7 @@ fn overflows_of_mixed_precision_halve_the_loss_scale_and_are_not_counted() {
             steps.push(report);
         }
     }
+    // How many, and which, depends on the device: where the scale just fits, the gradients of a later step may not.
     let skipped = steps.iter().filter(|report| report.skipped.is_some()).count();
     assert!((3..16).contains(&skipped), "{skipped} of 16 steps overflow");
     let mut scale = huge;

@@ -303,9 +303,17 @@ fn a_model_is_fine_tuned_asked_and_merged() {
     folder.refused("generate --device cpu --model base --adapter base --prompt On", &["adapter_config.json"]);
     let chat = "chat --device cpu --model base --adapter tuned --greedy --max-new-tokens 3";
     let mut chat = folder.command(chat).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-    chat.stdin.take().expect("piped").write_all(b"Hi\n/undo\nHo\nHa\n/quit\n").expect("written");
+    let long = "iron and nails ".repeat(9000);
+    let said = format!("Hi\n/undo\nHo\n{long}\nHa\n/quit\n");
+    chat.stdin.take().expect("piped").write_all(said.as_bytes()).expect("written");
     let output = chat.wait_with_output().expect("ended");
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).lines().count() >= 3, "{output:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("context") && stderr.contains("the question is taken back"), "{stderr}");
+    let scored = "eval --device cpu --model base --data rows.jsonl --questions 0 --loss-on all --dataset-format prompt_completion";
+    folder.events(scored);
+    folder.refused(&format!("{scored} --columns {{promt:…text}}"), &["--columns promt", "did you mean prompt?"]);
+    folder.refused(&format!("{scored} --loss-on nothing"), &["--loss-on nothing"]);
 }
 
 #[test]

@@ -455,6 +455,7 @@ mod tests {
     use futures_lite::future::{block_on, or};
 
     use super::*;
+    use crate::config::finetune::{Files, FinetuneConfig};
     use crate::generate::loaded::tests::{request, tiny};
     use crate::model::safetensors::{Dtype, SafeFile, SafeWriter};
 
@@ -500,7 +501,7 @@ mod tests {
         let (actor, events) = actor(store);
         for (running, kept) in [(false, true), (true, false)] {
             let host = Signals::new();
-            *actor.jobs.running.borrow_mut() = running.then(|| (7, host));
+            *actor.jobs.running.borrow_mut() = running.then_some((7, host));
             actor.texts.push(1, Command::Generate(request()));
             let event = ended(&actor, false, &events);
             assert!(matches!(&event, Some(Event::Failed { defect: false, .. })), "{event:?}");
@@ -511,14 +512,19 @@ mod tests {
     #[test]
     fn a_run_goes_on_until_a_text_has_its_model() {
         let (actor, events) = actor(tiny("tiny_llama"));
+        block_on(actor.store.write("rows.jsonl", b"{\"prompt\": \"a\", \"completion\": \"b\"}\n")).unwrap();
         let text = Signals::new();
         *actor.texts.running.borrow_mut() = Some((1, text)); // its model is on its way
-        let count = || Command::Tokenize { tokenizer: "m".into(), files: vec!["m/config.json".into()] };
-        actor.jobs.push(2, count());
-        assert!(matches!(ended(&actor, true, &events), Some(Event::Done { stopped: false, .. })));
+        let look = || {
+            let config =
+                FinetuneConfig { model_name: "m".into(), train_file: Files(vec!["rows.jsonl".into()]), ..FinetuneConfig::default() };
+            Command::Inspect { config: Box::new(config), first: 0, count: 0, line: None } // breathes once for every file
+        };
+        actor.jobs.push(2, look());
+        assert_ne!(ended(&actor, true, &events), None);
         // It has come: a run that begins waits, and so does one in progress.
         actor.compute();
-        actor.jobs.push(3, count());
+        actor.jobs.push(3, look());
         assert_eq!(ended(&actor, true, &events), None);
         actor.leave();
         let host = Signals::new();

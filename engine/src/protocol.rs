@@ -294,12 +294,13 @@ pub enum Event {
     Evaluated {
         /// Updates made so far.
         step: u32,
-        /// Mean loss per token over all sources, each weighted as the last stage of the run weights it.
+        /// Mean loss per token over all sources: of texts each weighted as the last stage of the run weights it, of examples
+        /// every token alike.
         #[serde(deserialize_with = "reports::number_or_nan")]
         loss: f64,
         /// Loss, perplexity and bits per byte per source.
         sources: BTreeMap<String, TextScore>,
-        /// Whether this is the best loss of the run.
+        /// Whether this is the best so far: by the loss, or by what a fine-tuning run was asked to go by.
         best: bool,
     },
     /// A sample drawn during training.

@@ -9,7 +9,7 @@ use smolforge_engine::protocol::{AdapterChoice, AnswerReport, AnswersRequest, Co
 use super::eval;
 use super::progress::Screen;
 use super::table::Table;
-use super::{adapter, drive, is_last};
+use super::{Usage, adapter, drive, is_last};
 use crate::units::{count, percent};
 
 /// Wrong answers that are shown.
@@ -33,6 +33,18 @@ pub struct AnswerFlags {
     /// Most new tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 150)]
     max_new_tokens: usize,
+
+    /// What rows look like: auto, messages, sharegpt, alpaca, prompt_completion or text
+    #[arg(long, value_name = "TEXT")]
+    dataset_format: Option<String>,
+
+    /// Other names of the rows' keys, e.g. {messages: dialog, prompt: question}
+    #[arg(long, value_name = "YAML")]
+    columns: Option<String>,
+
+    /// What is scored: assistant (all replies), completion (the last one) or all (every token)
+    #[arg(long, value_name = "TEXT")]
+    loss_on: Option<String>,
 
     /// How rows with a task are asked, e.g. [{TASK}] {instruction}
     #[arg(long, value_name = "TEXT")]
@@ -58,7 +70,7 @@ pub struct AnswerFlags {
 impl AnswerFlags {
     /// Scores, asks and prints: a row per task, and the first wrong answers.
     pub fn run(self, model: String, device: DeviceChoice, json: bool) -> anyhow::Result<()> {
-        let config = FinetuneConfig {
+        let mut config = FinetuneConfig {
             model_name: model,
             train_file: Files(self.data),
             task_prefix_format: self.task_prefix_format,
@@ -67,6 +79,9 @@ impl AnswerFlags {
             max_seq_length: usize::MAX >> 8,
             ..FinetuneConfig::default()
         };
+        for (key, value) in [("dataset_format", self.dataset_format), ("columns", self.columns), ("loss_on", self.loss_on)] {
+            value.map_or(Ok(()), |value| config.set(key, &value)).map_err(|error| Usage(error.to_string()))?;
+        }
         let sampling = Sampling { greedy: self.temperature == 0.0, temperature: self.temperature, seed: self.seed, ..Sampling::default() };
         let request =
             AnswersRequest { config, adapters: self.adapter, device, limit: self.questions, max_new_tokens: self.max_new_tokens, sampling };

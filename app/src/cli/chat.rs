@@ -46,7 +46,7 @@ impl Args {
         let first: Vec<Message> = self.system.iter().map(|text| Message::new("system", text)).collect();
         let mut messages = first.clone();
         let asks = io::stdin().is_terminal() && !json;
-        let mut turn = 0;
+        let (mut turn, mut answered) = (0, false);
         let mut shell = Shell::start(false)?;
         loop {
             if asks {
@@ -92,10 +92,13 @@ impl Args {
                 _ => Ok(()),
             });
             match (ended, answer) {
-                (Ok(()), Some(answer)) => messages.push(Message::new("assistant", &answer)),
+                (Ok(()), Some(answer)) => {
+                    messages.push(Message::new("assistant", &answer));
+                    answered = true;
+                }
                 (Ok(()), None) => drop(messages.pop()), // stopped before the first token
                 // What cannot be answered is no reason to lose what was said before.
-                (Err(error), _) if error.is::<JobFailed>() && messages.len() > first.len() + 1 => {
+                (Err(error), _) if answered && error.is::<JobFailed>() => {
                     messages.pop();
                     eprintln!("{} {error}; the question is taken back (/undo takes back the turn before, /new all)", red("error:"));
                 }

@@ -58,7 +58,7 @@ impl Loaded {
                 self.clear(); // before the next one takes its memory
                 control.notice(why);
                 let model = load(store, &request.model, config, compute, room).await?;
-                model.with_adapter(Adapter::load_mix(store, &request.adapters).await?.as_ref())?
+                model.with_adapter(Adapter::load_mix(store, &request.adapters, &request.model, control).await?.as_ref())?
             }
         };
         self.0.replace(Some((key, model.clone())));

@@ -1,50 +1,31 @@
 //! LoRA adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`.
 
+mod peft;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fancy_regex::Regex;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
-use super::config::LlamaConfig;
+use super::fetch;
 use super::linear::{Linear, Lora, Parameter};
 use super::llama::Llama;
-use super::load::is_linear;
 use super::safetensors::{Dtype, SafeFile, SafeWriter, first_non_finite};
 use crate::config::finetune::Targets;
-use crate::data::random::{Random, mix};
+use crate::control::Control;
+use crate::data::random::{self, Random};
 use crate::device::read_f32;
 use crate::error::{Error, Result, nearest};
 use crate::protocol::AdapterChoice;
 use crate::store::{Store, inside};
 
+pub use peft::{AdapterConfig, Patterns};
+
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
-
-/// What an adapter is, besides its numbers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AdapterConfig {
-    /// Model that it was trained beside.
-    pub base_model: String,
-    /// Rank where no pattern says otherwise.
-    pub r: usize,
-    /// Its outputs are multiplied by `alpha / r`.
-    pub alpha: f64,
-    /// Divide by `√r` instead.
-    pub rslora: bool,
-    /// Share of its inputs that training drops.
-    pub dropout: f64,
-    /// Layers that it changes, as they were asked for.
-    pub targets: Targets,
-    /// Other ranks of layers whose name ends as a pattern says.
-    #[serde(default)]
-    pub ranks: BTreeMap<String, usize>,
-    /// Other alphas.
-    #[serde(default)]
-    pub alphas: BTreeMap<String, f64>,
-}
+/// What a file of weights says of the base that they were trained beside: (key, value).
+const FOUR_BITS: (&str, &str) = ("base", "nf4");
 
 /// Matrices of one linear layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,133 +49,25 @@ pub struct Adapter {
     pub pairs: BTreeMap<String, Pair>,
 }
 
-impl AdapterConfig {
-    /// `alpha / r` or `alpha / √r` of a layer.
-    pub fn scale(&self, layer: &str) -> f64 {
-        let r = self.rank(layer) as f64;
-        by_pattern(&self.alphas, layer).copied().unwrap_or(self.alpha) / if self.rslora { r.sqrt() } else { r }
-    }
-
-    /// Rank of a layer.
-    pub fn rank(&self, layer: &str) -> usize {
-        by_pattern(&self.ranks, layer).copied().unwrap_or(self.r)
-    }
-
-    /// Numbers that an adapter of a model of this shape has.
-    ///
-    /// # Errors
-    /// Where the targets mean no layer.
-    pub fn parameters(&self, shape: &LlamaConfig) -> Result<u64> {
-        let layers: BTreeMap<String, usize> = shape
-            .tensors()
-            .into_iter()
-            .filter(|(name, _)| is_linear(name))
-            .map(|(name, shape)| (name.trim_end_matches(".weight").to_string(), shape.iter().sum()))
-            .collect();
-        let chosen = self.targets.choose(&layers.keys().cloned().collect::<Vec<_>>())?;
-        Ok(chosen.iter().map(|layer| (self.rank(layer) * layers[layer]) as u64).sum())
-    }
-
-    /// Reads `adapter_config.json`.
-    ///
-    /// # Errors
-    /// [`Error::Format`] for other JSON and for what is not LoRA on linear layers.
-    pub fn from_peft_json(text: &str, path: &str) -> Result<Self> {
-        let bad = |why: String| Error::format(path, why);
-        let json: Map<String, Value> =
-            serde_json::from_str(text).map_err(|e| bad(format!("not a JSON object ({e}); is this a PEFT adapter?")))?;
-        let get = |key: &str| json.get(key).filter(|value| !value.is_null());
-        let kind = get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
-        if kind != "LORA" {
-            return Err(bad(format!("peft_type is {kind}; only LORA adapters can be used")));
-        }
-        for (key, harmless) in [
-            ("use_dora", json!(false)),
-            ("bias", json!("none")),
-            ("fan_in_fan_out", json!(false)),
-            ("modules_to_save", json!([])),
-            ("trainable_token_indices", json!([])),
-            ("lora_bias", json!(false)),
-            ("use_qalora", json!(false)),
-        ] {
-            if let Some(value) = get(key).filter(|value| **value != harmless) {
-                return Err(bad(format!("{key} is {value}, which is not known here; train the adapter with {key} = {harmless}")));
-            }
-        }
-        let number = |key: &str, default: f64| match get(key).map(|value| (value, value.as_f64())) {
-            None => Ok(default),
-            Some((_, Some(number))) if number.is_finite() => Ok(number),
-            Some((value, _)) => Err(bad(format!("{key} is {value}; a number is needed"))),
-        };
-        let r = number("r", 8.0)?;
-        if r < 1.0 || r.fract() != 0.0 || r > 65_536.0 {
-            return Err(bad(format!("r is {r}; a rank from 1 on is needed")));
-        }
-        let patterns = |key: &str| -> Result<BTreeMap<String, f64>> {
-            let Some(value) = get(key) else { return Ok(BTreeMap::new()) };
-            serde_json::from_value(value.clone()).map_err(|_| bad(format!("{key} is {value}; a map from names to numbers is needed")))
-        };
-        let targets = get("target_modules").cloned().unwrap_or_else(|| json!([]));
-        let Ok(targets) = serde_json::from_value(targets.clone()) else {
-            return Err(bad(format!("target_modules is {targets}; names or a pattern are needed")));
-        };
-        Ok(Self {
-            base_model: get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().into(),
-            r: r as usize,
-            alpha: number("lora_alpha", 8.0)?,
-            rslora: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
-            dropout: number("lora_dropout", 0.0)?,
-            targets,
-            ranks: patterns("rank_pattern")?.into_iter().map(|(name, rank)| (name, rank as usize)).collect(),
-            alphas: patterns("alpha_pattern")?,
-        })
-    }
-
-    /// `adapter_config.json` as PEFT writes it; `layers` are the names of the layers that the adapter changes.
-    pub fn to_peft_json<'a>(&self, layers: impl Iterator<Item = &'a str>) -> String {
-        let targets = match &self.targets {
-            // As PEFT does on saving.
-            Targets::Pattern(all) if all == "all-linear" => {
-                let mut names: Vec<&str> = layers.filter_map(|layer| layer.rsplit('.').next()).collect();
-                names.sort_unstable();
-                names.dedup();
-                json!(names)
-            }
-            targets => json!(targets),
-        };
-        let config = json!({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base_model,
-            "r": self.r, "lora_alpha": whole(self.alpha), "lora_dropout": self.dropout, "target_modules": targets,
-            "use_rslora": self.rslora, "rank_pattern": self.ranks, "alpha_pattern": self.alphas,
-            "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true, "inference_mode": true,
-            "modules_to_save": null, "use_dora": false, "layers_to_transform": null, "layers_pattern": null,
-            "revision": null, "auto_mapping": null, "loftq_config": {}, "megatron_config": null, "megatron_core": "megatron.core",
-        });
-        format!("{config:#}\n")
-    }
-}
-
-/// Whole numbers without a point, as PEFT writes alpha.
-fn whole(number: f64) -> Value {
-    if number.fract() == 0.0 && number.abs() < 1e15 { json!(number as i64) } else { json!(number) }
-}
-
-/// The value of the first pattern that the end of a layer's name matches, as in PEFT.
-fn by_pattern<'a, T>(patterns: &'a BTreeMap<String, T>, layer: &str) -> Option<&'a T> {
-    let matches = |pattern: &str| {
-        let pattern = pattern.strip_prefix('^').map_or_else(|| format!("(?:^|.*\\.){pattern}$"), |rest| format!("^{rest}$"));
-        Regex::new(&pattern).is_ok_and(|pattern| pattern.is_match(layer).unwrap_or(false))
-    };
-    patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, value)| value)
-}
-
 impl Targets {
+    /// A name, or several with commas between them, where a text holds nothing that only an expression could mean: PEFT
+    /// would find no layer by it.
+    pub fn named(&self) -> Self {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_., ".contains(c);
+        match self {
+            Self::Pattern(text) if text.chars().all(is_name) && !text.trim().is_empty() => {
+                Self::Names(text.split(',').map(|name| name.trim().to_string()).collect())
+            }
+            other => other.clone(),
+        }
+    }
+
     /// Whether a layer of this name is meant.
     ///
     /// # Errors
     /// [`Error::Config`] for what is no regular expression.
     pub fn matches(&self, layer: &str) -> Result<bool> {
-        match self {
+        match &self.named() {
             Self::Pattern(all) if all == "all-linear" => Ok(true),
             Self::Pattern(pattern) => match Regex::new(&format!("^(?:{pattern})$")) {
                 Ok(pattern) => Ok(pattern.is_match(layer).unwrap_or(false)),
@@ -221,7 +94,7 @@ impl Targets {
             let near = nearest(what, ends.iter().copied()).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
             Error::Config(format!("--target-modules {what}: no linear layer of the model matches{near}; there are {}", ends.join(", ")))
         };
-        if let Self::Names(names) = self {
+        if let Self::Names(names) = &self.named() {
             for name in names {
                 let one = Self::Names(vec![name.clone()]);
                 if !layers.iter().any(|layer| one.matches(layer).unwrap_or(false)) {
@@ -272,13 +145,14 @@ impl Adapter {
         if !store.exists(&path).await {
             return Err(Error::File { path, reason: "no such file; an adapter's folder holds an adapter_config.json".into() });
         }
-        let config = AdapterConfig::from_peft_json(&store.read_text(&path).await?, &path)?;
+        let mut config = AdapterConfig::from_peft_json(&store.read_text(&path).await?, &path)?;
         let path = inside(folder, WEIGHTS);
         if !store.exists(&path).await {
             let reason = format!("no such file; an adapter's weights are read from {WEIGHTS} only");
             return Err(Error::File { path, reason });
         }
         let file = SafeFile::open(store.open(&path).await?, &path)?;
+        config.four_bits = file.metadata().get(FOUR_BITS.0).is_some_and(|base| base == FOUR_BITS.1);
         let mut pairs = BTreeMap::new();
         for name in file.names() {
             let Some((layer, matrix)) = parts(name) else {
@@ -327,13 +201,19 @@ impl Adapter {
             header.push((tensor_name(layer, "lora_A"), Dtype::F32, vec![r, inputs]));
             header.push((tensor_name(layer, "lora_B"), Dtype::F32, vec![out, r]));
         }
-        let mut writer = SafeWriter::create(store, &inside(folder, WEIGHTS), &header, &[("format", "pt")]).await?;
+        let metadata = if self.config.four_bits { &[("format", "pt"), FOUR_BITS][..] } else { &[("format", "pt")] };
+        let mut writer = SafeWriter::create(store, &inside(folder, WEIGHTS), &header, metadata).await?;
         for (layer, pair) in &self.pairs {
             writer.write_f32(&tensor_name(layer, "lora_A"), &pair.a)?;
             writer.write_f32(&tensor_name(layer, "lora_B"), &pair.b)?;
         }
         writer.finish().await?;
-        let config = self.config.to_peft_json(self.pairs.keys().map(String::as_str));
+        let base = self.config.base_model.as_str();
+        let base = match fetch::parse(base) {
+            Some(named) if !store.exists(base).await => named,
+            _ => (base, None),
+        };
+        let config = self.config.to_peft_json(base, self.pairs.keys().map(String::as_str));
         store.write(&inside(folder, CONFIG), config.as_bytes()).await
     }
 
@@ -342,17 +222,19 @@ impl Adapter {
         self.pairs.values().map(|pair| (pair.a.len() + pair.b.len()) as u64).sum()
     }
 
-    /// Several adapters as one; none where none is given.
+    /// Several adapters as one, to be put on the model in the folder `model`; none where none is given.
     ///
     /// # Errors
     /// What is wrong with one of them.
-    pub async fn load_mix(store: &Store, adapters: &[AdapterChoice]) -> Result<Option<Self>> {
+    pub async fn load_mix(store: &Store, adapters: &[AdapterChoice], model: &str, control: &Control) -> Result<Option<Self>> {
         let mut loaded = Vec::new();
         for AdapterChoice { path, strength } in adapters {
             if !strength.is_finite() {
                 return Err(Error::Config(format!("--adapter {path}:{strength}: a strength is a number, such as 0.5")));
             }
-            loaded.push((Self::load(store, path).await?, *strength));
+            let adapter = Self::load(store, path).await?;
+            adapter.compare_base(path, model, store, control).await;
+            loaded.push((adapter, *strength));
         }
         for (adapter, _) in &loaded {
             for (layer, pair) in &adapter.pairs {
@@ -380,11 +262,28 @@ impl Adapter {
                 };
             }
         }
-        let ranks: BTreeMap<String, usize> = pairs.iter().map(|(layer, pair)| (layer.clone(), pair.sizes[0])).collect();
-        let alphas = ranks.iter().map(|(layer, rank)| (layer.clone(), *rank as f64)).collect();
-        let names = pairs.keys().cloned().collect();
-        let config = AdapterConfig { targets: Targets::Names(names), rslora: false, dropout: 0.0, ranks, alphas, ..config.clone() };
+        let ranks = Patterns(pairs.iter().map(|(layer, pair)| (layer.clone(), pair.sizes[0])).collect());
+        let alphas = Patterns(pairs.iter().map(|(layer, pair)| (layer.clone(), pair.sizes[0] as f64)).collect());
+        let (targets, four_bits) =
+            (Targets::Names(pairs.keys().cloned().collect()), adapters.iter().any(|(adapter, _)| adapter.config.four_bits));
+        let config = AdapterConfig { targets, four_bits, rslora: false, dropout: 0.0, ranks, alphas, ..config.clone() };
         Some(Self { config, pairs })
+    }
+
+    /// Warns where it was trained beside a model of another name than the one in the folder `model`, which fits its sizes.
+    pub async fn compare_base(&self, path: &str, model: &str, store: &Store, control: &Control) {
+        let base = &self.config.base_model;
+        let config = store.read_text(&inside(model, "config.json")).await.unwrap_or_default();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap_or_default();
+        let written = config["_name_or_path"].as_str().filter(|_| !model.contains("models--")); // the hub's own name is the right one
+        let names: Vec<&str> = [Some(model), written].into_iter().flatten().filter_map(fetch::title).collect();
+        if let (Some(title), [name, ..]) = (fetch::title(base), names.as_slice())
+            && !names.iter().any(|name| name.eq_ignore_ascii_case(title))
+        {
+            control.warn(format!(
+                "{path}: the adapter was trained beside {base}, and this is {name}; it needs the very weights of that model"
+            ));
+        }
     }
 
     /// What it adds to a layer's weight: `scale·b·a`, `[out, in]` row by row.
@@ -471,7 +370,7 @@ fn read_pair(file: &SafeFile, name: &str, layer: &str, config: &AdapterConfig) -
 
 /// A number that depends on a layer's name alone.
 fn stream(layer: &str) -> u64 {
-    layer.bytes().fold(0x10ba, |hash, byte| mix(hash ^ u64::from(byte)))
+    layer.bytes().fold(0x10ba, |hash, byte| random::mix(hash ^ u64::from(byte)))
 }
 
 impl Llama {

@@ -47,7 +47,7 @@ pub async fn folder(store: &Store, model: &str, control: &Control) -> Result<Opt
 }
 
 /// Owner and name, and what stands behind an `@`; `None` for what can only be a path.
-fn parse(model: &str) -> Option<(&str, Option<&str>)> {
+pub fn parse(model: &str) -> Option<(&str, Option<&str>)> {
     let (repo, revision) = model.split_once('@').map_or((model, None), |(repo, revision)| (repo, Some(revision)));
     let (owner, name) = repo.split_once('/')?;
     let plain = |part: &str| {
@@ -57,6 +57,40 @@ fn parse(model: &str) -> Option<(&str, Option<&str>)> {
     let branch = |part: &str| !part.starts_with('.') && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     let usable = revision.is_none_or(|revision| revision.len() <= 200 && revision.split('/').all(|part| !part.is_empty() && branch(part)));
     (plain(owner) && plain(name) && repo.len() <= 96 && usable).then_some((repo, revision))
+}
+
+/// Names of folders that say nothing about the model in them.
+const SILENT: [&str; 16] = [
+    "",
+    ".",
+    "..",
+    "model",
+    "models",
+    "merged",
+    "base",
+    "checkpoint",
+    "final",
+    "best",
+    "last",
+    "out",
+    "output",
+    "hf",
+    "weights",
+    "adapter",
+];
+
+/// What a model is called: the last part of its name or path, without revision and what says only how it is stored. None
+/// where that is a name for any model, such as `export`.
+pub fn title(model: &str) -> Option<&str> {
+    let model = parse(model).map_or(model, |(repo, _)| repo);
+    let is_commit = |part: &str| part.len() == 40 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_step = |part: &str| part.starts_with("step_") || part.starts_with("checkpoint-");
+    let mut parts = model.trim_end_matches(['/', '\\']).rsplit(['/', '\\']);
+    let last = parts.find(|part| !(is_step(part) || is_commit(part) || *part == "snapshots"))?;
+    let name = last.strip_prefix("models--").and_then(|cached| cached.split_once("--")).map_or(last, |(_, name)| name);
+    let stored = ["-unsloth-bnb-4bit", "-bnb-4bit", "-4bit"].into_iter().find_map(|end| name.strip_suffix(end));
+    let name = stored.unwrap_or(name);
+    (!SILENT.contains(&name) && !name.starts_with("export")).then_some(name)
 }
 
 #[cfg(test)]
@@ -75,6 +109,25 @@ mod tests {
             assert_eq!(parse(path), None, "{path}");
         }
         assert_eq!(parse(&format!("a/{}", "b".repeat(95))), None);
+    }
+
+    #[test]
+    fn a_model_is_called_by_what_its_path_says() {
+        for (path, title) in [
+            ("HuggingFaceTB/SmolLM2-360M-Instruct", Some("SmolLM2-360M-Instruct")),
+            ("meta-llama/Llama-3.2-1B@refs/pr/1", Some("Llama-3.2-1B")),
+            ("/c/hub/models--HuggingFaceTB--SmolLM2-360M/snapshots/0123456789012345678901234567890123456789", Some("SmolLM2-360M")),
+            ("unsloth/SmolLM2-360M-Instruct-bnb-4bit", Some("SmolLM2-360M-Instruct")),
+            ("runs/mine/step_000500", Some("mine")),
+            ("C:\\models\\Llama", Some("Llama")),
+            ("./tiny/", Some("tiny")),
+            ("runs/mine/export-f32", None),
+            ("/tmp/export", None),
+            ("merged", None),
+            ("", None),
+        ] {
+            assert_eq!(super::title(path), title, "{path}");
+        }
     }
 
     #[test]

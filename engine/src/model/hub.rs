@@ -159,17 +159,6 @@ impl Weights {
         finite(file, name, 0, file.read_f32(stored)?, first_non_finite)
     }
 
-    /// A whole tensor as f32, also where bitsandbytes stored it in 4 bits.
-    ///
-    /// # Errors
-    /// As [`Weights::read`] and [`Weights::read_nf4`].
-    pub fn read_dense(&self, name: &str) -> Result<Vec<f32>> {
-        match self.read_nf4(name)? {
-            Some(weight) => Ok(weight.dense()),
-            None => self.read(name),
-        }
-    }
-
     /// Rows (first axis) of a tensor as f32.
     ///
     /// # Errors

@@ -14,8 +14,8 @@ use crate::model::Adapter;
 use crate::model::load::{self, Keep};
 use crate::protocol::{AnswerReport, AnswersRequest, Event, Match, Matches};
 use crate::store::Store;
+use crate::train::eval;
 use crate::train::rows;
-use crate::train::{checkpoint, eval};
 
 /// Scores the examples of `request.config.train_file` and lets the model answer the first of them. Returns how many of
 /// the answers were right, by task; `None` where it was stopped.
@@ -25,12 +25,11 @@ use crate::train::{checkpoint, eval};
 pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> Result<Option<BTreeMap<String, Matches>>> {
     let config = FinetuneConfig { packing: false, validation_split: 0.0, ..request.config.clone() };
     sampler::validate(&request.sampling)?;
-    let base = checkpoint::newest_of(store, &config.model_name).await;
     let template = match &config.chat_template {
         Some(file) => Some(file.clone()),
         None => template_of(store, &request.adapters).await,
     };
-    let speech = Speech::load(store, &base, template.as_deref(), config.date.as_deref()).await?;
+    let speech = Speech::load(store, &config.model_name, template.as_deref(), config.date.as_deref()).await?;
     let Some(mut read) = rows::read(&config, &config.train_file.0, store, control).await? else { return Ok(None) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
     let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };
@@ -58,8 +57,8 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     let (compute, why) = Compute::open(request.device).await?;
     control.notice(why);
     let loading = |done, total| control.progress("load the model", done, total, "bytes");
-    let model = load::load(store, &base, &speech.shape, &compute, positions, Keep::Stored, loading).await?;
-    let model = model.with_adapter(Adapter::load_mix(store, &request.adapters).await?.as_ref())?;
+    let model = load::load(store, &config.model_name, &speech.shape, &compute, positions, Keep::Stored, loading).await?;
+    let model = model.with_adapter(Adapter::load_mix(store, &request.adapters, &config.model_name, control).await?.as_ref())?;
 
     for (kind, name) in kinds.iter().enumerate() {
         let batches: Vec<_> = examples.held_out(kind, config.per_device_eval_batch_size).collect();

@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::generate::speech::Speech;
 use crate::protocol::{Event, ExampleReport};
 use crate::store::Store;
-use crate::train::checkpoint;
 use crate::train::rows;
 
 /// Tells the pre-flight list of all rows, then `count` examples from the `first`-th on, or that of a line.
@@ -21,8 +20,7 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, line: Opti
     if config.train_file.0.is_empty() {
         return Err(Error::Config("no rows: name a JSONL file".into()));
     }
-    let base = checkpoint::newest_of(store, &config.model_name).await;
-    let speech = Speech::load(store, &base, config.chat_template.as_deref(), config.date.as_deref()).await?;
+    let speech = Speech::load(store, &config.model_name, config.chat_template.as_deref(), config.date.as_deref()).await?;
     let Some(mut read) = rows::read(config, &config.train_file.0, store, control).await? else { return Ok(()) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
     let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };

@@ -1,7 +1,5 @@
 //! A fine-tuning run: examples, a base that stays as it is, and the adapter that learns beside it.
 
-use std::collections::BTreeMap;
-
 use super::checkpoint::{self, State};
 use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
@@ -21,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::generate;
 use crate::generate::loaded::hash_of;
 use crate::generate::speech::{Files, Speech, write_files};
-use crate::model::adapter::{Adapter, AdapterConfig};
+use crate::model::adapter::{Adapter, AdapterConfig, Patterns};
 use crate::model::load::{self, Keep};
 use crate::model::safetensors::Dtype;
 use crate::model::{Llama, LlamaConfig, fetch, hub};
@@ -41,6 +39,8 @@ pub struct Tuning {
     pub adapter: Option<AdapterConfig>,
     /// What belongs beside its weights.
     pub files: Files,
+    /// Updates of a pass over the examples.
+    pub per_epoch: u32,
 }
 
 /// Fine-tunes, or resumes; returns what to tell the user.
@@ -115,7 +115,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     if passes > MOST_PASSES {
         return Err(Error::Config(format!("--max-steps {}: {passes} passes over the rows; at most {MOST_PASSES} are made", plan.steps)));
     }
-    let sizes = examples.sizes();
+    let (sizes, per_epoch) = (examples.sizes(), examples.updates_per_epoch());
     let longest = prompts.iter().map(|(_, prompt)| prompt.len() + config.sample_tokens).max().unwrap_or(0);
     let positions = (examples.longest() + 16).max(longest).min(shape.max_position_embeddings.next_multiple_of(16));
     let weights = hash_of(store, &base).await?;
@@ -157,8 +157,11 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
                 (None, _) => None,
                 (_, Some(folder)) => {
                     // Its rank, scale and layers are those of the matrices that it brings.
-                    let Adapter { config: brought, pairs } = Adapter::load(store, folder).await?;
-                    let config = AdapterConfig { base_model: asked.base_model.clone(), dropout: asked.dropout, ..brought };
+                    let brought = Adapter::load(store, folder).await?;
+                    brought.compare_base(folder, &base, store, control).await;
+                    let Adapter { config: brought, pairs } = brought;
+                    let AdapterConfig { base_model, dropout, four_bits, .. } = asked.clone();
+                    let config = AdapterConfig { base_model, dropout, four_bits, ..brought };
                     if (config.r, config.alpha, config.rslora) != (asked.r, asked.alpha, asked.rslora) {
                         control.warn(format!("{folder} goes on with its own r {} and lora_alpha {}", config.r, config.alpha));
                     }
@@ -178,7 +181,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
         }
     }
     let (device, feed) = (compute.info, Feed::Examples(examples, config.per_device_eval_batch_size));
-    let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, files }));
+    let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, files, per_epoch }));
     let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock };
     Run::begin(plan, ready, store, control).await.map(Some)
 }
@@ -187,13 +190,14 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
 pub fn adapter(config: &FinetuneConfig) -> AdapterConfig {
     AdapterConfig {
         base_model: config.model_name.clone(),
+        four_bits: config.method == Method::Qlora,
         r: config.r,
         alpha: config.lora_alpha,
         rslora: config.use_rslora,
         dropout: config.lora_dropout,
         targets: config.target_modules.clone(),
-        ranks: BTreeMap::new(),
-        alphas: BTreeMap::new(),
+        ranks: Patterns::default(),
+        alphas: Patterns::default(),
     }
 }
 

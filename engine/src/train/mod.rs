@@ -16,6 +16,7 @@ pub mod runs;
 pub mod schedule;
 pub mod tensorboard;
 pub mod tokens;
+mod trainer_state;
 
 use burn::tensor::{Tensor, Transaction};
 use web_time::Instant;

@@ -38,6 +38,7 @@ pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, c
         keys: config.columns.clone(),
         task_prefix_format: config.task_prefix_format.clone(),
     };
+    format.check()?;
     let mut files = Vec::new();
     for pattern in patterns {
         files.extend(store.expand(pattern).await?);

@@ -453,7 +453,9 @@ impl<'a> Run<'a> {
         self.state.updates = self.optimizer.updates;
         let save = async |run: &mut Self| {
             let (adapter, files) = match &run.kind {
-                Kind::Finetuning(tuning) => (tuning.adapter.as_ref(), tuning.files.clone()),
+                Kind::Finetuning(tuning) => {
+                    (tuning.adapter.as_ref(), tuning.checkpoint_files(&run.state, run.config.steps, run.store).await?)
+                }
                 Kind::Pretraining => (None, Files::new()),
             };
             let (out, tokenizer) = (&run.config.out, run.tokenizer.json());

@@ -3,6 +3,7 @@
 use minijinja::value::ValueKind;
 
 use super::{Content, Example, RowFormat, Shape, task_of};
+use crate::error::{Error, nearest};
 use crate::text::template::{Message, Value};
 
 /// Names of a role → the role. `function_call` is the assistant's.
@@ -24,6 +25,39 @@ const ROLES: [(&str, &str); 16] = [
     ("function_response", "tool"),
     ("ipython", "ipython"),
 ];
+
+/// Keys of ours that rows may have under other names.
+const KEYS: [&str; 15] = [
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "prompt",
+    "completion",
+    "text",
+    "system",
+    "tools",
+    "role",
+    "content",
+    "from",
+    "value",
+];
+
+impl RowFormat {
+    /// Refuses other names for keys that are none of ours.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the nearest one.
+    pub fn check(&self) -> Result<(), Error> {
+        let Some((key, other)) = self.keys.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) else { return Ok(()) };
+        let turned = KEYS.contains(&other.as_str()).then(|| format!("; did you mean {other}: {key}?"));
+        let near = nearest(key, KEYS.into_iter()).map(|near| format!("; did you mean {near}?"));
+        let known = || format!("; there are {}", KEYS.join(", "));
+        Err(Error::Config(format!("--columns {key}: no key of rows{}", near.or(turned).unwrap_or_else(known))))
+    }
+}
 
 /// What says per message whether it is learned.
 const WEIGHTS: [&str; 3] = ["weight", "train", "training"];
@@ -56,7 +90,7 @@ pub(super) fn shape(row: &Value, format: &RowFormat) -> Result<Shape, String> {
     shapes.iter().find(|(key, _)| has(key)).map(|(_, shape)| *shape).ok_or_else(|| {
         let known = shapes.map(|(key, _)| format!("`{}`", name(key, format))).join(", ");
         let found: Vec<String> = row.try_iter().into_iter().flatten().take(8).map(|key| format!("`{key}`")).collect();
-        format!("none of the keys {known}; there are: {}; name the keys with `keys`", found.join(", "))
+        format!("none of the keys {known}; there are: {}; name them with --columns", found.join(", "))
     })
 }
 

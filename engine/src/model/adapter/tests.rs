@@ -1,4 +1,8 @@
+use futures_lite::future::block_on;
+use serde_json::{Value, json};
+
 use super::*;
+use crate::protocol::Event;
 
 fn layers() -> Vec<String> {
     let names = ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"];
@@ -21,12 +25,15 @@ fn targets_are_ends_of_names_whole_names_or_patterns() {
         Targets::Pattern(r".*(?<!up)_proj".into()),
         &["0.self_attn.q_proj", "0.self_attn.k_proj", "1.self_attn.q_proj", "1.self_attn.k_proj"],
     );
+    chosen(Targets::Pattern("k_proj".into()), &["0.self_attn.k_proj", "1.self_attn.k_proj"]);
+    chosen(Targets::Pattern("k_proj, 0.mlp.up_proj".into()), &["0.self_attn.k_proj", "0.mlp.up_proj", "1.self_attn.k_proj"]);
     assert_eq!(Targets::Pattern("all-linear".into()).choose(&layers()).unwrap(), layers());
     for (targets, expect) in [
         (names(&["proj"]), "no linear layer of the model matches"),
         (names(&["q_proj", "v_proj"]), "there are k_proj, q_proj, up_proj"),
         (names(&[]), "the list is empty"),
-        (Targets::Pattern("q_proj".into()), "matches"), // a pattern is for the whole name, as in PEFT
+        (Targets::Pattern("(q)_proj".into()), "matches"), // a pattern is for the whole name, as in PEFT
+        (Targets::Pattern("q_proj,qq_proj".into()), "did you mean q_proj?"),
     ] {
         let error = targets.choose(&layers()).unwrap_err().to_string();
         assert!(error.contains(expect), "{error}");
@@ -51,10 +58,10 @@ fn scales_and_ranks_follow_peft() {
     assert_eq!(config.scale("model.layers.3.self_attn.k_proj"), 5.0 / 8.0);
     let stable = AdapterConfig { rslora: true, ..config.clone() };
     assert_eq!(stable.scale("model.layers.0.self_attn.q_proj"), 32.0 / 8f64.sqrt());
-    let again = AdapterConfig::from_peft_json(&config.to_peft_json(["x.q_proj"].into_iter()), "b").unwrap();
+    let again = AdapterConfig::from_peft_json(&config.to_peft_json(("", None), ["x.q_proj"].into_iter()), "b").unwrap();
     assert_eq!(again, config);
     let all = AdapterConfig { targets: Targets::Pattern("all-linear".into()), ..config };
-    let written: Value = serde_json::from_str(&all.to_peft_json(["a.q_proj", "b.up_proj", "c.q_proj"].into_iter())).unwrap();
+    let written: Value = serde_json::from_str(&all.to_peft_json(("", None), ["a.q_proj", "b.up_proj", "c.q_proj"].into_iter())).unwrap();
     assert_eq!((&written["target_modules"], &written["lora_alpha"]), (&json!(["q_proj", "up_proj"]), &json!(32)));
 }
 
@@ -69,7 +76,16 @@ fn what_is_no_lora_on_linear_layers_is_refused_by_name() {
         (json!({"r": 0}), "r is 0"),
         (json!({"r": "8"}), "r is \"8\""),
         (json!({"lora_alpha": []}), "lora_alpha is []"),
-        (json!({"rank_pattern": 3}), "rank_pattern is 3"),
+        (json!({"rank_pattern": 3}), "rank_pattern cannot be read"),
+        (json!({"alpha_pattern": {"q_proj": "a"}}), "alpha_pattern cannot be read"),
+        (json!({"alpha_pattern": {"(": 2}}), "\"(\" of a pattern is no regular expression"),
+        (json!({"rank_pattern": {"q_proj": 1.5}}), "rank_pattern gives \"q_proj\" the rank 1.5"),
+        (json!({"init_lora_weights": "pissa_niter_4"}), "init_lora_weights is pissa_niter_4"),
+        (json!({"init_lora_weights": "OLoRA"}), "init_lora_weights is olora"),
+        (json!({"init_lora_weights": "loftq"}), "init_lora_weights is loftq"),
+        (json!({"layer_replication": [[0, 4], [2, 5]]}), "layer_replication is [[0,4],[2,5]]"),
+        (json!({"alora_invocation_tokens": [1, 2]}), "alora_invocation_tokens is [1,2]"),
+        (json!({"target_parameters": ["experts.down_proj"]}), "target_parameters is"),
         (json!({"target_modules": 3}), "target_modules is 3"),
     ] {
         let error = read(json).unwrap_err().to_string();
@@ -86,4 +102,75 @@ fn names_of_tensors_are_peft_s() {
     for name in ["x.lora_A.weight", "base_model.model.x.lora_embedding_A", "base_model.model.x.lora_magnitude_vector.weight"] {
         assert_eq!(parts(name), None, "{name}");
     }
+}
+
+#[test]
+fn the_first_pattern_that_fits_counts_as_in_peft() {
+    // What peft.utils.other.get_pattern_key of PEFT 0.21.2 finds.
+    let text = r#"{"rank_pattern": {"up|q_proj": 2, "v_proj": 3, "self_attn.v_proj": 4, "^model.layers.0.self_attn.k_proj": 5,
+        "layers.[0-3].self_attn.k_proj": 6, "a.*": 7}}"#;
+    let config = AdapterConfig::from_peft_json(text, "a").unwrap();
+    for (layer, rank) in [
+        ("model.layers.0.mlp.up_proj", 8),
+        ("model.layers.0.self_attn.q_proj", 2),
+        ("model.layers.0.self_attn.v_proj", 3),
+        ("model.layers.0.self_attn.k_proj", 5),
+        ("model.layers.1.self_attn.k_proj", 6),
+        ("model.layers.9.self_attn.k_proj", 8),
+        ("model.layers.9.attn.k_proj", 7),
+        ("model.up", 2),
+    ] {
+        assert_eq!(config.rank(layer), rank, "{layer}");
+    }
+    let written = config.to_peft_json(("base", None), std::iter::empty());
+    assert_eq!(AdapterConfig { base_model: String::new(), ..AdapterConfig::from_peft_json(&written, "b").unwrap() }, config);
+    assert!(written.contains("\"up|q_proj\": 2,\n    \"v_proj\": 3,\n    \"self_attn.v_proj\": 4"), "{written}");
+}
+
+fn adapter(base: &str, four_bits: bool) -> Adapter {
+    let config = read(json!({"r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]})).unwrap();
+    let pair = Pair { a: vec![1.0, 2.0], b: vec![3.0], sizes: [1, 2, 1], scale: 1.0 };
+    let config = AdapterConfig { base_model: base.into(), four_bits, ..config };
+    Adapter { config, pairs: [("model.layers.0.self_attn.q_proj".to_string(), pair)].into() }
+}
+
+#[test]
+fn bases_are_written_as_peft_reads_them() {
+    let store = Store::memory();
+    block_on(store.write("local/dir@x", b"")).unwrap();
+    for (base, four_bits, name, revision) in [
+        ("a/b", false, "a/b", json!(null)),
+        ("a/b@v1.0", true, "a/b", json!("v1.0")),
+        ("runs/x/model", false, "runs/x/model", json!(null)),
+        ("local/dir@x", false, "local/dir@x", json!(null)),
+    ] {
+        let adapter = adapter(base, four_bits);
+        block_on(adapter.save(&store, "a")).unwrap();
+        let written: Value = serde_json::from_str(&block_on(store.read_text("a/adapter_config.json")).unwrap()).unwrap();
+        assert_eq!((&written["base_model_name_or_path"], &written["revision"]), (&json!(name), &revision));
+        assert_eq!(block_on(Adapter::load(&store, "a")).unwrap(), adapter, "{base}");
+    }
+}
+
+#[test]
+fn an_adapter_of_a_model_of_another_name_is_noticed() {
+    let check = |base: &str, model: &str, written: &str, warns: bool| {
+        let (store, (control, _signals, events)) = (Store::memory(), Control::connect());
+        let config = json!({"_name_or_path": written}).to_string();
+        block_on(store.write(&format!("{model}/config.json"), config.as_bytes())).unwrap();
+        block_on(adapter(base, false).compare_base("a", model, &store, &control));
+        let said: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event).collect();
+        let warned = matches!(said.as_slice(), [Event::Notice { warning: true, text }] if !text.contains('\n') && text.contains(base));
+        assert_eq!((warned, said.len()), (warns, usize::from(warns)), "{base} on {model} ({written}): {said:?}");
+    };
+    let cached = "/h/models--HuggingFaceTB--SmolLM2-360M-Instruct/snapshots/0123456789012345678901234567890123456789";
+    check("HuggingFaceTB/SmolLM2-360M", cached, "HuggingFaceTB/SmolLM2-360M", true);
+    check("HuggingFaceTB/SmolLM2-360M-Instruct@main", cached, "", false);
+    check("HuggingFaceTB/SmolLM2-360M-Instruct", "models/smollm2-360m-instruct", "", false);
+    check("HuggingFaceTB/SmolLM2-360M-Instruct", "models/mine", "HuggingFaceTB/SmolLM2-360M-Instruct", false);
+    check("HuggingFaceTB/SmolLM2-360M-Instruct", "models/mine", "", true);
+    check("HuggingFaceTB/SmolLM2-360M-Instruct", "export", "", false);
+    check("HuggingFaceTB/SmolLM2-360M-Instruct", "export", "HuggingFaceTB/SmolLM2-360M", true);
+    check("base", "models/mine", "", false);
+    check("", "models/mine", "", false);
 }
