@@ -24,7 +24,7 @@ use crate::plan;
 use crate::platform;
 use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId};
 use crate::store::Store;
-use crate::tasks::{answers, demo, export, inspect, merge, pack, self_test, unpack};
+use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::runs::{self, ReadLogs};
 use crate::train::{Ended, checkpoint, eval, finetune, pretrain};
@@ -105,6 +105,7 @@ impl Actor {
                 | Command::Runs { .. }
                 | Command::OpenRun { .. }
                 | Command::Delete { .. }
+                | Command::Describe { .. }
                 | Command::Preview { .. } => {
                     let actor = self.clone();
                     executor.spawn(async move { actor.run(job, command, Signals::new()).await }).detach();
@@ -300,6 +301,7 @@ async fn perform(command: Command, Actor { store, logs, loaded, jobs, .. }: &Act
             let Some(model) = folder_of(&model, store, control).await? else { return stopped(control) };
             merge::run(&model, &adapters_of(adapters, store).await, &out, dtype, store, control).await?;
         }
+        Command::Describe { model } => describe::run(&model, store, control).await?,
         Command::Answers(mut request) => {
             let Some(model) = folder_of(&request.config.model_name, store, control).await? else { return stopped(control) };
             request.config.model_name = model;

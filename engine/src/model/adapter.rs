@@ -85,14 +85,17 @@ impl AdapterConfig {
     /// # Errors
     /// Where the targets mean no layer.
     pub fn parameters(&self, shape: &LlamaConfig) -> Result<u64> {
-        let layers: BTreeMap<String, usize> = shape
-            .tensors()
-            .into_iter()
-            .filter(|(name, _)| is_linear(name))
-            .map(|(name, shape)| (name.trim_end_matches(".weight").to_string(), shape.iter().sum()))
-            .collect();
+        let layers = layers(shape);
         let chosen = self.targets.choose(&layers.keys().cloned().collect::<Vec<_>>())?;
-        Ok(chosen.iter().map(|layer| (self.rank(layer) * layers[layer]) as u64).sum())
+        Ok(chosen.iter().map(|layer| (self.rank(layer) * layers[layer].iter().sum::<usize>()) as u64).sum())
+    }
+
+    /// Bytes of the tensors in the file of such an adapter, which are of f32.
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::parameters`].
+    pub fn size_bytes(&self, shape: &LlamaConfig) -> Result<u64> {
+        Ok(4 * self.parameters(shape)?)
     }
 
     /// Reads `adapter_config.json`.
@@ -172,6 +175,13 @@ impl AdapterConfig {
         });
         format!("{config:#}\n")
     }
+}
+
+/// Linear layers of a model of this shape, by their names, with outputs and inputs.
+pub fn layers(shape: &LlamaConfig) -> BTreeMap<String, [usize; 2]> {
+    let tensors = shape.tensors().into_iter().filter(|(name, _)| is_linear(name));
+    let layers = tensors.filter_map(|(name, shape)| Some((name.trim_end_matches(".weight").to_string(), shape.try_into().ok()?)));
+    layers.collect()
 }
 
 /// Whole numbers without a point, as PEFT writes alpha.

@@ -1,15 +1,20 @@
 //! The mask X-ray: examples as the model reads them, token by token, and the pre-flight list.
 
 use crate::config::finetune::FinetuneConfig;
-use crate::control::Control;
-use crate::data::chat::BadRow;
+use crate::control::{Control, Flow};
+use crate::data::chat::{BadRow, Example};
 use crate::data::preflight::preflight;
+use crate::data::document::Document;
+use crate::data::example::{Encoder, Piece};
 use crate::error::{Error, Result};
 use crate::generate::speech::Speech;
 use crate::protocol::{Event, ExampleReport};
 use crate::store::Store;
 use crate::train::checkpoint;
 use crate::train::rows;
+
+/// Tokens that are shown of what is cut off an example.
+const MOST_CUT: usize = 200;
 
 /// Tells the pre-flight list of all rows, then `count` examples from the `first`-th on, or that of a line.
 ///
@@ -29,7 +34,9 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, line: Opti
     let mut encoded = Vec::new();
     for (index, example) in read.examples.iter().enumerate() {
         if index % 256 == 0 {
-            control.breathe().await;
+            if control.breathe().await == Flow::Stop {
+                return Ok(());
+            }
             control.progress("tokenize examples", index as u64, read.examples.len() as u64, "rows");
         }
         match encoder.encode(example) {
@@ -46,7 +53,18 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, line: Opti
             task: example.task.clone(),
             lost_tokens: example.lost_tokens,
             pieces: encoder.pieces(&example.document),
+            cut: match read.examples.iter().find(|row| row.line == example.line && example.lost_tokens > 0) {
+                Some(row) => cut(&encoder, row, example.document.tokens.len())?,
+                None => Vec::new(),
+            },
         }));
     }
     rows::refuse(&report)
+}
+
+/// The first of the tokens that an example loses by being cut after `kept`.
+fn cut(encoder: &Encoder<'_>, example: &Example, kept: usize) -> Result<Vec<Piece>> {
+    let Document { tokens, mask } = Encoder { max_length: usize::MAX, ..*encoder }.encode(example)?.document;
+    let until = tokens.len().min(kept + MOST_CUT);
+    Ok(encoder.pieces(&Document { tokens: tokens[kept..until].to_vec(), mask: mask[kept..until].to_vec() }))
 }
