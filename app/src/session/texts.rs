@@ -51,10 +51,11 @@ impl Text {
         self.most_tokens().saturating_sub(spared + self.pieces.max(ended))
     }
 
-    /// Whether the two were asked for alike, only of different models.
+    /// Whether the two were asked for alike, only of different models or adapters.
     fn is_twin(&self, other: &Self) -> bool {
-        self.request.model != other.request.model
-            && self.request == GenerateRequest { model: self.request.model.clone(), ..other.request.clone() }
+        let GenerateRequest { model, adapters, .. } = self.request.clone();
+        let is_other = (&model, &adapters) != (&other.request.model, &other.request.adapters);
+        is_other && self.request == GenerateRequest { model, adapters, ..other.request.clone() }
     }
 }
 

@@ -85,9 +85,9 @@ impl AdapterConfig {
     /// # Errors
     /// Where the targets mean no layer.
     pub fn parameters(&self, shape: &LlamaConfig) -> Result<u64> {
-        let layers = layers(shape);
+        let layers: BTreeMap<String, usize> = layers(shape).into_iter().map(|(name, sizes)| (name, sizes.iter().sum())).collect();
         let chosen = self.targets.choose(&layers.keys().cloned().collect::<Vec<_>>())?;
-        Ok(chosen.iter().map(|layer| (self.rank(layer) * layers[layer].iter().sum::<usize>()) as u64).sum())
+        Ok(chosen.iter().map(|layer| (self.rank(layer) * layers[layer]) as u64).sum())
     }
 
     /// Bytes of the tensors in the file of such an adapter, which are of f32.
@@ -177,8 +177,8 @@ impl AdapterConfig {
     }
 }
 
-/// Linear layers of a model of this shape, by their names, with outputs and inputs.
-pub fn layers(shape: &LlamaConfig) -> BTreeMap<String, [usize; 2]> {
+/// Names of the linear layers of a model of this shape, with outputs and inputs.
+pub fn layers(shape: &LlamaConfig) -> Vec<(String, [usize; 2])> {
     let tensors = shape.tensors().into_iter().filter(|(name, _)| is_linear(name));
     let layers = tensors.filter_map(|(name, shape)| Some((name.trim_end_matches(".weight").to_string(), shape.try_into().ok()?)));
     layers.collect()

@@ -55,8 +55,7 @@ pub async fn present(store: &Store, model: &str) -> Result<String> {
     let known = matches!(store, Store::Memory(_)) || store.exists(model).await;
     let Some((repo, revision)) = parse(model).filter(|_| !known) else { return Ok(model.into()) };
     let reason = "is not on this machine yet; looking at the rows, plan and tune download it";
-    platform::cached_model(repo, revision.unwrap_or("main"))?
-        .ok_or_else(|| Error::File { path: model.into(), reason: reason.into() })
+    platform::cached_model(repo, revision.unwrap_or("main"))?.ok_or_else(|| Error::File { path: model.into(), reason: reason.into() })
 }
 
 /// Owner and name, and what stands behind an `@`; `None` for what can only be a path.

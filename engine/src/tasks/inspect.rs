@@ -3,9 +3,9 @@
 use crate::config::finetune::FinetuneConfig;
 use crate::control::{Control, Flow};
 use crate::data::chat::{BadRow, Example};
-use crate::data::preflight::preflight;
 use crate::data::document::Document;
 use crate::data::example::{Encoder, Piece};
+use crate::data::preflight::preflight;
 use crate::error::{Error, Result};
 use crate::generate::speech::Speech;
 use crate::protocol::{Event, ExampleReport};
