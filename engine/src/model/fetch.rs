@@ -98,6 +98,9 @@ mod tests {
         for path in ["owner/name", "owner", "no/such/path", "missing"] {
             assert_eq!(block_on(folder(&store, path, &control)).unwrap().as_deref(), Some(path));
         }
+        assert_eq!(block_on(present(&store, "owner/name")).unwrap(), "owner/name");
+        let error = block_on(present(&store, "nobody/no-such-model")).unwrap_err().to_string();
+        assert!(error.contains("is not on this machine yet"), "{error}");
         let error = block_on(folder(&store, "owner/other", &control)).unwrap_err().to_string();
         assert_eq!(error, "owner/other: no such file or folder in owner; if a model of the hub is meant, write owner/other@main");
         assert_eq!(block_on(folder(&Store::memory(), "a/b", &control)).unwrap().as_deref(), Some("a/b"));
