@@ -90,12 +90,14 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
             ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {why}"));
         }
         None if !free => drop(ui.weak("These rows are read when the run in progress has ended.")),
-        None if session.unknown(model).is_some() => drop(ui.weak("The model is not here yet: “look at the rows” gets it.")),
         Some(JobState::Done | JobState::Failed(_)) => {}
-        _ => drop(ui.horizontal(|ui| {
-            ui.spinner();
-            ui.weak("reading rows …");
-        })),
+        state => match session.unknown(model).filter(|_| state.is_none()) {
+            Some(why) => drop(ui.colored_label(theme::warning(ui.visuals().dark_mode), why)),
+            None => drop(ui.horizontal(|ui| {
+                ui.spinner();
+                ui.weak("reading rows …");
+            })),
+        },
     }
     let Some(rows) = &session.rows else { return };
     ScrollArea::vertical().id_salt("rows").auto_shrink([false, false]).show(ui, |ui| {
@@ -147,7 +149,7 @@ fn list(ui: &mut Ui, preflight: &Preflight) -> Option<usize> {
     for check in checks {
         let (mark, color) = look(check.level);
         ui.horizontal_top(|ui| {
-            let (rect, response) = ui.allocate_exact_size(vec2(64.0, ui.text_style_height(&TextStyle::Body)), Sense::hover());
+            let (rect, response) = ui.allocate_exact_size(vec2(64.0, ui.spacing().interact_size.y), Sense::hover());
             response.widget_info(|| WidgetInfo::labeled(egui::Role::Label, true, mark));
             ui.painter().text(rect.left_center(), egui::Align2::LEFT_CENTER, mark, TextStyle::Body.resolve(ui.style()), color);
             ui.horizontal_wrapped(|ui| {
@@ -228,10 +230,10 @@ fn pages(ui: &mut Ui, rows: &Rows, shown: &mut RowsShown) {
                 }
             }
         }
-        for (word, piece) in [("learned", Kind::Learned), ("read only", Kind::Read), ("cut off", Kind::Cut)] {
-            let mut job = LayoutJob::default();
-            job.append(word, 0.0, format(ui, piece, 0));
-            ui.label(job);
+        for (word, kind) in [("learned", Kind::Learned), ("read only", Kind::Read), ("cut off", Kind::Cut)] {
+            let TextFormat { color, background, .. } = format(ui, kind, 1);
+            let text = RichText::new(word).color(color).background_color(background);
+            ui.label(if kind == Kind::Cut { text.strikethrough() } else { text });
         }
     });
 }
@@ -286,7 +288,10 @@ fn tokens(ui: &mut Ui, row: &ExampleReport) {
         .chain(row.cut.iter().map(|piece| (piece, Kind::Cut)))
         .collect();
     for (place, (piece, kind)) in pieces.iter().enumerate() {
-        let text = visible(&piece.text);
+        let mut text = visible(&piece.text);
+        if place + 1 == pieces.len() && text.ends_with('\n') {
+            text.pop(); // no empty line below
+        }
         chars += text.chars().count();
         ends.push(chars);
         job.append(&text, 0.0, format(ui, *kind, place));

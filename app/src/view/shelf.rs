@@ -1,6 +1,6 @@
 //! Adapters: how much of each counts, what a model says with and without them, and both as one model.
 
-use egui::{Grid, Id, RichText, ScrollArea, Slider, TextEdit, Ui};
+use egui::{Id, RichText, ScrollArea, Slider, TextEdit, Ui};
 use smolforge_engine::protocol::{Command, ExportDtype, GenerateRequest, Message, RunSummary};
 
 use super::generate::{model, numbers};
@@ -62,10 +62,10 @@ fn adapters(ui: &mut Ui, shelf: &mut Shelf, runs: &[&RunSummary], picker: &Picke
     }
     let added = shelf.added.clone();
     let paths = runs.iter().map(|run| (run.path.as_str(), Some(*run))).chain(added.iter().map(|path| (path.as_str(), None)));
-    Grid::new("adapters").num_columns(3).show(ui, |ui| {
-        for (path, run) in paths {
-            let others = shelf.adapters.iter().any(|(other, (taken, _))| *taken && other != path);
-            let (taken, strength) = shelf.adapters.entry(path.into()).or_insert((false, 1.0));
+    for (path, run) in paths {
+        let others = shelf.adapters.iter().any(|(other, (taken, _))| *taken && other != path);
+        let (taken, strength) = shelf.adapters.entry(path.into()).or_insert((false, 1.0));
+        ui.horizontal_wrapped(|ui| {
             let checked = ui.checkbox(taken, path);
             let base = run.and_then(|run| run.tuning.as_ref()).map(|tuning| &tuning.model_name);
             if let Some(base) = base.filter(|_| checked.changed() && *taken && !others) {
@@ -73,16 +73,13 @@ fn adapters(ui: &mut Ui, shelf: &mut Shelf, runs: &[&RunSummary], picker: &Picke
             }
             let slider = ui.add_enabled(*taken, Slider::new(strength, 0.0..=2.0).step_by(0.05).fixed_decimals(2));
             slider.labelled_by(checked.id).on_hover_text("1: as it was trained; 0: not at all");
-            ui.horizontal_wrapped(|ui| {
-                let text = run.map_or_else(|| "added by hand".into(), |run| about(run, &shelf.model));
-                ui.label(RichText::new(text).small().weak());
-                if run.is_none() && ui.small_button("×").on_hover_text("Leave it out").clicked() {
-                    shelf.added.retain(|other| other != path);
-                }
-            });
-            ui.end_row();
-        }
-    });
+            let text = run.map_or_else(|| "added by hand".into(), |run| about(run, &shelf.model));
+            ui.label(RichText::new(text).small().weak());
+            if run.is_none() && ui.small_button("×").on_hover_text("Leave it out").clicked() {
+                shelf.added.retain(|other| other != path);
+            }
+        });
+    }
 }
 
 /// What the adapter of a run is, in a few words.

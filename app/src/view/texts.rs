@@ -135,7 +135,9 @@ fn sample(ui: &mut Ui, text: &Text, prompt: &str, index: usize, asks: &mut Vec<A
             "cancelled" => "stopped",
             other => other,
         };
-        ui.weak(format!("{} tokens · {} tokens/s · {why}", count(*tokens as u64), rate(*tokens as f64 / secs.max(1e-9))));
+        // The first token comes with the prompt.
+        let speed = if *tokens > 1 { format!(" · {} tokens/s", rate(*tokens as f64 / secs.max(1e-9))) } else { String::new() };
+        ui.weak(format!("{} tokens{speed} · {why}", count(*tokens as u64)));
         if text.request.messages.is_empty() && ui.small_button("go on").on_hover_text("Prompt and text become the next prompt").clicked() {
             let prompts = vec![format!("{prompt}{written}")];
             asks.push(Ask::Begin(Command::Generate(GenerateRequest { prompts, num_samples: 1, ..text.request.clone() })));

@@ -241,6 +241,7 @@ fn change(ui: &mut Ui, model: Option<&ModelReport>, forms: &mut Forms, picker: &
     let found = model.map(|model| (model, figures(ui, model, &forms.tune)));
     targets(ui, found.as_ref().map(|(model, found)| (*model, found)), forms, picker);
     let tune = &mut forms.tune;
+    ui.spacing_mut().slider_width = 180.0;
     Grid::new("rank").num_columns(2).min_col_width(130.0).show(ui, |ui| {
         let label = ui.label("rank").on_hover_text("More can be learned, and more has to be kept");
         let slider = Slider::new(&mut tune.r, 1..=256).logarithmic(true).clamping(SliderClamping::Edits);
