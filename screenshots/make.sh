@@ -112,29 +112,80 @@ close_window
 second=$(cd "$work/place" && ls -d runs/demo/run/step_* | head -n 1)
 writing=${writing/SECOND/$second}
 
+# Rows that a small model learns, and two adapters of it.
+rows() {
+    local number
+    for number in $(seq 48); do
+        printf '{"messages":[{"role":"user","content":"[SPEC] What is the gap of part %d?"},{"role":"assistant","content":"%d mm"}]}\n' \
+            "$number" $((number % 5 + 1))
+        printf '{"messages":[{"role":"user","content":"[STEPS] How do I open part %d?"},{"role":"assistant","content":"Turn the cover %d times, and lift it."}]}\n' \
+            "$number" $((number % 3 + 1))
+    done
+    printf '{"messages":[{"role":"user","content":"[STEPS] How do I clean it?"},{"role":"assistant","content":"%s"}]}\n' \
+        "$(printf 'Take a dry cloth. %.0s' $(seq 12))"
+}
+
+tune() {
+    (cd "$work/place" && "$program" --json finetune --model-name runs/demo/export --train-file rows.jsonl --device cpu \
+        --max-seq-length 128 --learning-rate 3e-3 --num-epochs 4 "$@" >/dev/null)
+}
+
+tuned() {
+    [ "$(grep -c '"event":"step"' "$work/place/$1/events.jsonl" 2>/dev/null || echo 0)" -ge "$2" ]
+}
+
+# The parts of fine-tuning: rows, a run, the shelf.
+tuning() {
+    local width=$1 height=$2 theme=$3 folder=$4 out=runs/shown-$3-$1
+    local form='"front":true,"tune":{"model_name":"runs/demo/export","train_file":"rows.jsonl","max_seq_length":128,"device":"cpu","learning_rate":0.003,"num_epochs":8.0,"target_modules":["q_proj","v_proj","up_proj"],"output_dir":"'$out'"}'
+    open_window "$width" "$height" "$theme" "{$form}"
+    keys ctrl+2
+    [ "$width" -ge 700 ] || { picture "$folder/tune-form-$width.png"; xdotool mousemove 100 44 click 1; }
+    sleep 4
+    picture "$folder/tune-rows-$theme-$width.png"
+    keys ctrl+Return
+    until_true 120 tuned "$out" 40
+    picture "$folder/tune-run-$theme-$width.png"
+    close_window
+    open_window "$width" "$height" "$theme" "{$form,\"part\":\"Shelf\",\"shelf\":{\"model\":\"runs/demo/export\",\"adapters\":{\"runs/parts\":[true,1.0],\"runs/parts-small\":[false,0.5]},\"question\":\"[SPEC] What is the gap of part 7?\"}}"
+    keys ctrl+2
+    [ "$width" -ge 700 ] || xdotool mousemove 100 44 click 1
+    sleep 2
+    keys ctrl+Return
+    sleep 10
+    picture "$folder/tune-shelf-$theme-$width.png"
+    close_window
+}
+
 panels() {
     local width=$1 height=$2 theme=$3 folder=$4
     open_window "$width" "$height" "$theme" "$writing"
     [ -z "$all" ] || { keys ctrl+1; picture "$folder/train-$theme-$width.png"; }
-    keys ctrl+2
+    keys ctrl+3
     keys ctrl+Return
     sleep 25
     picture "$folder/generate-$theme-$width.png"
-    keys ctrl+3
+    keys ctrl+4
     sleep 3
     picture "$folder/runs-$theme-$width.png"
-    keys ctrl+4
+    keys ctrl+5
     [ -z "$all" ] || picture "$folder/device-$theme-$width.png"
     close_window
 }
 
+rows >"$work/place/rows.jsonl"
+tune --output-dir runs/parts
+tune --output-dir runs/parts-small --r 4 --num-epochs 1
 if [ -n "$all" ]; then
     for theme in Light Dark; do
         panels 1280 800 "$theme" "$all"
         panels 1024 700 "$theme" "$all"
+        tuning 1280 800 "$theme" "$all"
+        tuning 1024 700 "$theme" "$all"
     done
+    tuning 390 800 Light "$all"
     open_window 390 800 Light "${writing/\"compare\":true,/}"
-    keys ctrl+2
+    keys ctrl+3
     picture "$all/generate-form-390.png"
     keys ctrl+Return
     sleep 15
@@ -142,8 +193,11 @@ if [ -n "$all" ]; then
     close_window
     cp "$all/generate-Dark-1280.png" "$here/generate.png"
     cp "$all/runs-Light-1280.png" "$here/runs.png"
+    cp "$all/tune-rows-Light-1280.png" "$here/tune.png"
 else
     panels 1280 800 Dark "$work"
+    tuning 1280 800 Light "$work"
+    cp "$work/tune-rows-Light-1280.png" "$here/tune.png"
     cp "$work/generate-Dark-1280.png" "$here/generate.png"
     cp "$work/runs-Dark-1280.png" "$here/runs.png"
 fi

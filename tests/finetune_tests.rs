@@ -9,8 +9,8 @@ use smolforge_engine::protocol::{
     AdapterChoice, AnswersRequest, DeviceChoice, Event, ExportDtype, GenerateRequest, Message, Sampling, StepReport,
 };
 use smolforge_engine::store::Store;
-use smolforge_engine::tasks::{answers, inspect, merge};
-use smolforge_engine::train::{Ended, checkpoint, finetune};
+use smolforge_engine::tasks::{answers, describe, inspect, merge};
+use smolforge_engine::train::{Ended, checkpoint, finetune, runs};
 use smolforge_engine::{data::example::LossOn, generate};
 use smolforge_tests::*;
 
@@ -325,11 +325,55 @@ fn the_x_ray_shows_what_is_learned() {
     assert_eq!(shown, [("2".to_string(), "1. Open it.<|im_end|>".to_string()), ("3".to_string(), "1 mm<|im_end|>".to_string())]);
     assert!(matches!(&all[0], Event::Progress { .. } | Event::Preflight(_)));
     config.loss_on = LossOn::All;
-    block_on(inspect::run(&config, 0, 9, Some(4), &store, &control)).unwrap();
+    block_on(inspect::run(&config, 0, 9, Some("4"), &store, &control)).unwrap();
     let all: Vec<Event> = std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event).collect();
     let shown: Vec<_> = all.iter().filter_map(learned).collect();
     assert_eq!(shown.len(), 1);
     assert!(shown[0].0 == "4" && shown[0].1.starts_with("<|im_start|>system"), "{shown:?}");
+}
+
+#[test]
+fn the_x_ray_shows_what_is_cut_off() {
+    let (store, whole) = small();
+    let short = FinetuneConfig { max_seq_length: 90, ..whole.clone() };
+    let (control, _, events) = Control::connect();
+    let shown = |config: &FinetuneConfig| {
+        let _ = block_on(inspect::run(config, 0, 1, None, &store, &control)); // cut rows may be refused
+        let told = std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event);
+        told.filter_map(|event| if let Event::Example(example) = event { Some(example) } else { None }).next().unwrap()
+    };
+    let (whole, cut) = (shown(&FinetuneConfig { max_seq_length: 128, ..whole }), shown(&short));
+    assert!(whole.cut.is_empty() && whole.pieces.len() > 90);
+    assert_eq!((cut.pieces.len(), cut.cut.len()), (90, cut.lost_tokens));
+    assert_eq!([cut.pieces, cut.cut].concat(), whole.pieces);
+}
+
+#[test]
+fn a_model_is_described_and_its_runs_are_known_as_what_they_are() {
+    let (store, config) = small();
+    let (control, _, events) = Control::connect();
+    block_on(describe::run("base", &store, &control)).unwrap();
+    let Some(Event::Described(model)) = events.try_recv().ok().map(|(_, event)| event) else { panic!("nothing was told") };
+    assert!(model.has_chat && model.has_template && model.path == "base");
+    assert_eq!(model, serde_json::from_str(&serde_json::to_string(&model).unwrap()).unwrap());
+    assert!(block_on(describe::run(" ", &store, &control)).is_err());
+    run(&store, &config, false, Some(3)).0.unwrap();
+    let list = || block_on(runs::list(&store, "runs", &Default::default())).remove(0);
+    let listed = list();
+    assert_eq!(listed.adapter.as_deref(), Some("runs/tuned/step_000003"), "the newest, as long as it has not ended");
+    run(&store, &FinetuneConfig { output_dir: "runs/tuned".into(), ..FinetuneConfig::default() }, true, None).0.unwrap();
+    let listed = list();
+    assert_eq!(listed.adapter.as_deref(), Some("runs/tuned/adapter"));
+    assert!(listed.has_adapters() && listed.tuning.as_ref().is_some_and(|tuning| tuning.train_file == config.train_file && tuning.r == 8));
+    // The figure that a form shows is what was written.
+    let adapter = block_on(Adapter::load(&store, "runs/tuned")).err().map(|_| ());
+    assert!(adapter.is_some(), "a run is no adapter by itself");
+    let written = block_on(Adapter::load(&store, "runs/tuned/adapter")).unwrap();
+    let asked = finetune::adapter(&config);
+    assert_eq!(asked.parameters(&model.shape).unwrap(), written.parameters());
+    let size = block_on(store.open("runs/tuned/adapter/adapter_model.safetensors")).unwrap().size_bytes();
+    let header = size - asked.size_bytes(&model.shape).unwrap();
+    assert!(header > 8 && header < 16 << 10, "{header} bytes besides the tensors");
 }
 
 #[test]

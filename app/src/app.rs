@@ -3,22 +3,23 @@
 use std::time::Duration;
 
 use egui::{Align, CentralPanel, Context, Key, KeyboardShortcut, Layout, Modifiers, Panel, ThemePreference, Ui, ViewportCommand};
-use smolforge_engine::protocol::{Command, Event, GenerateRequest, TrainConfig};
+use smolforge_engine::protocol::{Command, Event, GenerateRequest};
 
 use crate::files::{Chosen, Pick, Picker};
-use crate::forms::{Forms, Tab};
-use crate::session::{NoticeKind, Session};
+use crate::forms::{Forms, Part, Tab};
+use crate::session::{NoticeKind, Session, Unfinished, trains};
 use crate::shell::Link;
 use crate::theme;
 use crate::units::count;
 use crate::view::{self, Ask};
 
 /// The tabs, with their names and the keys that go with Ctrl.
-const TABS: [(Tab, &str, Key); 4] = [
+const TABS: [(Tab, &str, Key); 5] = [
     (Tab::Train, "Train", Key::Num1),
-    (Tab::Generate, "Generate", Key::Num2),
-    (Tab::Runs, "Runs", Key::Num3),
-    (Tab::Device, "Device", Key::Num4),
+    (Tab::Tune, "Tune", Key::Num2),
+    (Tab::Generate, "Generate", Key::Num3),
+    (Tab::Runs, "Runs", Key::Num4),
+    (Tab::Device, "Device", Key::Num5),
 ];
 
 /// Lost devices that are replaced without asking: more of them are no accident.
@@ -88,12 +89,13 @@ impl App {
                 begin.extend(self.picker.hand_over(command, well).map(Ask::Begin));
             }
             self.changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
-            if ended && matches!(command, Some(Command::Train { .. } | Command::Demo { .. } | Command::Delete { .. })) {
+            if ended && command.is_some_and(|command| trains(command) || matches!(command, Command::Delete { .. })) {
                 self.session.forget();
             }
             let listed = matches!(event, Event::Runs { .. });
             self.session.apply(id, event);
-            for model in [&mut self.forms.generate.model, &mut self.forms.second].into_iter().filter(|_| listed) {
+            let Forms { generate, second, tune, shelf, .. } = &mut self.forms;
+            for model in [&mut generate.model, second, &mut tune.model_name, &mut shelf.model].into_iter().filter(|_| listed) {
                 if let Some(newest) = view::generate::current(&self.session, model) {
                     *model = newest;
                 }
@@ -111,6 +113,7 @@ impl App {
         self.picker.take_dropped(ctx);
         while let Some(chosen) = self.picker.chosen() {
             let (pick, paths) = match chosen {
+                Chosen::Files(Pick::Dropped, paths) => (if self.forms.tab == Tab::Tune { Pick::Rows } else { Pick::Texts }, paths),
                 Chosen::Files(pick, paths) => (pick, paths),
                 Chosen::Copying(text) => {
                     self.session.note(NoticeKind::Note, text);
@@ -123,13 +126,21 @@ impl App {
             };
             let first = paths.first().cloned();
             match (pick, first) {
-                (Pick::Texts | Pick::TextFolder, _) => {
+                (Pick::Texts | Pick::TextFolder | Pick::Dropped, _) => {
                     self.forms.tab = Tab::Train;
                     paths.into_iter().for_each(|path| self.forms.add_source(path));
                 }
                 (Pick::Tokenizer, Some(path)) => self.forms.train.tokenizer = Some(path),
                 (Pick::Init, Some(path)) => self.forms.train.init = Some(path),
                 (Pick::Model, Some(path)) => self.forms.generate.model = path,
+                (Pick::Base, Some(path)) => self.forms.tune.model_name = path,
+                (Pick::Rows, _) => self.forms.add_rows(paths, false),
+                (Pick::Validation, _) => self.forms.add_rows(paths, true),
+                (Pick::Adapter, Some(path)) => {
+                    self.forms.shelf.added.retain(|known| *known != path);
+                    self.forms.shelf.adapters.insert(path.clone(), (true, 1.0));
+                    self.forms.shelf.added.push(path);
+                }
                 (Pick::Zip, Some(file)) => {
                     let out = view::runs::unpacked(&self.session, &file);
                     self.perform(vec![Ask::Begin(Command::Unpack { file, out })]);
@@ -214,11 +225,17 @@ impl App {
 
     /// How far the run in progress is, where its plots are not in sight.
     fn training_ui(&self, ui: &mut Ui) {
-        let Some((_, job)) = self.session.training().filter(|_| self.forms.tab != Tab::Train) else { return };
+        let shown = if self.session.tunes() { Tab::Tune } else { Tab::Train };
+        let Some((_, job)) = self.session.training().filter(|_| self.forms.tab != shown || self.in_other_part()) else { return };
         let live = self.session.live.as_ref();
         let step = live.and_then(|run| Some(format!("step {} of {}", count(run.last()?.step.into()), count(run.total_steps().into()))));
         let what = if job.paused { "paused" } else { "training" };
         ui.weak(format!("{what} · {}", step.unwrap_or_else(|| "preparing".into())));
+    }
+
+    /// Whether the tab in front shows something else than the run that it is about.
+    fn in_other_part(&self) -> bool {
+        self.forms.tab == Tab::Tune && self.forms.part != Part::Run
     }
 
     fn form_ui(&mut self, ui: &mut Ui, asks: &mut Vec<Ask>) {
@@ -226,6 +243,7 @@ impl App {
         let Self { session, forms, picker, .. } = self;
         match forms.tab {
             Tab::Train => view::train::form(ui, session, forms, picker, asks),
+            Tab::Tune => view::tune::form(ui, session, forms, picker, asks),
             Tab::Generate => view::generate::form(ui, session, forms, picker, asks),
             Tab::Runs => view::runs::list(ui, session, forms, picker, asks),
             Tab::Device => {}
@@ -233,9 +251,10 @@ impl App {
     }
 
     fn main_ui(&mut self, ui: &mut Ui, asks: &mut Vec<Ask>) {
-        let Self { session, forms, .. } = self;
+        let Self { session, forms, picker, .. } = self;
         match forms.tab {
             Tab::Train => view::train::progress(ui, session, forms, asks),
+            Tab::Tune => view::tune::parts(ui, session, forms, picker, asks),
             Tab::Generate => view::texts::show(ui, session, forms, asks),
             Tab::Runs => view::runs::detail(ui, session, forms, asks),
             Tab::Device => view::device::show(ui, session, forms, asks),
@@ -268,7 +287,7 @@ impl eframe::App for App {
             true => self.form_ui(ui, &mut asks),
             false => self.main_ui(ui, &mut asks),
         });
-        let begins = |ask: &Ask| matches!(ask, Ask::Begin(Command::Train { .. } | Command::Demo { .. } | Command::Generate(_)));
+        let begins = |ask: &Ask| matches!(ask, Ask::Begin(command) if trains(command) || matches!(command, Command::Generate(_)));
         self.forms.front |= asks.iter().any(begins);
         if self.closing {
             egui::Modal::new(egui::Id::unique("closing")).show(ui.ctx(), |ui| {
@@ -311,6 +330,7 @@ fn theme_ui(ui: &mut Ui) {
 fn sides(tab: Tab) -> Option<(&'static str, &'static str)> {
     match tab {
         Tab::Train => Some(("settings", "run")),
+        Tab::Tune => Some(("settings", "results")),
         Tab::Generate => Some(("prompt", "texts")),
         Tab::Runs => Some(("list", "plots")),
         Tab::Device => None,
@@ -319,22 +339,13 @@ fn sides(tab: Tab) -> Option<(&'static str, &'static str)> {
 
 /// Whether the list of runs is another one after this.
 fn changes_runs(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Train { .. } | Command::Demo { .. } | Command::Export { .. } | Command::Delete { .. } | Command::Unpack { .. }
-    )
+    trains(command) || matches!(command, Command::Export { .. } | Command::Merge { .. } | Command::Delete { .. } | Command::Unpack { .. })
 }
 
 /// What a window asks of a new engine: what there is, and to go on with what trained and what waited.
-fn first(trained: Option<String>, waited: Vec<GenerateRequest>) -> Vec<Ask> {
-    let trained = trained.into_iter().flat_map(resumed);
+fn first(trained: Option<Unfinished>, waited: Vec<GenerateRequest>) -> Vec<Ask> {
+    let trained = trained.into_iter().flat_map(Unfinished::commands);
     [Command::Devices, runs()].into_iter().chain(trained).chain(waited.into_iter().map(Command::Generate)).map(Ask::Begin).collect()
-}
-
-/// Goes on with the run in a folder, as it was begun; its past is read beside.
-fn resumed(out: String) -> [Command; 2] {
-    let config = Box::new(TrainConfig { out: out.clone(), ..TrainConfig::default() });
-    [Command::OpenRun { path: out }, Command::Train { config, resume: true }]
 }
 
 /// The runs below the current folder.

@@ -98,7 +98,14 @@ impl Picker {
                 }
                 Pick::Tokenizer => dialog.add_filter("tokenizer.json", &["json"]).pick_file().await.map(|file| vec![file]),
                 Pick::Zip => dialog.add_filter("zip", &["zip"]).pick_file().await.map(|file| vec![file]),
-                Pick::TextFolder | Pick::Init | Pick::Model => dialog.pick_folder().await.map(|folder| vec![folder]),
+                Pick::Rows | Pick::Validation => {
+                    let dialog = dialog.add_filter("rows", &["jsonl", "ndjson", "json"]);
+                    dialog.add_filter("all files", &["*"]).pick_files().await
+                }
+                Pick::Dropped => None,
+                Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter => {
+                    dialog.pick_folder().await.map(|folder| vec![folder])
+                }
             }
         };
         std::thread::spawn(move || {
@@ -119,7 +126,7 @@ impl Picker {
         let paths: Vec<String> = ctx.input(|input| input.raw.dropped_files.iter().map(|file| shortened(file.path())).collect());
         if !paths.is_empty() {
             let (zips, texts): (Vec<String>, Vec<String>) = paths.into_iter().partition(|path| path.to_ascii_lowercase().ends_with(".zip"));
-            let picked = [(Pick::Zip, zips), (Pick::Texts, texts)].into_iter().filter(|(_, paths)| !paths.is_empty());
+            let picked = [(Pick::Zip, zips), (Pick::Dropped, texts)].into_iter().filter(|(_, paths)| !paths.is_empty());
             picked.for_each(|(pick, paths)| drop(self.sender.send(Chosen::Files(pick, paths))));
         }
     }

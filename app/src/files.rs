@@ -17,6 +17,16 @@ pub enum Pick {
     Model,
     /// A run or a model as one .zip.
     Zip,
+    /// Rows to fine-tune on.
+    Rows,
+    /// Rows to evaluate on.
+    Validation,
+    /// A Hugging Face folder to fine-tune.
+    Base,
+    /// An adapter's folder.
+    Adapter,
+    /// Files that were dropped: what they are for depends on the tab in front.
+    Dropped,
 }
 
 /// What came of a dialog or of dropped files.

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use smolforge_engine::config::{SourceConfig, TrainConfig};
-use smolforge_engine::protocol::{DeviceChoice, GenerateRequest};
+use smolforge_engine::protocol::{AdapterChoice, DeviceChoice, FinetuneConfig, GenerateRequest, Sampling};
+
+use crate::session::Unfinished;
+
+/// Text in fields that is not a value (yet), with what is wrong with it, by key.
+pub type Drafts = BTreeMap<&'static str, (String, Option<String>)>;
 
 /// The views.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -12,6 +17,8 @@ pub enum Tab {
     /// Corpora, configuration, and the run in progress.
     #[default]
     Train,
+    /// Rows, what to change of a model, and what came of it.
+    Tune,
     /// Text from a model.
     Generate,
     /// All runs on disk.
@@ -28,9 +35,20 @@ pub struct Forms {
     pub tab: Tab,
     /// The next run.
     pub train: TrainConfig,
-    /// Text in fields that is not a value (yet), with what is wrong with it.
+    /// Text in its fields that is not a value (yet).
     #[serde(skip)]
-    pub drafts: BTreeMap<&'static str, (String, Option<String>)>,
+    pub drafts: Drafts,
+    /// The next fine-tuning run.
+    pub tune: FinetuneConfig,
+    /// Text in its fields that is not a value (yet).
+    #[serde(skip)]
+    pub tune_drafts: Drafts,
+    /// Which part of fine-tuning is looked at.
+    pub part: Part,
+    /// Which rows are looked at.
+    pub rows: RowsShown,
+    /// Adapters that are tried.
+    pub shelf: Shelf,
     /// The next text.
     pub generate: GenerateRequest,
     /// The prompt of the next text.
@@ -43,8 +61,8 @@ pub struct Forms {
     pub second: String,
     /// Requests that were not answered when the window closed: they are sent again.
     pub queue: Vec<GenerateRequest>,
-    /// Folder of the run that was in progress when the forms were saved.
-    pub training: Option<String>,
+    /// The run that was in progress when the forms were saved.
+    pub training: Option<Unfinished>,
     /// How plots are drawn.
     pub plots: Plots,
     /// Runs that are looked at.
@@ -66,6 +84,72 @@ pub struct Forms {
     /// Whether all notices are shown.
     #[serde(skip)]
     pub notices_open: bool,
+}
+
+/// The parts of fine-tuning beside its form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Part {
+    /// What is learned from.
+    #[default]
+    Rows,
+    /// The run in progress.
+    Run,
+    /// What was learned, beside what was known before.
+    Shelf,
+}
+
+/// Which rows are looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RowsShown {
+    /// Those to evaluate on instead of those to learn.
+    pub validation: bool,
+    /// The first one, from 0.
+    #[serde(skip)]
+    pub first: usize,
+    /// This one only, as reports name it.
+    #[serde(skip)]
+    pub row: Option<String>,
+}
+
+/// Adapters that are tried, and on what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shelf {
+    /// The model they are beside.
+    pub model: String,
+    /// Folders of adapters, with whether each is taken and how much it counts.
+    pub adapters: BTreeMap<String, (bool, f64)>,
+    /// Folders that were added by hand.
+    pub added: Vec<String>,
+    /// What both models are asked.
+    pub question: String,
+    /// How they answer.
+    pub request: GenerateRequest,
+    /// Folder for what they are merged into; empty: one that is free.
+    pub out: String,
+}
+
+impl Default for Shelf {
+    fn default() -> Self {
+        let sampling = Sampling { greedy: true, ..Sampling::default() };
+        Self {
+            model: String::new(),
+            adapters: BTreeMap::new(),
+            added: Vec::new(),
+            question: String::new(),
+            request: GenerateRequest { sampling, ..GenerateRequest::default() },
+            out: String::new(),
+        }
+    }
+}
+
+impl Shelf {
+    /// Those that are taken.
+    pub fn chosen(&self) -> Vec<AdapterChoice> {
+        let taken = self.adapters.iter().filter(|(_, (taken, _))| *taken);
+        taken.map(|(path, (_, strength))| AdapterChoice { path: path.clone(), strength: *strength }).collect()
+    }
 }
 
 /// Other shares for a stage of a run in progress.
@@ -114,7 +198,12 @@ impl Default for Forms {
                 batch_size: 8,
                 ..TrainConfig::default()
             },
-            drafts: BTreeMap::new(),
+            drafts: Drafts::new(),
+            tune: FinetuneConfig { output_dir: "runs/tuned".into(), ..FinetuneConfig::default() },
+            tune_drafts: Drafts::new(),
+            part: Part::Rows,
+            rows: RowsShown::default(),
+            shelf: Shelf::default(),
             generate: GenerateRequest::default(),
             prompt: "Once upon a time".into(),
             stop: String::new(),
@@ -147,6 +236,15 @@ impl Forms {
             name = format!("{stem}-{number}");
         }
         self.train.sources.insert(name, SourceConfig::Path(path));
+    }
+
+    /// Adds files of rows, to learn or to evaluate on; empty fields make room for them.
+    pub fn add_rows(&mut self, paths: Vec<String>, validation: bool) {
+        let files = if validation { &mut self.tune.validation_file } else { &mut self.tune.train_file };
+        files.0.retain(|known| !known.trim().is_empty() && !paths.contains(known));
+        files.0.extend(paths);
+        self.rows = RowsShown { validation, ..RowsShown::default() };
+        self.part = Part::Rows;
     }
 
     /// Leaves a source out; what it had in recorded changes of the mix goes to the others.
@@ -200,9 +298,14 @@ mod tests {
     fn forms_survive_a_restart() {
         let mut forms = Forms { tab: Tab::Runs, prompt: "x".into(), ..Forms::default() };
         forms.add_source("a.txt".into());
+        forms.tune.set("target_modules", "[q_proj, v_proj]").expect("a list");
+        forms.shelf.adapters.insert("runs/a/adapter".into(), (true, 0.5));
+        forms.training = Some(Unfinished::Tuning { output_dir: "runs/a".into() });
         let text = serde_json::to_string(&forms).expect("plain data");
         assert_eq!(serde_json::from_str::<Forms>(&text).expect("what was written"), forms);
         assert_eq!(serde_json::from_str::<Forms>("{}").expect("keys of an older version"), Forms::default());
+        let older = serde_json::from_str::<Forms>(r#"{"training": "runs/b"}"#).expect("it knew runs on texts only");
+        assert_eq!(older.training, Some(Unfinished::Training("runs/b".into())));
     }
 
     fn three_sources() -> Forms {

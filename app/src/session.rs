@@ -2,12 +2,14 @@
 
 mod run;
 mod texts;
+mod tune;
 
 use std::collections::BTreeMap;
 
 use smolforge_engine::config::SourceConfig;
 use smolforge_engine::protocol::{
-    Command, DeviceInfo, Event, JobId, KernelReport, MemoryReport, PlanReport, PreviewReport, RunSummary, TrainConfig,
+    Command, DeviceInfo, Event, FinetuneConfig, JobId, KernelReport, MemoryReport, ModelReport, PlanReport, PreviewReport, RunSummary,
+    TrainConfig,
 };
 use smolforge_engine::tasks::demo;
 
@@ -15,6 +17,7 @@ use crate::units::shares;
 
 pub use run::{Moment, Run};
 pub use texts::{Text, Token};
+pub use tune::{Rows, Unfinished, trains};
 
 /// Notices that are kept.
 const MOST_NOTICES: usize = 200;
@@ -34,6 +37,12 @@ pub struct Session {
     pub devices: Vec<DeviceInfo>,
     /// The last plan, with the configuration it is for.
     pub plan: Option<(TrainConfig, PlanReport)>,
+    /// The same of fine-tuning.
+    pub tune_plan: Option<(FinetuneConfig, PlanReport)>,
+    /// Models that were asked for, by the names they were asked for by.
+    pub models: BTreeMap<String, ModelReport>,
+    /// Rows that were looked at last.
+    pub rows: Option<Rows>,
     /// Pages of sources, the last one of each that was asked for.
     pub previews: Vec<(SourceConfig, PreviewReport)>,
     /// What the last self-test found.
@@ -120,7 +129,8 @@ impl Session {
     /// Folds one event.
     pub fn apply(&mut self, id: JobId, event: Event) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let trains = matches!(job.command, Command::Train { .. } | Command::Demo { .. });
+        let (trains, tunes) = (trains(&job.command), matches!(job.command, Command::Finetune { .. }));
+        let resumes = matches!(job.command, Command::Train { resume: true, .. } | Command::Finetune { resume: true, .. });
         if trains && matches!(event, Event::Started { .. }) {
             self.live = Some(match &job.command {
                 Command::Train { config, resume } => {
@@ -130,6 +140,9 @@ impl Session {
                     }
                     run
                 }
+                Command::Finetune { config, resume, .. } => {
+                    self.opened.get(&config.output_dir).filter(|_| *resume).cloned().unwrap_or_default()
+                }
                 Command::Demo { out, device, seed, steps } => Run::of(demo::config(out, *device, *seed, *steps)),
                 _ => Run::default(),
             });
@@ -138,17 +151,20 @@ impl Session {
             self.kernels.clear();
         }
         if trains && let Some(run) = &mut self.live {
-            if let (Command::Train { resume: true, .. }, Event::Run(info)) = (&job.command, &event)
+            if let (true, Event::Run(info)) = (resumes, &event)
                 && let Some(past) = self.opened.get(&info.path).filter(|_| run.steps.moments.is_empty())
             {
                 run.clone_from(past); // it may have been read only now
             }
+            run.tunes = tunes;
             run.apply(&event);
         }
         match event {
             Event::Waiting { position } => job.state = JobState::Waiting(position),
             Event::Started { .. } => job.state = JobState::Running,
             Event::Progress { task, done, total, unit } => job.progress = (done < total).then_some((task, done, total, unit)),
+            // Rows are looked at again and again, and their list of checks says the same.
+            Event::Notice { warning: true, .. } if matches!(job.command, Command::Inspect { .. }) => {}
             Event::Notice { warning: true, text } => self.note(NoticeKind::Warning, text),
             Event::Notice { warning: false, text } => {
                 // Every text says what it is computed on: of interest when that has changed.
@@ -183,10 +199,19 @@ impl Session {
                 events.iter().for_each(|(_, event)| run.apply(event));
                 self.opened.insert(path, run);
             }
-            Event::Plan(report) => {
-                if let Command::Plan { config, .. } = &job.command {
-                    self.plan = Some((*config.clone(), report));
+            Event::Plan(report) => match &job.command {
+                Command::Plan { config, .. } => self.plan = Some((*config.clone(), report)),
+                Command::PlanFinetune { config, .. } => self.tune_plan = Some((*config.clone(), report)),
+                _ => {}
+            },
+            Event::Described(report) => {
+                if let Command::Describe { model } = &job.command {
+                    self.models.insert(model.clone(), report);
                 }
+            }
+            event @ (Event::Preflight(_) | Event::Example(_)) => {
+                let command = job.command.clone();
+                self.hear_of_rows(&command, event);
             }
             Event::Preview(report) => {
                 if let Command::Preview { source, .. } = &job.command {
@@ -225,7 +250,10 @@ impl Session {
             }
             Event::Failed { error, .. } => {
                 (job.state, job.progress) = (JobState::Failed(error.clone()), None);
-                self.note(NoticeKind::Error, error);
+                // What is asked while people type is answered where they look.
+                if !matches!(job.command, Command::Describe { .. } | Command::Inspect { .. }) {
+                    self.note(NoticeKind::Error, error);
+                }
             }
             _ => {}
         }
@@ -269,11 +297,12 @@ impl Session {
     /// Forgets what was read from disk, so that it is read again.
     pub fn forget(&mut self) {
         self.opened.clear();
+        self.models.clear();
         self.jobs.retain(|_, job| !matches!((&job.command, &job.state), (Command::OpenRun { .. }, JobState::Failed(_))));
     }
 
-    /// Ends all jobs, because the engine has ended; returns the folder of the run that was in progress.
-    pub fn lost(&mut self, why: &str) -> Option<String> {
+    /// Ends all jobs, because the engine has ended; returns the run that was in progress.
+    pub fn lost(&mut self, why: &str) -> Option<Unfinished> {
         let run = self.in_progress();
         let open = self.jobs.values_mut().filter(|job| matches!(job.state, JobState::Waiting(_) | JobState::Running));
         open.for_each(|job| (job.state, job.progress) = (JobState::Failed(why.into()), None));
@@ -281,14 +310,19 @@ impl Session {
         run
     }
 
-    /// The folder of the run that trains or waits to go on, or that a lost device has just ended.
-    pub fn in_progress(&self) -> Option<String> {
-        let last = self.last(|command| matches!(command, Command::Train { .. } | Command::Demo { .. }))?;
+    /// The run that trains or waits to go on, or that a lost device has just ended.
+    pub fn in_progress(&self) -> Option<Unfinished> {
+        let last = self.last(trains)?;
         let on_disk = match &last.command {
             Command::Train { config, resume: true } => Some(config.out.clone()),
+            Command::Finetune { config, resume: true, .. } => Some(config.output_dir.clone()),
             _ if matches!(last.state, JobState::Waiting(_)) => None, // nothing of it is there yet
             _ => self.live.as_ref().and_then(|run| Some(run.info.as_ref()?.path.clone())),
         };
+        let on_disk = on_disk.map(|folder| match last.command {
+            Command::Finetune { .. } => Unfinished::Tuning { output_dir: folder },
+            _ => Unfinished::Training(folder),
+        });
         match &last.state {
             JobState::Done => None,
             JobState::Failed(error) if !error.contains("device") => None, // may come before the news of the loss
@@ -309,7 +343,7 @@ impl Session {
 
     /// The training job that has not ended.
     pub fn training(&self) -> Option<(JobId, &Job)> {
-        self.active(|command| matches!(command, Command::Train { .. } | Command::Demo { .. }))
+        self.active(trains)
     }
 }
 
@@ -456,14 +490,14 @@ mod tests {
         assert_eq!(session.in_progress(), None, "nothing of it is on disk yet");
         session.apply(1, Event::Started { job: "train".into(), version: String::new() });
         session.apply(1, Event::Run(RunInfo { path: "a".into(), ..RunInfo::default() }));
-        assert_eq!(session.in_progress().as_deref(), Some("a"));
+        assert_eq!(session.in_progress(), Some(Unfinished::Training("a".into())));
         session.apply(1, Event::Done { hints: Vec::new(), stopped: false });
         assert_eq!(session.in_progress(), None);
         session.sent(2, train("b", true));
-        assert_eq!(session.in_progress().as_deref(), Some("b"));
+        assert_eq!(session.in_progress(), Some(Unfinished::Training("b".into())));
         session.apply(2, Event::Started { job: "train".into(), version: String::new() });
-        assert_eq!(session.in_progress().as_deref(), Some("b"), "it is still being prepared");
-        assert_eq!(session.lost("gone").as_deref(), Some("b"));
+        assert_eq!(session.in_progress(), Some(Unfinished::Training("b".into())), "it is still being prepared");
+        assert_eq!(session.lost("gone"), Some(Unfinished::Training("b".into())));
     }
 
     #[test]

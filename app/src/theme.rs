@@ -39,6 +39,22 @@ pub fn doubt(visuals: &Visuals, probability: f64) -> Color32 {
     Color32::from_rgb(r, g, b).gamma_multiply(surprise * if visuals.dark_mode { 0.75 } else { 0.6 })
 }
 
+/// Behind a token that is learned; neighbours differ a little.
+pub fn learned(visuals: &Visuals, odd: bool) -> Color32 {
+    let strength = match (visuals.dark_mode, odd) {
+        (true, false) => 0.45,
+        (true, true) => 0.62,
+        (false, false) => 0.32,
+        (false, true) => 0.5,
+    };
+    series(2).gamma_multiply(strength)
+}
+
+/// Behind a token that is only read.
+pub fn read(visuals: &Visuals, odd: bool) -> Color32 {
+    if odd { visuals.text_color().gamma_multiply(0.1) } else { Color32::TRANSPARENT }
+}
+
 /// Behind a row of a list.
 pub fn row(visuals: &Visuals, selected: bool, hovered: bool) -> Color32 {
     match (selected, hovered) {

@@ -24,7 +24,7 @@ use crate::plan;
 use crate::platform;
 use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId};
 use crate::store::Store;
-use crate::tasks::{answers, demo, export, inspect, merge, pack, self_test, unpack};
+use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::runs::{self, ReadLogs};
 use crate::train::{Ended, checkpoint, eval, finetune, pretrain};
@@ -108,6 +108,7 @@ impl Actor {
                 | Command::Runs { .. }
                 | Command::OpenRun { .. }
                 | Command::Delete { .. }
+                | Command::Describe { .. }
                 | Command::Preview { .. } => {
                     let actor = self.clone();
                     executor.spawn(async move { actor.run(job, command, Signals::new()).await }).detach();
@@ -316,15 +317,16 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
             actor.compute();
             generate::run(&request, loaded, store, control).await?;
         }
-        Command::Inspect { mut config, first, count, line } => {
+        Command::Inspect { mut config, first, count, row } => {
             let Some(model) = folder_of(&config.model_name, store, control).await? else { return stopped(control) };
             config.model_name = model;
-            inspect::run(&config, first, count, line, store, control).await?;
+            inspect::run(&config, first, count, row.as_deref(), store, control).await?;
         }
         Command::Merge { model, adapters, out, dtype } => {
             let Some(model) = folder_of(&model, store, control).await? else { return stopped(control) };
             merge::run(&model, &adapters_of(adapters, store).await, &out, dtype, store, control).await?;
         }
+        Command::Describe { model } => describe::run(&model, store, control).await?,
         Command::Answers(mut request) => {
             let Some(model) = folder_of(&request.config.model_name, store, control).await? else { return stopped(control) };
             request.config.model_name = model;
@@ -518,7 +520,7 @@ mod tests {
         let look = || {
             let config =
                 FinetuneConfig { model_name: "m".into(), train_file: Files(vec!["rows.jsonl".into()]), ..FinetuneConfig::default() };
-            Command::Inspect { config: Box::new(config), first: 0, count: 0, line: None } // breathes once for every file
+            Command::Inspect { config: Box::new(config), first: 0, count: 0, row: None } // breathes once for every file
         };
         actor.jobs.push(2, look());
         assert_ne!(ended(&actor, true, &events), None);

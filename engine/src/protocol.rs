@@ -16,8 +16,8 @@ pub use crate::data::example::{LossOn, Piece};
 pub use crate::data::preflight::{Check, Lengths, Level, Preflight};
 pub use crate::text::template::Message;
 pub use reports::{
-    AnswerReport, DeviceInfo, ExampleReport, KernelReport, Match, Matches, MemoryReport, PlanReport, PreviewReport, RunInfo, RunState,
-    RunSummary, SourcePlan, StepReport, TextScore,
+    AnswerReport, DeviceInfo, ExampleReport, KernelReport, Match, Matches, MemoryReport, ModelReport, PlanReport, PreviewReport, RunInfo,
+    RunState, RunSummary, SourcePlan, StepReport, TextScore,
 };
 pub use requests::{AdapterChoice, AnswersRequest, BenchRequest, ExportDtype, GenerateRequest, Sampling};
 
@@ -84,8 +84,8 @@ pub enum Command {
         first: usize,
         /// How many are shown.
         count: usize,
-        /// Show the example of this line only.
-        line: Option<usize>,
+        /// Show the example of this row only: its line, or its file and line as reports name it.
+        row: Option<String>,
     },
     /// Write a model and its adapters as one model.
     Merge {
@@ -100,6 +100,11 @@ pub enum Command {
     },
     /// Score examples, and compare the model's own answers with theirs.
     Answers(Box<AnswersRequest>),
+    /// Shape and words of a model that is on this machine.
+    Describe {
+        /// Hugging Face folder, run, or name on the hub of what was downloaded before.
+        model: String,
+    },
     /// Count the tokens of files.
     Tokenize {
         /// `tokenizer.json` or a folder that holds one.
@@ -390,6 +395,8 @@ pub enum Event {
     Example(ExampleReport),
     /// A question, its answer and the model's.
     Answer(AnswerReport),
+    /// A model on this machine.
+    Described(ModelReport),
     /// How many answers were right.
     Matches {
         /// By task.

@@ -137,7 +137,38 @@ try {
   await click(page, 'button', 'stop and save');
   await until('the second end', async () => (await events(page, RUN)).filter((event) => event.event === 'done').length > ended);
 
+  // Fine-tuning, on rows of one's own.
+  const rows = join(downloads, 'rows.jsonl');
+  const answers = Array.from({ length: 12 }, (_, i) => JSON.stringify({ prompt: `What is the gap of part ${i}?`, completion: ` ${i % 4} mm.` }));
+  writeFileSync(rows, answers.join('\n'));
+  await click(page, 'button', 'Tune');
+  await type(page, 'model', `${RUN}/export`);
+  await pick(page, 'add rows', rows);
+  await until('the pre-flight list', async () => (await texts(page)).includes('Pre-flight') && (await texts(page)).some((text) => text.includes('row 12')));
+  await click(page, 'slider', 'rank', { at: 0.25 });
+  for (const [key, value] of [['output dir', 'runs/tuned'], ['max steps', '3'], ['per device train batch size', '4'], ['sample tokens', '2']]) {
+    await type(page, key, value);
+  }
+  await choose(page, 'device', 'cpu');
+  const figure = await until('its figures', async () => (await texts(page)).find((text) => text.includes('parameters train')));
+  seen(`rows with their pre-flight list; ${figure}`);
+  await click(page, 'button', '▶ tune');
+  const tuned = await until('the end of the fine-tuning run', async () => {
+    const log = await events(page, 'runs/tuned');
+    return log.some((event) => event.event === 'done') && log;
+  });
+  const trained = Number(figure.match(/[\d,]+/)[0].replaceAll(',', ''));
+  check(tuned.find((event) => event.event === 'run').trained === trained, 'the run trains another number of parameters than the form has told');
+  const yaml = (await read(page, 'runs/tuned/finetune.yaml')).replace(`${RUN}/export`, 'model').replace(/rows\/\w+\/rows\.jsonl/, 'rows.jsonl');
+  writeFileSync(join(downloads, 'tune.yaml'), yaml);
+  await compare(steps(tuned), 3, downloads, ['finetune', 'tune.yaml', '--output-dir', 'tuned'], 'fine-tuning');
+  const { r } = JSON.parse(await read(page, 'runs/tuned/adapter/adapter_config.json'));
+  await click(page, 'button', 'shelf');
+  await page.getByRole('checkbox', { name: 'runs/tuned' }).waitFor({ state: 'attached', timeout: 20_000 });
+  seen(`an adapter of rank ${r} stands on the shelf`);
+
   // Training by WebGPU, on a file of one's own.
+  await click(page, 'button', 'Train');
   const file = join(downloads, 'story.txt');
   writeFileSync(file, story(900));
   await pick(page, 'add files', file);

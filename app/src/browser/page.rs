@@ -243,8 +243,13 @@ impl Picker {
                 input.set_accept(".txt,.md,.jsonl,.ndjson,.py,.rs,text/*");
             }
             Pick::Tokenizer => input.set_accept(".json"),
+            Pick::Rows | Pick::Validation => {
+                input.set_multiple(true);
+                input.set_accept(".jsonl,.ndjson,.json");
+            }
+            Pick::Dropped => return Ok(()),
             Pick::Zip => input.set_accept(".zip"),
-            Pick::TextFolder | Pick::Init | Pick::Model => input.set_attribute("webkitdirectory", "")?,
+            Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter => input.set_attribute("webkitdirectory", "")?,
         }
         let (picker, chooser) = (self.clone(), input.clone());
         let on_change = Closure::once_into_js(move || {
@@ -260,7 +265,7 @@ impl Picker {
         let dropped: Vec<File> = ctx.input(|input| input.raw.dropped_files.iter().filter_map(|file| file.web_file().cloned()).collect());
         let (zips, texts): (Vec<File>, Vec<File>) =
             dropped.into_iter().partition(|file| file.name().to_ascii_lowercase().ends_with(".zip"));
-        for (pick, files) in [(Pick::Zip, zips), (Pick::Texts, texts)] {
+        for (pick, files) in [(Pick::Zip, zips), (Pick::Dropped, texts)] {
             if !files.is_empty() {
                 self.copy(pick, files);
             }
@@ -271,8 +276,8 @@ impl Picker {
     fn copy(&self, pick: Pick, files: Vec<File>) {
         let picker = self.clone();
         spawn_local(async move {
-            let whole = !matches!(pick, Pick::Texts | Pick::TextFolder | Pick::Zip);
-            let (folder, text) = (picked_folder(pick), matches!(pick, Pick::Texts | Pick::TextFolder));
+            let text = matches!(pick, Pick::Texts | Pick::TextFolder | Pick::Rows | Pick::Validation | Pick::Dropped);
+            let (whole, folder) = (!text && pick != Pick::Zip, picked_folder(pick));
             let all = files.iter().fold(0, |all: u64, file| all.wrapping_mul(31).wrapping_add(mark(file)));
             let mut paths = Vec::new();
             for file in files.into_iter().filter(|file| !folder || !hidden(&inside(file))) {
@@ -312,7 +317,9 @@ impl Picker {
     /// A .zip that was copied in has served its purpose.
     pub fn hand_over(&self, ended: &Command, well: bool) -> Option<Command> {
         match ended {
-            Command::Export { out, .. } if well => return Some(Command::Pack { folder: out.clone(), out: format!("{out}.zip") }),
+            Command::Export { out, .. } | Command::Merge { out, .. } if well => {
+                return Some(Command::Pack { folder: out.clone(), out: format!("{out}.zip") });
+            }
             Command::Pack { out, .. } if well => self.deliver(out),
             Command::Unpack { file, .. } if file.starts_with("zips/") => {
                 let file = file.clone();
@@ -339,15 +346,17 @@ fn files(list: FileList) -> Vec<File> {
 
 /// Whether a folder is chosen, not files.
 fn picked_folder(pick: Pick) -> bool {
-    matches!(pick, Pick::TextFolder | Pick::Init | Pick::Model)
+    matches!(pick, Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter)
 }
 
 /// The folder of the browser's file system for what is chosen.
 fn kept_in(pick: Pick) -> &'static str {
     match pick {
-        Pick::Texts | Pick::TextFolder => "texts",
+        Pick::Texts | Pick::TextFolder | Pick::Dropped => "texts",
+        Pick::Rows | Pick::Validation => "rows",
         Pick::Tokenizer => "tokenizers",
-        Pick::Init | Pick::Model => "models",
+        Pick::Init | Pick::Model | Pick::Base => "models",
+        Pick::Adapter => "adapters",
         Pick::Zip => "zips",
     }
 }

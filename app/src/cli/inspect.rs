@@ -29,9 +29,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     first: usize,
 
-    /// Show the example of this line
+    /// Show the example of this line only, or of FILE:LINE where there are several files
     #[arg(long, value_name = "LINE")]
-    row: Option<usize>,
+    row: Option<String>,
 
     #[command(flatten)]
     flags: FinetuneFlags,
@@ -50,7 +50,7 @@ impl Args {
                 config
             }
         };
-        let command = Command::Inspect { config: Box::new(config), first: self.first, count: self.show, line: self.row };
+        let command = Command::Inspect { config: Box::new(config), first: self.first, count: self.show, row: self.row.clone() };
         drive(command, json, |screen, event| match event {
             Event::Preflight(report) => show(screen, report),
             Event::Example(example) => show_example(screen, example),

@@ -61,7 +61,7 @@ fn agreed(path: &str) -> anyhow::Result<bool> {
 }
 
 fn table(runs: &[RunSummary]) -> Table {
-    let mut table = Table::new(&["run", "state", ">step", ">of", ">best held-out loss", ">size"]);
+    let mut table = Table::new(&["run", "kind", "state", ">step", ">of", ">best held-out loss", ">size"]);
     for run in runs {
         let state = match run.state {
             RunState::Finished => "finished",
@@ -72,7 +72,8 @@ fn table(runs: &[RunSummary]) -> Table {
         let best = run.best.map_or("–".into(), |(loss, step)| format!("{loss:.4} at {}", count(u64::from(step))));
         let steps = [run.step, run.steps].map(|steps| count(u64::from(steps)));
         let [step, steps] = steps;
-        table.row([run.path.clone(), state.into(), step, steps, best, bytes(run.size_bytes)]);
+        let kind = if run.tuning.is_some() { "fine-tuning" } else { "training" };
+        table.row([run.path.clone(), kind.into(), state.into(), step, steps, best, bytes(run.size_bytes)]);
     }
     table
 }

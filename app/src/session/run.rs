@@ -8,6 +8,8 @@ use smolforge_engine::protocol::{Event, RunInfo, StepReport, TextScore, TrainCon
 /// A run in numbers.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
+    /// Whether it is a run in progress that fine-tunes.
+    pub tunes: bool,
     /// Its frozen configuration, where it is known.
     pub config: Option<TrainConfig>,
     /// Its stages with the shares that they have now, where the configuration is known.

@@ -51,10 +51,11 @@ impl Text {
         self.most_tokens().saturating_sub(spared + self.pieces.max(ended))
     }
 
-    /// Whether the two were asked for alike, only of different models.
+    /// Whether the two were asked for alike, only of different models or adapters.
     fn is_twin(&self, other: &Self) -> bool {
-        self.request.model != other.request.model
-            && self.request == GenerateRequest { model: self.request.model.clone(), ..other.request.clone() }
+        let GenerateRequest { model, adapters, .. } = self.request.clone();
+        let is_other = (&model, &adapters) != (&other.request.model, &other.request.adapters);
+        is_other && self.request == GenerateRequest { model, adapters, ..other.request.clone() }
     }
 }
 
@@ -109,7 +110,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use smolforge_engine::protocol::{Command, Event};
+    use smolforge_engine::protocol::{AdapterChoice, Command, Event};
 
     use super::*;
 
@@ -139,6 +140,16 @@ mod tests {
         let session = session(&[("m", "a"), ("n", "a"), ("m", "a"), ("m", "b"), ("n", "c")]);
         let jobs: Vec<Vec<JobId>> = session.cards().iter().map(|card| card.iter().map(|text| text.job).collect()).collect();
         assert_eq!(jobs, [vec![1, 2], vec![3], vec![4], vec![5]]);
+    }
+
+    #[test]
+    fn a_model_and_the_same_with_an_adapter_are_one_card() {
+        let mut session = session(&[("m", "a")]);
+        let adapters = vec![AdapterChoice { path: "x".into(), strength: 0.5 }];
+        session.sent(2, Command::Generate(GenerateRequest { adapters: adapters.clone(), ..request("m", "a") }));
+        session.sent(3, Command::Generate(GenerateRequest { adapters, ..request("m", "a") }));
+        let jobs: Vec<Vec<JobId>> = session.cards().iter().map(|card| card.iter().map(|text| text.job).collect()).collect();
+        assert_eq!(jobs, [vec![1, 2], vec![3]], "what was asked twice is asked anew");
     }
 
     #[test]

@@ -29,9 +29,11 @@ pub fn presets(seed: u64, repetition_penalty: f32) -> [(&'static str, &'static s
 
 /// Folders that can be generated with, the newest first: checkpoints and exports.
 pub fn models(session: &Session) -> Vec<String> {
-    let mut models: Vec<String> = session.live.iter().filter_map(|run| Some(run.saved.as_ref()?.1.clone())).collect();
+    let mut models: Vec<String> =
+        session.live.iter().filter(|run| !run.tunes).filter_map(|run| Some(run.saved.as_ref()?.1.clone())).collect();
     for run in session.runs.iter().flatten() {
-        models.extend(run.checkpoints.iter().rev().map(|step| checkpoint::folder(&run.path, *step)));
+        let steps = run.checkpoints.iter().rev().filter(|_| !run.has_adapters());
+        models.extend(steps.map(|step| checkpoint::folder(&run.path, *step)));
         models.extend(run.exports.iter().cloned());
     }
     let mut known = BTreeSet::new();
@@ -42,7 +44,7 @@ pub fn models(session: &Session) -> Vec<String> {
 /// The model of a form: where its checkpoint has made room for newer ones of the same run, the newest of them.
 pub fn current(session: &Session, model: &str) -> Option<String> {
     let (path, step) = model.rsplit_once("/step_")?;
-    let run = session.runs.iter().flatten().find(|run| run.path == path)?;
+    let run = session.runs.iter().flatten().find(|run| run.path == path && !run.has_adapters())?;
     let gone = !run.checkpoints.contains(&step.parse().ok()?);
     run.checkpoints.last().filter(|_| gone).map(|newest| checkpoint::folder(path, *newest))
 }
@@ -76,12 +78,12 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
     ui.separator();
     ScrollArea::vertical().id_salt("generate").auto_shrink([false, false]).show(ui, |ui| {
         ui.strong("Model");
-        if let Some(pick) = model(ui, "model", &mut forms.generate.model, session) {
+        if let Some(pick) = model(ui, "model", &mut forms.generate.model, session, Some(Pick::Model)) {
             picker.open(pick);
         }
         ui.checkbox(&mut forms.compare, "compare with a second model").on_hover_text("The same prompt to both, side by side");
         if forms.compare {
-            let _ = model(ui, "second model", &mut forms.second, session);
+            let _ = model(ui, "second model", &mut forms.second, session, None);
         }
         ui.add_space(theme::GAP);
         let label = ui.strong("Prompt");
@@ -105,9 +107,9 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
     });
 }
 
-/// A folder to generate with, typed, from a menu or, for the first one, from a dialog.
-fn model(ui: &mut Ui, name: &str, chosen: &mut String, session: &Session) -> Option<Pick> {
-    let mut pick = None;
+/// A model, typed, from a menu, or from a dialog for what is to be picked; whether that is to be opened.
+pub fn model(ui: &mut Ui, name: &str, chosen: &mut String, session: &Session, pick: Option<Pick>) -> Option<Pick> {
+    let mut opened = None;
     ui.push_id(name, |ui| {
         ui.horizontal(|ui| {
             let width = (ui.available_width() - 80.0).max(100.0);
@@ -126,15 +128,16 @@ fn model(ui: &mut Ui, name: &str, chosen: &mut String, session: &Session) -> Opt
                 });
             });
             menu.response.on_hover_text("Checkpoints and exports of the runs here");
-            if name == "model" && ui.button("…").on_hover_text("Choose a folder").clicked() {
-                pick = Some(Pick::Model);
+            if pick.is_some() && ui.button("…").on_hover_text("Choose a folder").clicked() {
+                opened = pick;
             }
         });
     });
-    pick
+    opened
 }
 
-fn numbers(ui: &mut Ui, request: &mut GenerateRequest) {
+/// How a text is drawn, and how long it is.
+pub fn numbers(ui: &mut Ui, request: &mut GenerateRequest) {
     let row = |ui: &mut Ui, name: &str, help: &str, enabled: bool, widget: &mut dyn FnMut(&mut Ui) -> Response| {
         let label = ui.label(name).on_hover_text(help);
         ui.add_enabled_ui(enabled, |ui| widget(ui).labelled_by(label.id));

@@ -2,18 +2,25 @@
 
 pub mod compare;
 pub mod device;
+pub mod fields;
 pub mod generate;
+pub mod jobs;
 pub mod mix;
 pub mod notices;
 pub mod plan;
 pub mod plots;
+pub mod rows;
 pub mod run;
 pub mod runs;
+pub mod shelf;
 pub mod sources;
 #[cfg(test)]
 mod tests;
 pub mod texts;
 pub mod train;
+pub mod tune;
+
+use std::time::Duration;
 
 use egui::{Id, Key, KeyboardShortcut, Modifiers, Rect, Response, Ui, WidgetInfo, vec2};
 use smolforge_engine::protocol::{Command, JobId};
@@ -63,6 +70,24 @@ pub fn unless_hidden(ui: &mut Ui, id: Id, ended: bool, draw: impl FnOnce(&mut Ui
     }
     let height = ui.push_id(id, draw).response.rect.height();
     ui.data_mut(|data| data.insert_temp(id, (width, height)));
+}
+
+/// Whether something has been as it is for a moment: nobody types it any more.
+pub fn settled(ui: &Ui, id: Id, what: &str) -> bool {
+    const MOMENT_SECS: f64 = 0.6;
+    let (now, state) = (ui.input(|input| input.time), Id::unique(what));
+    let since = ui.data_mut(|data| {
+        let known = data.get_temp_mut_or_insert_with(id, || (state, now));
+        if known.0 != state {
+            *known = (state, now);
+        }
+        known.1
+    });
+    let left = MOMENT_SECS - (now - since);
+    if left > 0.0 {
+        ui.ctx().request_repaint_after(Duration::from_secs_f64(left));
+    }
+    left <= 0.0
 }
 
 /// A value as people would type it.

@@ -1,18 +1,18 @@
 //! What a run will need, before it starts.
 
-use egui::{RichText, Ui};
-use smolforge_engine::protocol::{Command, PlanReport};
+use std::collections::BTreeMap;
 
-use super::{Ask, plain};
-use crate::forms::Forms;
-use crate::session::Session;
+use egui::{RichText, Ui};
+use serde_json::Value;
+use smolforge_engine::protocol::PlanReport;
+
+use super::plain;
 use crate::theme;
 use crate::units::{bytes, count, duration, percent};
 
-/// The last plan, and a way to make a run fit that does not.
-pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
-    let Some((config, plan)) = &session.plan else { return };
-    let current = *config == forms.train;
+/// A plan, which is of the settings in the form or of other ones; the keys that make the run fit, where people want that.
+pub fn show<'a>(ui: &mut Ui, plan: &'a PlanReport, current: bool) -> Option<&'a BTreeMap<String, Value>> {
+    let mut wanted = None;
     ui.add_space(theme::GAP);
     ui.group(|ui| {
         ui.set_width(ui.available_width());
@@ -33,17 +33,13 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
             ui.horizontal_wrapped(|ui| {
                 let button = ui.button(RichText::new("make it fit").strong());
                 if button.on_hover_text("As many tokens in an update, in less memory").clicked() {
-                    for (key, value) in suggestion {
-                        // A key that this form does not know stays as it is: the next plan says what is still missing.
-                        let _ = forms.train.set(key, &plain(value));
-                        forms.drafts.remove(key.as_str());
-                    }
-                    asks.push(Ask::Begin(Command::Plan { config: Box::new(forms.train.clone()), budget_bytes: None }));
+                    wanted = Some(suggestion);
                 }
                 ui.label(words.join(", "));
             });
         }
     });
+    wanted
 }
 
 fn numbers(ui: &mut Ui, plan: &PlanReport) {

@@ -6,7 +6,7 @@ use super::{plots, unless_hidden};
 use crate::forms::Plots;
 use crate::session::{Moment, Run};
 use crate::theme;
-use crate::units::{count, duration, rate};
+use crate::units::{count, duration, percent, rate};
 
 /// The numbers of a run in a line, its plots, and its samples from the last on.
 pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
@@ -18,9 +18,13 @@ pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
     if let Some((step, _, scores)) = run.evaluations.iter().rev().find(|(step, _, _)| *step <= until) {
         ui.add_space(theme::GAP);
         ui.strong(format!("Held-out text at step {}", count(u64::from(*step))));
-        egui::Grid::new("scores").num_columns(5).striped(true).show(ui, |ui| {
+        let told = scores.values().any(|score| score.accuracy.is_some());
+        egui::Grid::new("scores").num_columns(6).striped(true).show(ui, |ui| {
             for title in ["source", "loss", "perplexity", "bits/byte", "tokens"] {
                 ui.weak(title);
+            }
+            if told {
+                ui.weak("token accuracy").on_hover_text("Share of the tokens that no other was likelier than");
             }
             ui.end_row();
             for (source, score) in scores {
@@ -29,6 +33,9 @@ pub fn show(ui: &mut Ui, name: &str, run: &Run, settings: &mut Plots) {
                 ui.label(format!("{:.2}", score.perplexity));
                 ui.label(format!("{:.4}", score.bits_per_byte));
                 ui.label(count(score.tokens));
+                if let Some(accuracy) = score.accuracy {
+                    ui.label(percent(accuracy));
+                }
                 ui.end_row();
             }
         });

@@ -1,13 +1,13 @@
 //! The runs on disk: a list, and one of them in full.
 
 use egui::{Frame, Modal, RichText, ScrollArea, Sense, Ui, UiBuilder, vec2};
-use smolforge_engine::protocol::{Command, ExportDtype, RunState, RunSummary, TrainConfig};
+use smolforge_engine::protocol::{Command, ExportDtype, FinetuneConfig, RunState, RunSummary, TrainConfig};
 use smolforge_engine::train::checkpoint;
 use web_time::{SystemTime, UNIX_EPOCH};
 
 use super::{Ask, compare, plots, run};
 use crate::files::{Pick, Picker};
-use crate::forms::{Forms, Tab};
+use crate::forms::{Forms, Part, Tab};
 use crate::session::{JobState, Run, Session};
 use crate::theme;
 use crate::units::{bytes, count};
@@ -82,7 +82,8 @@ fn row(ui: &mut Ui, run: &RunSummary, selected: bool, live: bool, now: f64) -> b
                     let best = run.best.map(|(loss, _)| format!(" · best {loss:.3}")).unwrap_or_default();
                     ui.add(egui::Label::new(RichText::new(format!("{} · {steps}{best}", state(run, live))).small()).truncate());
                     let age = ago(now - run.changed);
-                    ui.add(egui::Label::new(RichText::new(format!("{} · {age}", bytes(run.size_bytes))).small().weak()).truncate());
+                    let kind = run.tuning.as_ref().map(|_| "fine-tuning · ").unwrap_or_default();
+                    ui.add(egui::Label::new(RichText::new(format!("{kind}{} · {age}", bytes(run.size_bytes))).small().weak()).truncate());
                 });
             });
         });
@@ -164,6 +165,9 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
     ui.horizontal_wrapped(|ui| {
         ui.heading(path);
         ui.weak(state(summary, live(session, path).is_some()));
+        if let Some(tuning) = &summary.tuning {
+            ui.weak(format!("fine-tuning of {}", tuning.model_name));
+        }
     });
     ui.horizontal_wrapped(|ui| {
         let idle = session.training().is_none();
@@ -173,31 +177,57 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
         if resume.on_hover_text("Go on from the last checkpoint").on_disabled_hover_text(why).clicked()
             && let Some(config) = config
         {
-            let config = Box::new(TrainConfig { out: path.clone(), ..config.clone() });
-            asks.push(Ask::Begin(Command::Train { config, resume: true }));
-            forms.tab = Tab::Train;
+            match &summary.tuning {
+                // As it was begun: only where it lies is told.
+                Some(_) => {
+                    let config = Box::new(FinetuneConfig { output_dir: path.clone(), ..FinetuneConfig::default() });
+                    asks.push(Ask::Begin(Command::Finetune { config, notes: Vec::new(), resume: true }));
+                    (forms.tab, forms.part) = (Tab::Tune, Part::Run);
+                }
+                None => {
+                    let config = Box::new(TrainConfig { out: path.clone(), ..config.clone() });
+                    asks.push(Ask::Begin(Command::Train { config, resume: true }));
+                    forms.tab = Tab::Train;
+                }
+            }
         }
         let newest = summary.checkpoints.last();
+        let adapter = summary.has_adapters();
+        if adapter && summary.adapter.is_some() {
+            let button = ui.button("try it").on_hover_text("Its adapter on the shelf: asked beside its model, mixed and merged");
+            if let (true, Some(tuning)) = (button.clicked(), &summary.tuning) {
+                forms.shelf.adapters.values_mut().for_each(|(taken, _)| *taken = false);
+                forms.shelf.adapters.insert(path.clone(), (true, 1.0));
+                forms.shelf.model.clone_from(&tuning.model_name);
+                (forms.tab, forms.part, forms.front) = (Tab::Tune, Part::Shelf, true);
+            }
+        }
+        let newest = newest.filter(|_| !adapter);
         let exporting = session.active(|command| matches!(command, Command::Export { run, .. } if run == path)).is_some();
+        let none = if adapter { "Its checkpoints are adapters: try it, and merge it there" } else { "No checkpoint yet" };
         let button = ui.add_enabled(newest.is_some() && !exporting, egui::Button::new("export FP16"));
-        if button
-            .on_hover_text(format!("Writes {path}/export, which transformers can load"))
-            .on_disabled_hover_text("No checkpoint yet")
-            .clicked()
-        {
+        if button.on_hover_text(format!("Writes {path}/export, which transformers can load")).on_disabled_hover_text(none).clicked() {
             asks.push(Ask::Begin(export(path)));
         }
         let button = ui.add_enabled(config.is_some(), egui::Button::new("use these settings"));
         if button.on_hover_text("Copies its configuration for a new run").clicked()
             && let Some(config) = config
         {
-            forms.train = config.clone();
-            forms.train.out = fresh(session, path);
-            forms.drafts.clear();
-            forms.tab = Tab::Train;
+            match &summary.tuning {
+                Some(tuning) => {
+                    forms.tune = FinetuneConfig { output_dir: fresh(session, path), ..*tuning.clone() };
+                    forms.tune_drafts.clear();
+                    forms.tab = Tab::Tune;
+                }
+                None => {
+                    forms.train = TrainConfig { out: fresh(session, path), ..config.clone() };
+                    forms.drafts.clear();
+                    forms.tab = Tab::Train;
+                }
+            }
         }
         let button = ui.add_enabled(newest.is_some(), egui::Button::new("generate"));
-        if button.on_hover_text("With its newest checkpoint").on_disabled_hover_text("No checkpoint yet").clicked()
+        if button.on_hover_text("With its newest checkpoint").on_disabled_hover_text(none).clicked()
             && let Some(step) = newest
         {
             forms.generate.model = checkpoint::folder(path, *step);

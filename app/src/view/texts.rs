@@ -25,6 +25,11 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &Forms, asks: &mut Vec<Ask>) 
         });
         return;
     }
+    ScrollArea::vertical().id_salt("texts").auto_shrink([false, false]).show(ui, |ui| cards(ui, session, |_| true, asks));
+}
+
+/// Cards of texts, those that wait first.
+pub fn cards(ui: &mut Ui, session: &Session, wanted: impl Fn(&[&Text]) -> bool, asks: &mut Vec<Ask>) {
     let place = |text: &Text| match session.jobs.get(&text.job).map(|job| &job.state) {
         Some(JobState::Waiting(before)) => *before, // above the text that grows, so that they stay where they are
         Some(JobState::Running) => usize::MAX - 1,
@@ -32,22 +37,21 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &Forms, asks: &mut Vec<Ask>) 
     };
     let of_card = |card: &[&Text]| card.iter().map(|text| place(text)).min().unwrap_or(usize::MAX);
     let mut cards = session.cards();
+    cards.retain(|card| wanted(card));
     cards.sort_by_key(|card| (of_card(card), if of_card(card) == usize::MAX { JobId::MAX - card[0].job } else { card[0].job }));
     let waiting = session.texts.iter().filter(|text| place(text) < usize::MAX - 1);
     let last = waiting.max_by_key(|text| (place(text), text.job)).map(|text| text.job);
-    ScrollArea::vertical().id_salt("texts").auto_shrink([false, false]).show(ui, |ui| {
-        for card in cards {
-            unless_hidden(ui, Id::unique(("card", card[0].job)), of_card(&card) == usize::MAX, |ui| {
-                ui.group(|ui| {
-                    ui.set_width(ui.available_width());
-                    match card.as_slice() {
-                        [text] => one(ui, session, text, last, asks),
-                        several => columns(ui, several.len(), |index, ui| one(ui, session, several[index], last, asks)),
-                    }
-                });
+    for card in cards {
+        unless_hidden(ui, Id::unique(("card", card[0].job)), of_card(&card) == usize::MAX, |ui| {
+            ui.group(|ui| {
+                ui.set_width(ui.available_width());
+                match card.as_slice() {
+                    [text] => one(ui, session, text, last, asks),
+                    several => columns(ui, several.len(), |index, ui| one(ui, session, several[index], last, asks)),
+                }
             });
-        }
-    });
+        });
+    }
 }
 
 /// Side by side where there is room, else below each other.
@@ -70,9 +74,9 @@ fn one(ui: &mut Ui, session: &Session, text: &Text, last: Option<JobId>, asks: &
     let Some(job) = session.jobs.get(&text.job) else { return };
     ui.horizontal_wrapped(|ui| {
         controls(ui, session, text, job, last, asks);
-        ui.weak(format!("{} · {}", text.request.model, drawn(&text.request.sampling)));
+        ui.weak(format!("{} · {}", who(&text.request), drawn(&text.request.sampling)));
     });
-    let prompt = text.request.prompts.first().map_or("", String::as_str);
+    let prompt = asked(&text.request);
     ui.add(Label::new(RichText::new(prompt).weak()).wrap());
     match &job.state {
         JobState::Failed(error) => drop(ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {error}"))),
@@ -131,13 +135,16 @@ fn sample(ui: &mut Ui, text: &Text, prompt: &str, index: usize, asks: &mut Vec<A
             "cancelled" => "stopped",
             other => other,
         };
-        ui.weak(format!("{} tokens · {} tokens/s · {why}", count(*tokens as u64), rate(*tokens as f64 / secs.max(1e-9))));
-        if ui.small_button("go on").on_hover_text("Prompt and text become the next prompt").clicked() {
+        // The first token comes with the prompt.
+        let speed = if *tokens > 1 { format!(" · {} tokens/s", rate(*tokens as f64 / secs.max(1e-9))) } else { String::new() };
+        ui.weak(format!("{} tokens{speed} · {why}", count(*tokens as u64)));
+        if text.request.messages.is_empty() && ui.small_button("go on").on_hover_text("Prompt and text become the next prompt").clicked() {
             let prompts = vec![format!("{prompt}{written}")];
             asks.push(Ask::Begin(Command::Generate(GenerateRequest { prompts, num_samples: 1, ..text.request.clone() })));
         }
         if ui.small_button("copy").on_hover_text("Prompt and text").clicked() {
-            ui.ctx().copy_text(format!("{prompt}{written}"));
+            let between = if text.request.messages.is_empty() { "" } else { "\n\n" };
+            ui.ctx().copy_text(format!("{prompt}{between}{written}"));
         }
     });
 }
@@ -168,6 +175,18 @@ fn alternatives(ui: &mut Ui, token: &Token) {
             ui.end_row();
         }
     });
+}
+
+/// What the model was given: a prompt, or the last turn of a conversation.
+fn asked(request: &GenerateRequest) -> &str {
+    let turn = request.messages.last().and_then(|message| message.content.as_deref());
+    turn.or(request.prompts.first().map(String::as_str)).unwrap_or_default()
+}
+
+/// The model that writes, with its adapters.
+fn who(request: &GenerateRequest) -> String {
+    let adapters = request.adapters.iter().map(|adapter| format!(" + {} × {}", adapter.path, adapter.strength));
+    std::iter::once(request.model.clone()).chain(adapters).collect()
 }
 
 /// How a text was drawn, in a few words.

@@ -2,33 +2,23 @@
 
 use std::sync::LazyLock;
 
-use egui::{ComboBox, RichText, ScrollArea, TextEdit, Ui};
+use egui::{RichText, ScrollArea, Ui};
 use serde_json::Value;
-use smolforge_engine::config::{FIELDS, Field, TrainConfig};
+use smolforge_engine::config::{FIELDS, TrainConfig};
 use smolforge_engine::protocol::{Command, DeviceChoice, JobId};
 
-use super::{Ask, SAVE, START, STOP, mix, plain, plan, pressed, run, sources, with_keys};
-use crate::files::{Pick, Picker};
-use crate::forms::Forms;
-use crate::session::{Job, JobState, Session};
+use super::fields::Fields;
+use super::{Ask, START, jobs, mix, plain, plan, pressed, sources, with_keys};
+use crate::files::Picker;
+use crate::forms::{Forms, Part, Tab};
+use crate::session::{Job, Session};
 use crate::theme;
-use crate::units::amount;
 
 /// Updates of the demo run: a minute or two on two CPU cores.
 const DEMO_STEPS: u32 = 600;
 
 /// Values of the keys that nobody has changed.
 static DEFAULTS: LazyLock<Value> = LazyLock::new(|| serde_json::to_value(TrainConfig::default()).unwrap_or_default());
-
-/// Words of the keys that take one of a few.
-fn words(key: &str) -> &'static [&'static str] {
-    match key {
-        "device" => &["auto", "gpu", "cpu"],
-        "precision" => &["auto", "f32", "mixed"],
-        "preset" => smolforge_engine::model::config::PRESETS,
-        _ => &[],
-    }
-}
 
 /// The left side: what to train on, and how.
 pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, asks: &mut Vec<Ask>) {
@@ -37,7 +27,9 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
     ui.separator();
     sources::preview(ui, session, forms, asks);
     ScrollArea::vertical().id_salt("form").auto_shrink([false, false]).show(ui, |ui| {
-        if let (Some((job, _)), Some(live)) = (busy, &session.live) {
+        if session.tunes() {
+            ui.weak("A model is being fine-tuned: the next run");
+        } else if let (Some((job, _)), Some(live)) = (busy, &session.live) {
             ui.strong("Mix of this run");
             mix::running(ui, session, live, job, &mut forms.reweight, asks);
             ui.separator();
@@ -51,52 +43,33 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             ui.add_space(theme::GAP);
             ui.strong("Mix");
             mix::show(ui, session, &mut forms.train);
-            plan::show(ui, session, forms, asks);
+            planned(ui, session, forms, asks);
             ui.add_space(theme::GAP);
-            let values = serde_json::to_value(&forms.train).unwrap_or_default();
-            let mut groups: Vec<&str> = FIELDS.iter().map(|field| field.group).collect();
-            groups.dedup();
-            for group in groups {
-                let open = matches!(group, "Run" | "Model" | "Batch" | "Optimizer");
-                egui::CollapsingHeader::new(group).default_open(open).show(ui, |ui| {
-                    egui::Grid::new(group).num_columns(2).min_col_width(130.0).show(ui, |ui| {
-                        let shown =
-                            |field: &&Field| field.group == group && !matches!(field.name, "sources" | "data_stages" | "mix_changes");
-                        for field in FIELDS.iter().filter(shown) {
-                            row(ui, field, &values[field.name], &DEFAULTS[field.name], forms, picker);
-                            ui.end_row();
-                        }
-                    });
-                });
-            }
+            let Forms { train, drafts, .. } = forms;
+            let values = serde_json::to_value(&*train).unwrap_or_default();
+            let set = &mut |key: &str, text: &str| train.set(key, text).map_err(|error| error.to_string());
+            let mut fields = Fields { fields: FIELDS, values, defaults: &DEFAULTS, drafts, picker, set };
+            fields.groups(ui, &["Run", "Model", "Batch", "Optimizer"], &["sources", "data_stages", "mix_changes"]);
         });
     });
 }
 
+/// The last plan, and a way to make the run fit.
+fn planned(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
+    let Some((config, plan)) = &session.plan else { return };
+    if let Some(suggestion) = plan::show(ui, plan, *config == forms.train) {
+        for (key, value) in suggestion {
+            // A key that this form does not know stays as it is: the next plan says what is still missing.
+            let _ = forms.train.set(key, &plain(value));
+            forms.drafts.remove(key.as_str());
+        }
+        asks.push(Ask::Begin(Command::Plan { config: Box::new(forms.train.clone()), budget_bytes: None }));
+    }
+}
+
 fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, &Job)>, asks: &mut Vec<Ask>) {
     ui.horizontal_wrapped(|ui| match busy {
-        Some((id, job)) => {
-            let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("pause", Command::Pause) };
-            if ui.add_enabled(!job.stopping && job.state == JobState::Running, egui::Button::new(label)).clicked() {
-                asks.push(Ask::Tell(id, command));
-            }
-            let runs = !job.stopping && !job.paused && job.state == JobState::Running;
-            let save = ui.add_enabled(runs, egui::Button::new("save")).on_disabled_hover_text("The run must be going on for that");
-            let save = save.on_hover_text(with_keys(ui, "Writes a checkpoint after this step and goes on", &SAVE));
-            if save.clicked() || (runs && pressed(ui, &SAVE)) {
-                asks.push(Ask::Tell(id, Command::Save));
-            }
-            let stop = ui.add_enabled(!job.stopping, egui::Button::new("stop and save"));
-            let help = with_keys(ui, "Finishes the micro-batch and saves; the run can go on later", &STOP);
-            if stop.on_hover_text(help).clicked() || (!job.stopping && pressed(ui, &STOP)) {
-                asks.push(Ask::Tell(id, Command::Stop));
-            }
-            match (&job.state, job.stopping) {
-                (_, true) => drop(ui.spinner()),
-                (JobState::Waiting(before), _) if *before > 0 => drop(ui.weak(format!("waits for {before}"))),
-                _ => {}
-            }
-        }
+        Some((id, job)) => jobs::controls(ui, id, job, asks),
         None => {
             let wrong = forms.drafts.values().any(|(_, why)| why.is_some());
             let ready = !forms.train.sources.is_empty() && !wrong;
@@ -121,11 +94,7 @@ fn controls(ui: &mut Ui, session: &Session, forms: &Forms, busy: Option<(JobId, 
             }
         }
     });
-    let progress = session.jobs.values().rev().find_map(|job| job.progress.as_ref().filter(|_| job.state == JobState::Running));
-    if let Some((task, done, total, unit)) = progress {
-        let share = *done as f32 / (*total).max(1) as f32;
-        ui.add(egui::ProgressBar::new(share).text(format!("{task}: {} of {}", amount(*done, unit), amount(*total, unit))));
-    }
+    jobs::progress(ui, session);
 }
 
 /// A demo in a folder of its own.
@@ -136,79 +105,28 @@ fn demo(session: &Session) -> Ask {
     Ask::Begin(Command::Demo { out, device: DeviceChoice::Auto, seed: 1337, steps: DEMO_STEPS })
 }
 
-/// A key: its name, its value, and a way back to the default.
-fn row(ui: &mut Ui, field: &Field, value: &Value, default: &Value, forms: &mut Forms, picker: &Picker) {
-    let text = |value: &Value| if value.is_null() { String::new() } else { plain(value) };
-    let changed = value != default;
-    let name = field.name.replace('_', " ");
-    let label = if changed { RichText::new(name).strong() } else { RichText::new(name) };
-    let label = ui.label(label).on_hover_text(field.help);
-    ui.horizontal(|ui| {
-        let mut typed = forms.drafts.get(field.name).map_or_else(|| text(value), |(draft, _)| draft.clone());
-        let before = typed.clone();
-        let choices = words(field.name);
-        if choices.is_empty() {
-            let width = if value.is_number() { 80.0 } else { 150.0 };
-            let hint = if default.is_null() { "–" } else { "" };
-            ui.add(TextEdit::singleline(&mut typed).desired_width(width).hint_text(hint)).labelled_by(label.id);
-        } else {
-            let menu = ComboBox::from_id_salt(field.name).selected_text(&typed).show_ui(ui, |ui| {
-                choices.iter().for_each(|word| drop(ui.selectable_value(&mut typed, word.to_string(), *word)));
-            });
-            menu.response.labelled_by(label.id);
-        }
-        let pick = match field.name {
-            "tokenizer" => Some(Pick::Tokenizer),
-            "init" => Some(Pick::Init),
-            _ => None,
-        };
-        if let Some(pick) = pick.filter(|_| ui.small_button("…").clicked()) {
-            picker.open(pick);
-        }
-        if changed
-            && ui
-                .small_button("↺")
-                .on_hover_text(format!("Back to {}", if default.is_null() { "nothing".into() } else { text(default) }))
-                .clicked()
-        {
-            typed = text(default);
-        }
-        if typed != before {
-            let empty = typed.is_empty() && default.is_null();
-            let set = forms.train.set(field.name, if empty { "null" } else { &typed });
-            match set {
-                Ok(()) => drop(forms.drafts.remove(field.name)),
-                Err(error) => drop(forms.drafts.insert(field.name, (typed, Some(error.to_string())))),
-            }
-        }
-    });
-    if let Some((typed, Some(why))) = forms.drafts.get(field.name) {
-        let why = why.split_once(&format!("{typed}: ")).map_or(why.as_str(), |(_, why)| why); // the field shows the rest
-        ui.end_row();
-        ui.label("");
-        ui.add(egui::Label::new(RichText::new(why).small().color(theme::error(ui.visuals().dark_mode))).wrap());
+/// The right side: the run in progress, or how to begin.
+pub fn progress(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
+    if jobs::live(ui, session, false, &mut forms.plots) {
+        return;
+    }
+    match session.tunes() {
+        true => elsewhere(ui, forms, Tab::Tune),
+        false => welcome(ui, session, asks),
     }
 }
 
-/// The right side: the run in progress, or how to begin.
-pub fn progress(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
-    match session.live.as_ref().filter(|run| run.info.is_some() || session.training().is_some()) {
-        Some(live) => {
-            ScrollArea::vertical().id_salt("live").auto_shrink([false, false]).show(ui, |ui| {
-                if live.steps.moments.is_empty() && session.training().is_some() {
-                    ui.horizontal(|ui| {
-                        ui.spinner();
-                        ui.label("reading texts and preparing the model …");
-                    });
-                }
-                if let Some((_, job)) = session.training().filter(|(_, job)| job.paused) {
-                    ui.weak(if job.stopping { "stopping" } else { "paused" });
-                }
-                run::show(ui, "this run", live, &mut forms.plots);
-            });
+/// Says that what trains is not what this tab shows.
+pub fn elsewhere(ui: &mut Ui, forms: &mut Forms, tab: Tab) {
+    ui.vertical_centered(|ui| {
+        ui.add_space(ui.available_height() * 0.3);
+        let (text, name) =
+            if tab == Tab::Tune { ("A model is being fine-tuned", "Tune") } else { ("A run on texts is in progress", "Train") };
+        ui.heading(text);
+        if ui.button(format!("look at it in {name}")).clicked() {
+            (forms.tab, forms.part) = (tab, Part::Run);
         }
-        None => welcome(ui, session, asks),
-    }
+    });
 }
 
 fn welcome(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {

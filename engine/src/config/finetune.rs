@@ -134,6 +134,10 @@ macro_rules! words {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         pub enum $name { $( $(#[doc = $doc])* #[serde(rename = $word, $(alias = $alias),*)] $variant, )* }
+        impl $name {
+            /// How they are written.
+            pub const WORDS: &[&str] = &[$($word),*];
+        }
     };
 }
 

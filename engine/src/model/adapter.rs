@@ -19,7 +19,7 @@ use crate::error::{Error, Result, nearest};
 use crate::protocol::AdapterChoice;
 use crate::store::{Store, inside};
 
-pub use peft::{AdapterConfig, Patterns};
+pub use peft::{AdapterConfig, Patterns, layers};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";

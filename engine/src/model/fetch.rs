@@ -46,6 +46,18 @@ pub async fn folder(store: &Store, model: &str, control: &Control) -> Result<Opt
     }
 }
 
+/// The folder that `model` means where it is on this machine; nothing is downloaded.
+///
+/// # Errors
+/// [`Error::File`] for a model of the hub that is not here, with what to do about it; [`Error::Config`] in a browser, which
+/// cannot download any.
+pub async fn present(store: &Store, model: &str) -> Result<String> {
+    let known = matches!(store, Store::Memory(_)) || store.exists(model).await;
+    let Some((repo, revision)) = parse(model).filter(|_| !known) else { return Ok(model.into()) };
+    let reason = "is not on this machine yet; looking at the rows, plan and tune download it";
+    platform::cached_model(repo, revision.unwrap_or("main"))?.ok_or_else(|| Error::File { path: model.into(), reason: reason.into() })
+}
+
 /// Owner and name, and what stands behind an `@`; `None` for what can only be a path.
 pub fn parse(model: &str) -> Option<(&str, Option<&str>)> {
     let (repo, revision) = model.split_once('@').map_or((model, None), |(repo, revision)| (repo, Some(revision)));
@@ -139,6 +151,9 @@ mod tests {
         for path in ["owner/name", "owner", "no/such/path", "missing"] {
             assert_eq!(block_on(folder(&store, path, &control)).unwrap().as_deref(), Some(path));
         }
+        assert_eq!(block_on(present(&store, "owner/name")).unwrap(), "owner/name");
+        let error = block_on(present(&store, "nobody/no-such-model")).unwrap_err().to_string();
+        assert!(error.contains("is not on this machine yet"), "{error}");
         let error = block_on(folder(&store, "owner/other", &control)).unwrap_err().to_string();
         assert_eq!(error, "owner/other: no such file or folder in owner; if a model of the hub is meant, write owner/other@main");
         assert_eq!(block_on(folder(&Store::memory(), "a/b", &control)).unwrap().as_deref(), Some("a/b"));

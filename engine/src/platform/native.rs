@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::store::Entry;
 
 mod download;
-pub use download::download_model;
+pub use download::{cached_model, download_model};
 
 /// Buffers of a graphics device are slices of shared pages.
 pub const SHARED_PAGES: bool = true;

@@ -116,3 +116,11 @@ pub fn download_model(repo: &str, revision: &str) -> Result<super::Download> {
     let files = "config.json, tokenizer.json and model.safetensors";
     Err(Error::Config(format!("{repo}: a browser cannot download models by name; save {files} of {page}, and open that folder here")))
 }
+
+/// A browser has no cache of models.
+///
+/// # Errors
+/// As [`download_model`].
+pub fn cached_model(repo: &str, revision: &str) -> Result<Option<String>> {
+    download_model(repo, revision).map(|_| None)
+}

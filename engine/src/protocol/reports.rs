@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::config::finetune::{FinetuneConfig, Method};
 use crate::data::example::Piece;
+use crate::model::LlamaConfig;
 
 /// What a run is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,19 @@ pub struct RunSummary {
     /// Hugging Face folders that were exported into the run's folder or beside it.
     #[serde(default)]
     pub exports: Vec<String>,
+    /// What a fine-tuning run was asked for; none for one that trains on texts.
+    #[serde(default)]
+    pub tuning: Option<Box<FinetuneConfig>>,
+    /// Folder of its adapter: the one that it ended with, else that of its newest checkpoint.
+    #[serde(default)]
+    pub adapter: Option<String>,
+}
+
+impl RunSummary {
+    /// Whether its checkpoints are adapters, and no models by themselves.
+    pub fn has_adapters(&self) -> bool {
+        self.tuning.as_ref().is_some_and(|tuning| tuning.method != Method::Full)
+    }
 }
 
 /// How a run ended.
@@ -278,6 +293,22 @@ pub struct ExampleReport {
     pub lost_tokens: usize,
     /// Its tokens, and which of them are learned.
     pub pieces: Vec<Piece>,
+    /// The first of the tokens that were cut off.
+    #[serde(default)]
+    pub cut: Vec<Piece>,
+}
+
+/// A model, as far as one must know it to train beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// Its folder.
+    pub path: String,
+    /// Its shape: parameters, linear layers and context follow from it.
+    pub shape: LlamaConfig,
+    /// Whether it can be given conversations.
+    pub has_chat: bool,
+    /// Whether they are written by a template of its own, and not as plain ChatML.
+    pub has_template: bool,
 }
 
 /// How an answer compares with the one that was expected.

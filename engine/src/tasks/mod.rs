@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod demo;
+pub mod describe;
 pub mod export;
 pub mod inspect;
 pub mod merge;

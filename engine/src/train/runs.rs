@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::checkpoint;
 use super::log::{read_events, read_line};
 use crate::config::TrainConfig;
+use crate::config::finetune::FinetuneConfig;
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::protocol::{Event, RunState, RunSummary};
@@ -70,7 +71,10 @@ pub async fn list(store: &Store, folder: &str, known: &ReadLogs) -> Vec<RunSumma
 async fn summary(store: &Store, path: &str, known: &ReadLogs) -> Result<RunSummary> {
     let config = config(store, path).await?;
     let files = files(store, path).await?;
-    let (checkpoints, exports) = (checkpoint::steps(store, path).await?, exports(store, path).await?);
+    let tuning = tuning(store, path).await?;
+    let (checkpoints, exports) = (checkpoint::steps(store, path).await?, exports(store, path, tuning.is_some()).await?);
+    let adapter = checkpoint::adapter_of(store, path).await;
+    let has_adapter = tuning.is_some() && store.exists(&format!("{adapter}/adapter_config.json")).await;
     let kept = known.0.borrow_mut().remove(path).unwrap_or_default();
     let told = kept.read_on(store, &format!("{path}/events.jsonl")).await?;
     let summary = RunSummary {
@@ -85,6 +89,8 @@ async fn summary(store: &Store, path: &str, known: &ReadLogs) -> Result<RunSumma
         checkpoints,
         size_bytes: files.iter().map(|entry| entry.size_bytes).sum(),
         exports,
+        tuning,
+        adapter: has_adapter.then_some(adapter),
     };
     known.0.borrow_mut().insert(path.to_string(), told);
     Ok(summary)
@@ -162,11 +168,22 @@ impl Told {
     }
 }
 
-/// Folders of weights that were exported into the run's folder; the demo writes them beside it.
-async fn exports(store: &Store, path: &str) -> Result<Vec<String>> {
+/// What a run was asked for, if it fine-tunes.
+async fn tuning(store: &Store, path: &str) -> Result<Option<Box<FinetuneConfig>>> {
+    let name = format!("{path}/{TUNING}");
+    if !store.exists(&name).await {
+        return Ok(None);
+    }
+    let (config, _) = FinetuneConfig::from_yaml(&store.read_text(&name).await?).map_err(|e| Error::format(name, e.to_string()))?;
+    Ok(Some(Box::new(FinetuneConfig { output_dir: path.into(), ..config }))) // the folder may have been moved since
+}
+
+/// Folders of whole models that were exported or merged into the run's folder; the demo writes them beside it.
+async fn exports(store: &Store, path: &str, tuned: bool) -> Result<Vec<String>> {
     let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_string();
     let inside = store.list(path).await?.into_iter().filter(|entry| entry.folder).map(|entry| entry.name);
-    let mut folders: Vec<String> = inside.filter(|folder| name(folder).starts_with("export")).collect();
+    let is_model = |name: &str| name.starts_with("export") || (tuned && (name == "model" || name.starts_with("merged")));
+    let mut folders: Vec<String> = inside.filter(|folder| is_model(&name(folder))).collect();
     folders.extend(path.strip_suffix("/run").map(|demo| format!("{demo}/export")));
     let mut exports = Vec::new();
     for folder in folders {

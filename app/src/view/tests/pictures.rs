@@ -6,6 +6,7 @@ use egui_kittest::{SnapshotOptions, SnapshotResults};
 use smolforge_engine::protocol::{DeviceInfo, SourcePlan};
 
 use super::*;
+use crate::forms::Part;
 
 /// Two drivers do not smooth every edge alike: this share of a picture's pixels may differ.
 const MOST_DIFFERENT: f32 = 0.002;
@@ -100,7 +101,7 @@ fn views_look_as_they_did() {
         return;
     }
     let (form, main) = (vec2(420.0, 620.0), vec2(640.0, 560.0));
-    let views: [(&str, Vec2, Theme, Session, View); 9] = [
+    let views: [(&str, Vec2, Theme, Session, View); 12] = [
         ("welcome", main, Theme::Light, Session::default(), live),
         ("plan", form, Theme::Light, planned(), train_form),
         ("mix", form, Theme::Dark, training(), train_form),
@@ -110,11 +111,15 @@ fn views_look_as_they_did() {
         ("list", vec2(300.0, 240.0), Theme::Dark, on_disk(), list),
         ("stopped", main, Theme::Dark, on_disk(), run_detail),
         ("devices", vec2(420.0, 420.0), Theme::Light, tested(), devices),
+        ("tune", form, Theme::Light, tune::looked_at(), tune::tune_form),
+        ("rows", main, Theme::Light, tune::looked_at(), tune::parts),
+        ("shelf", main, Theme::Dark, tune::with_adapters(), tune::parts),
     ];
     let mut results = SnapshotResults::new();
     for (name, size, theme, session, view) in views {
         let train = if name == "plan" { one_stage() } else { config() };
-        let forms = Forms { train, selected: vec!["d/run".into()], ..Forms::default() };
+        let part = if name == "shelf" { Part::Shelf } else { Part::Rows };
+        let forms = Forms { train, part, selected: vec!["d/run".into()], ..tune::tuning() };
         let mut harness = sized(size, session, forms, view);
         harness.ctx.set_theme(theme);
         harness.run_steps(4);

@@ -75,14 +75,17 @@ impl AdapterConfig {
     /// # Errors
     /// Where the targets mean no layer.
     pub fn parameters(&self, shape: &LlamaConfig) -> Result<u64> {
-        let layers: BTreeMap<String, usize> = shape
-            .tensors()
-            .into_iter()
-            .filter(|(name, _)| is_linear(name))
-            .map(|(name, shape)| (name.trim_end_matches(".weight").to_string(), shape.iter().sum()))
-            .collect();
+        let layers: BTreeMap<String, usize> = layers(shape).into_iter().map(|(name, sizes)| (name, sizes.iter().sum())).collect();
         let chosen = self.targets.choose(&layers.keys().cloned().collect::<Vec<_>>())?;
         Ok(chosen.iter().map(|layer| (self.rank(layer) * layers[layer]) as u64).sum())
+    }
+
+    /// Bytes of the tensors in the file of such an adapter, which are of f32.
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::parameters`].
+    pub fn size_bytes(&self, shape: &LlamaConfig) -> Result<u64> {
+        Ok(4 * self.parameters(shape)?)
     }
 
     /// Reads `adapter_config.json`.
@@ -251,4 +254,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
 /// The expression by which PEFT looks for a key.
 fn pattern(key: &str) -> Result<Regex, fancy_regex::Error> {
     Regex::new(&format!(r"^(?:.*\.)?({key})$"))
+}
+
+/// Names of the linear layers of a model of this shape, with outputs and inputs.
+pub fn layers(shape: &LlamaConfig) -> Vec<(String, [usize; 2])> {
+    let tensors = shape.tensors().into_iter().filter(|(name, _)| is_linear(name));
+    let layers = tensors.filter_map(|(name, shape)| Some((name.trim_end_matches(".weight").to_string(), shape.try_into().ok()?)));
+    layers.collect()
 }

@@ -53,6 +53,16 @@ pub fn download_model(repo: &str, revision: &str) -> Result<Download> {
     start(Settings::from_environment(|name| std::env::var(name).ok()), repo, revision)
 }
 
+/// The folder of a model that the cache has whole; nobody is asked whether there is a newer one.
+///
+/// # Errors
+/// None: a browser, which has no cache, says so.
+pub fn cached_model(repo: &str, revision: &str) -> Result<Option<String>> {
+    let settings = Settings::from_environment(|name| std::env::var(name).ok());
+    let folder = settings.cache.join(format!("models--{}", repo.replace('/', "--")));
+    Ok(cached(&folder, repo, revision).and_then(|folder| folder.into_os_string().into_string().ok()))
+}
+
 fn start(settings: Settings, repo: &str, revision: &str) -> Result<Download> {
     let (sender, updates) = async_channel::unbounded();
     let (going, stop) = mpsc::channel();
@@ -74,6 +84,23 @@ fn start(settings: Settings, repo: &str, revision: &str) -> Result<Download> {
     let thread = std::thread::Builder::new().name("smolforge-download".into()).spawn(move || job.run());
     thread.map_err(|e| Error::file(repo, &e))?;
     Ok(Download { updates, going })
+}
+
+/// The snapshot of a revision in the folder of a model, where it was loaded before.
+fn cached(folder: &Path, repo: &str, revision: &str) -> Option<PathBuf> {
+    let commit = if is_commit(revision) {
+        revision.to_string()
+    } else {
+        fs::read_to_string(folder.join("refs").join(revision)).ok()?.trim().to_string()
+    };
+    let folder = folder.join("snapshots").join(Some(commit).filter(|commit| is_commit(commit))?);
+    let has = |name: &str| folder.join(name).is_file();
+    let whole = match () {
+        () if has(ADAPTER_CONFIG) && has(ADAPTER) => true,
+        () if has(SINGLE) => has("config.json"),
+        () => has("config.json") && shards(&folder.join(INDEX), repo).is_ok_and(|shards| shards.iter().all(|name| has(name))),
+    };
+    whole.then_some(folder)
 }
 
 /// Why a step did not come to its end.
@@ -129,7 +156,7 @@ impl Job {
     }
 
     fn fetch(&mut self) -> Step<PathBuf> {
-        let cached = self.cached();
+        let cached = cached(&self.folder, &self.repo, &self.revision);
         if self.settings.offline {
             let why = format!(
                 "HF_HUB_OFFLINE is set, and the cache {} does not hold it; unset it to download, or give a folder",
@@ -146,23 +173,6 @@ impl Job {
             }
             (Err(end), _) => Err(end),
         }
-    }
-
-    /// The snapshot of the revision, where it was loaded before.
-    fn cached(&self) -> Option<PathBuf> {
-        let commit = if is_commit(&self.revision) {
-            self.revision.clone()
-        } else {
-            fs::read_to_string(self.folder.join("refs").join(&self.revision)).ok()?.trim().to_string()
-        };
-        let folder = self.folder.join("snapshots").join(Some(commit).filter(|commit| is_commit(commit))?);
-        let has = |name: &str| folder.join(name).is_file();
-        let whole = match () {
-            () if has(ADAPTER_CONFIG) && has(ADAPTER) => true,
-            () if has(SINGLE) => has("config.json"),
-            () => has("config.json") && shards(&folder.join(INDEX), &self.repo).is_ok_and(|shards| shards.iter().all(|name| has(name))),
-        };
-        whole.then_some(folder)
     }
 
     /// The commit that the revision stands for, and the names of its files.

@@ -1,0 +1,64 @@
+//! A run in progress: what it can be told, how far it is, and its plots.
+
+use egui::{ScrollArea, Ui};
+use smolforge_engine::protocol::{Command, JobId};
+
+use super::{Ask, SAVE, STOP, pressed, run, with_keys};
+use crate::forms::Plots;
+use crate::session::{Job, JobState, Session};
+use crate::units::amount;
+
+/// Pausing, saving and stopping a training job.
+pub fn controls(ui: &mut Ui, id: JobId, job: &Job, asks: &mut Vec<Ask>) {
+    let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("pause", Command::Pause) };
+    if ui.add_enabled(!job.stopping && job.state == JobState::Running, egui::Button::new(label)).clicked() {
+        asks.push(Ask::Tell(id, command));
+    }
+    let runs = !job.stopping && !job.paused && job.state == JobState::Running;
+    let save = ui.add_enabled(runs, egui::Button::new("save")).on_disabled_hover_text("The run must be going on for that");
+    let save = save.on_hover_text(with_keys(ui, "Writes a checkpoint after this step and goes on", &SAVE));
+    if save.clicked() || (runs && pressed(ui, &SAVE)) {
+        asks.push(Ask::Tell(id, Command::Save));
+    }
+    let stop = ui.add_enabled(!job.stopping, egui::Button::new("stop and save"));
+    let help = with_keys(ui, "Finishes the micro-batch and saves; the run can go on later", &STOP);
+    if stop.on_hover_text(help).clicked() || (!job.stopping && pressed(ui, &STOP)) {
+        asks.push(Ask::Tell(id, Command::Stop));
+    }
+    match (&job.state, job.stopping) {
+        (_, true) => drop(ui.spinner()),
+        (JobState::Waiting(before), _) if *before > 0 => drop(ui.weak(format!("waits for {before}"))),
+        _ => {}
+    }
+}
+
+/// How far the task of known length is that is done just now.
+pub fn progress(ui: &mut Ui, session: &Session) {
+    let running = |job: &&Job| job.state == JobState::Running;
+    let progress = session.jobs.values().rev().filter(running).find_map(|job| job.progress.as_ref());
+    if let Some((task, done, total, unit)) = progress {
+        let share = *done as f32 / (*total).max(1) as f32;
+        ui.add(egui::ProgressBar::new(share).text(format!("{task}: {} of {}", amount(*done, unit), amount(*total, unit))));
+    }
+}
+
+/// The run of the last training job, where it is one that fine-tunes, or one that does not; whether there is one.
+pub fn live(ui: &mut Ui, session: &Session, tunes: bool, settings: &mut Plots) -> bool {
+    let training = session.training();
+    let Some(live) = session.live.as_ref().filter(|run| run.tunes == tunes && (run.info.is_some() || training.is_some())) else {
+        return false;
+    };
+    ScrollArea::vertical().id_salt("live").auto_shrink([false, false]).show(ui, |ui| {
+        if live.steps.moments.is_empty() && training.is_some() {
+            ui.horizontal(|ui| {
+                ui.spinner();
+                ui.label(if tunes { "reading rows and preparing the model …" } else { "reading texts and preparing the model …" });
+            });
+        }
+        if let Some((_, job)) = training.filter(|(_, job)| job.paused) {
+            ui.weak(if job.stopping { "stopping" } else { "paused" });
+        }
+        run::show(ui, "this run", live, settings);
+    });
+    true
+}

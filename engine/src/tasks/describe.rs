@@ -1,0 +1,25 @@
+//! A model on this machine, as far as one must know it to train beside it.
+
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::generate::speech::Speech;
+use crate::model::fetch;
+use crate::protocol::{Event, ModelReport};
+use crate::store::Store;
+use crate::text::template::ChatTemplate;
+use crate::train::checkpoint;
+
+/// Tells shape and words of a model; its weights are not read, and nothing is downloaded.
+///
+/// # Errors
+/// What is wrong with its files, or that it is not here.
+pub async fn run(model: &str, store: &Store, control: &Control) -> Result<()> {
+    if model.trim().is_empty() {
+        return Err(Error::Config("--model is empty: name a Hugging Face folder, a run or a model on the hub".into()));
+    }
+    let path = checkpoint::newest_of(store, &fetch::present(store, model).await?).await;
+    let Speech { shape, template, .. } = Speech::load(store, &path, None, None).await?;
+    let has_template = template.as_ref().is_some_and(|template| !ChatTemplate::is_fallback(template));
+    control.emit(Event::Described(ModelReport { path, shape, has_chat: template.is_some(), has_template }));
+    Ok(())
+}
