@@ -137,7 +137,7 @@ tuned() {
 # The parts of fine-tuning: rows, a run, the shelf.
 tuning() {
     local width=$1 height=$2 theme=$3 folder=$4 out=runs/shown-$3-$1
-    local form='"front":true,"tune":{"model_name":"runs/demo/export","train_file":"rows.jsonl","max_seq_length":128,"device":"cpu","learning_rate":0.003,"num_epochs":8.0,"target_modules":["q_proj","v_proj","up_proj"],"output_dir":"'$out'"}'
+    local form='"tune":{"model_name":"runs/demo/export","train_file":"rows.jsonl","max_seq_length":128,"device":"cpu","learning_rate":0.003,"num_epochs":8.0,"target_modules":["q_proj","v_proj","up_proj"],"output_dir":"'$out'"}'
     open_window "$width" "$height" "$theme" "{$form}"
     keys ctrl+2
     [ "$width" -ge 700 ] || { picture "$folder/tune-form-$width.png"; xdotool mousemove 100 44 click 1; }

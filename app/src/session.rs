@@ -298,7 +298,8 @@ impl Session {
     pub fn forget(&mut self) {
         self.opened.clear();
         self.models.clear();
-        self.jobs.retain(|_, job| !matches!((&job.command, &job.state), (Command::OpenRun { .. }, JobState::Failed(_))));
+        let is_read = |command: &Command| matches!(command, Command::OpenRun { .. } | Command::Describe { .. });
+        self.jobs.retain(|_, job| !(is_read(&job.command) && matches!(job.state, JobState::Failed(_))));
     }
 
     /// Ends all jobs, because the engine has ended; returns the run that was in progress.

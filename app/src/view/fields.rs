@@ -83,7 +83,11 @@ impl Fields<'_> {
 
     /// A key: its name, its value, and a way back to the default.
     fn row(&mut self, ui: &mut Ui, field: &Field) {
-        let text = |value: &Value| if value.is_null() { String::new() } else { plain(value) };
+        let text = |value: &Value| match value {
+            Value::Null => String::new(),
+            Value::Array(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(", ")),
+            value => plain(value),
+        };
         let (value, default) = (&self.values[field.name], &self.defaults[field.name]);
         let changed = value != default;
         let name = field.name.replace('_', " ");
@@ -97,7 +101,11 @@ impl Fields<'_> {
                 ui.checkbox(&mut on, "").labelled_by(label.id);
                 typed = on.to_string();
             } else if choices.is_empty() {
-                let width = if value.is_number() { 80.0 } else { 150.0 };
+                let width = match value {
+                    Value::Number(_) => 80.0,
+                    Value::Array(_) => 240.0,
+                    _ => 150.0,
+                };
                 let hint = if default.is_null() { "–" } else { "" };
                 ui.add(TextEdit::singleline(&mut typed).desired_width(width).hint_text(hint)).labelled_by(label.id);
             } else {

@@ -54,6 +54,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             planned(ui, session, forms, asks);
             ui.add_space(theme::GAP);
             fields(forms, picker, |fields| fields.groups(ui, &["huggingface", "training"], &OWN));
+            ui.add_space(2.0 * theme::GAP); // the last field stands clear of the edge
         });
     });
 }

@@ -73,8 +73,7 @@ async fn summary(store: &Store, path: &str, known: &ReadLogs) -> Result<RunSumma
     let files = files(store, path).await?;
     let tuning = tuning(store, path).await?;
     let (checkpoints, exports) = (checkpoint::steps(store, path).await?, exports(store, path, tuning.is_some()).await?);
-    let adapter = checkpoint::adapter_of(store, path).await;
-    let has_adapter = tuning.is_some() && store.exists(&format!("{adapter}/adapter_config.json")).await;
+    let adapter = if tuning.is_some() { adapter(store, path).await } else { None };
     let kept = known.0.borrow_mut().remove(path).unwrap_or_default();
     let told = kept.read_on(store, &format!("{path}/events.jsonl")).await?;
     let summary = RunSummary {
@@ -90,7 +89,7 @@ async fn summary(store: &Store, path: &str, known: &ReadLogs) -> Result<RunSumma
         size_bytes: files.iter().map(|entry| entry.size_bytes).sum(),
         exports,
         tuning,
-        adapter: has_adapter.then_some(adapter),
+        adapter,
     };
     known.0.borrow_mut().insert(path.to_string(), told);
     Ok(summary)
@@ -176,6 +175,12 @@ async fn tuning(store: &Store, path: &str) -> Result<Option<Box<FinetuneConfig>>
     }
     let (config, _) = FinetuneConfig::from_yaml(&store.read_text(&name).await?).map_err(|e| Error::format(name, e.to_string()))?;
     Ok(Some(Box::new(FinetuneConfig { output_dir: path.into(), ..config }))) // the folder may have been moved since
+}
+
+/// The folder of a run's adapter, where there is one yet.
+async fn adapter(store: &Store, path: &str) -> Option<String> {
+    let folder = checkpoint::adapter_of(store, path).await;
+    store.exists(&format!("{folder}/adapter_config.json")).await.then_some(folder)
 }
 
 /// Folders of whole models that were exported or merged into the run's folder; the demo writes them beside it.
