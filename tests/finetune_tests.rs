@@ -269,6 +269,78 @@ fn bad_rows_are_counted_and_left_out() {
     assert!(warned, "{events:?}");
 }
 
+/// Warnings of a run.
+fn warnings(events: &[Event]) -> Vec<&str> {
+    events.iter().filter_map(|event| if let Event::Notice { warning: true, text } = event { Some(text.as_str()) } else { None }).collect()
+}
+
+fn add_row(store: &Store, file: &str, first: bool, row: &str) {
+    let text = block_on(store.read_text(file)).unwrap();
+    let text = if first { format!("{row}\n{text}") } else { format!("{text}\n{row}") };
+    block_on(store.write(file, text.as_bytes())).unwrap();
+}
+
+#[test]
+fn rows_of_several_files_are_told_by_their_file() {
+    let (store, mut config) = small();
+    block_on(store.write("more.jsonl", bytes(&store, "train.jsonl").as_slice())).unwrap();
+    add_row(&store, "more.jsonl", false, "{\"messages\": []}");
+    (config.train_file, config.max_steps) = (Files(vec!["train.jsonl".into(), "more.jsonl".into()]), 1);
+    let (ended, events) = run(&store, &config, false, None);
+    ended.unwrap();
+    assert!(warnings(&events).iter().any(|text| text.contains("row more.jsonl:25: ")), "{:?}", warnings(&events));
+}
+
+#[test]
+fn rows_that_cannot_be_asked_end_no_run() {
+    let (store, mut config) = small();
+    let template = "{% for m in messages %}{% if loop.first and m.role != 'user' %}{{ raise_exception('the user begins') }}{% endif %}\
+                    <|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    block_on(store.write("own.jinja", template.as_bytes())).unwrap();
+    // Both are the first of their task: one is refused by the template, the other loses its answer to the limit.
+    add_row(
+        &store,
+        "val.jsonl",
+        true,
+        r#"{"messages": [{"role": "assistant", "content": "Hm."}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "meta": {"task": "spec"}}"#,
+    );
+    let long = format!("[STEPS] {}", "much longer ".repeat(100));
+    let row = serde_json::json!({"messages": [{"role": "user", "content": long}, {"role": "assistant", "content": "1 mm"}]});
+    add_row(&store, "val.jsonl", true, &row.to_string());
+    (config.chat_template, config.max_steps, config.eval_strategy, config.eval_steps) = (Some("own.jinja".into()), 2, Interval::Steps, 1);
+    let (ended, events) = run(&store, &config, false, None);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    let told = warnings(&events);
+    assert!(told.iter().any(|text| text.contains("2 of the validation rows cannot be used") && text.contains("rows 1, 2")), "{told:?}");
+    assert!(events.iter().any(|event| matches!(event, Event::Sample { .. })), "the others are asked");
+    let request = AnswersRequest {
+        config: FinetuneConfig { train_file: Files(vec!["val.jsonl".into()]), ..config },
+        adapters: vec![AdapterChoice { path: "runs/tuned/adapter".into(), strength: 1.0 }],
+        device: DeviceChoice::Cpu,
+        limit: 99,
+        max_new_tokens: 4,
+        sampling: Sampling { greedy: true, ..Sampling::default() },
+    };
+    let (control, _, _) = Control::connect();
+    let matches = block_on(answers::run(&request, &store, &control)).unwrap().unwrap();
+    assert_eq!(matches.values().map(|task| task.all()).sum::<u64>(), 6, "the good rows are asked");
+}
+
+#[test]
+fn files_may_be_larger_than_a_configuration() {
+    let (store, mut config) = small();
+    let mut text = block_on(store.read_text("train.jsonl")).unwrap();
+    for _ in 0..5 {
+        text.push('\n');
+        text.extend(std::iter::repeat_n('x', 14 << 20));
+    }
+    block_on(store.write("train.jsonl", text.as_bytes())).unwrap();
+    config.max_steps = 1;
+    let (ended, events) = run(&store, &config, false, None);
+    ended.unwrap();
+    assert!(warnings(&events).iter().any(|text| text.contains("5 of the training rows cannot be used")));
+}
+
 #[test]
 fn a_run_is_not_resumed_with_other_data_or_settings() {
     let (store, config) = small();

@@ -249,6 +249,14 @@ mod tests {
     }
 
     #[test]
+    fn every_key_of_fine_tuning_is_a_flag() {
+        let help = FinetuneFlags::augment_args(Command::new("finetune")).render_help().to_string();
+        for field in FINETUNE_FIELDS {
+            assert!(help.contains(&format!("--{} <", field.name.replace('_', "-"))), "{} is not in:\n{help}", field.name);
+        }
+    }
+
+    #[test]
     fn flags_set_their_key_and_nothing_else() {
         let found = config(&["--batch-size", "2", "--lr", "1e-3", "--device", "cpu", "--tokenizer", "t.json"]);
         let mut expect = TrainConfig::default();

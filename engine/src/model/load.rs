@@ -95,6 +95,12 @@ pub fn size_bytes(config: &LlamaConfig, keep: Keep, device: &Device) -> u64 {
     config.tensors().into_iter().map(size).sum()
 }
 
+/// Linear layers that a device cannot keep in 4 bits.
+pub fn unquantized(config: &LlamaConfig, device: &Device) -> usize {
+    let linear = config.tensors().into_iter().filter(|(name, _)| is_linear(name));
+    linear.filter(|(_, shape)| shape.get(1).is_none_or(|columns| !quantizes(device, *columns))).count()
+}
+
 /// What becomes of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -149,8 +155,9 @@ fn halved(name: &str, values: Vec<f32>) -> Result<Vec<f16>> {
     let halves: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
     match halves.iter().position(|half| !half.is_finite()) {
         None => Ok(halves),
-        Some(index) => {
-            Err(Error::Data(format!("tensor {name} holds {}, too large for f16 (at most 65504); keep the base in f32", values[index])))
-        }
+        Some(index) => Err(Error::Data(format!(
+            "tensor {name} holds {}, too large for f16 (at most 65504); keep the base in f32 (--base-dtype f32)",
+            values[index]
+        ))),
     }
 }

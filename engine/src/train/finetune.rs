@@ -121,6 +121,11 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     let weights = hash_of(store, &base).await?;
     let fingerprint = format!("{}-{}", fingerprint(&config, &shape, &tokenizer, &examples), &weights[..12]);
 
+    let whole = if config.method == Method::Qlora { load::unquantized(&shape, &compute.device) } else { 0 };
+    if whole > 0 {
+        control.remark(format!("{whole} linear layers are not of 4 bits here: their rows are no multiple of 64 numbers"));
+    }
+
     // ---- model ----------------------------------------------------------------------------------
     let asked = adapter(&config);
     let numbers = asked.parameters(&shape)?;
