@@ -406,17 +406,18 @@ fn the_x_ray_shows_what_is_learned() {
 
 #[test]
 fn the_x_ray_shows_what_is_cut_off() {
-    let (store, whole) = small();
-    let short = FinetuneConfig { max_seq_length: 90, ..whole.clone() };
+    let (store, config) = small();
     let (control, _, events) = Control::connect();
     let shown = |config: &FinetuneConfig| {
         let _ = block_on(inspect::run(config, 0, 1, None, &store, &control)); // cut rows may be refused
         let told = std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event);
         told.filter_map(|event| if let Event::Example(example) = event { Some(example) } else { None }).next().unwrap()
     };
-    let (whole, cut) = (shown(&FinetuneConfig { max_seq_length: 128, ..whole }), shown(&short));
-    assert!(whole.cut.is_empty() && whole.pieces.len() > 90);
-    assert_eq!((cut.pieces.len(), cut.cut.len()), (90, cut.lost_tokens));
+    let whole = shown(&config);
+    assert_eq!((whole.cut.len(), whole.lost_tokens), (0, 0));
+    let kept = whole.pieces.len() - 9;
+    let cut = shown(&FinetuneConfig { max_seq_length: kept, ..config });
+    assert_eq!((cut.pieces.len(), cut.cut.len(), cut.lost_tokens), (kept, 9, 9));
     assert_eq!([cut.pieces, cut.cut].concat(), whole.pieces);
 }
 

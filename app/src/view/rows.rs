@@ -129,7 +129,7 @@ fn list(ui: &mut Ui, preflight: &Preflight) -> Option<String> {
     let look = |level: Level| match level {
         Level::Green => ("✔ ok", theme::good(dark)),
         Level::Yellow => ("● look", theme::warning(dark)),
-        Level::Red => ("✖ wrong", theme::error(dark)),
+        Level::Red => ("× wrong", theme::error(dark)),
     };
     let counted = |level: Level| preflight.checks.iter().filter(|check| check.level == level).count();
     let [green, yellow, red] = [Level::Green, Level::Yellow, Level::Red].map(counted);

@@ -110,7 +110,7 @@ fn rows_are_coloured_by_what_is_learned_of_them() {
         assert!(!learned.contains(&find(read).1) && !find(read).2, "{read} is only read");
     }
     assert!(find(" more").2, "what is cut off is struck through");
-    for label in ["✔ ok", "● look", "✖ wrong", "the answers never stop", "the run would not begin", "1 to 20 of 30"] {
+    for label in ["✔ ok", "● look", "× wrong", "the answers never stop", "the run would not begin", "1 to 20 of 30"] {
         assert!(harness.query_by_label(label).is_some(), "{label}");
     }
     assert!(harness.query_by_label("row 7 · spec · 6 tokens, 2 learned · 2 cut off").is_some());
@@ -223,6 +223,7 @@ fn tune_begins_the_run_of_the_form() {
 #[test]
 fn a_fine_tuning_run_is_shown_stopped_and_resumed_as_one() {
     let mut session = Session::default();
+    session.models.insert("m".into(), described(true));
     session.sent(1, Command::Finetune { config: Box::new(tuning().tune), notes: Vec::new(), resume: false });
     session.apply(1, Event::Started { job: "finetune".into(), version: String::new() });
     story().into_iter().for_each(|(_, event)| session.apply(1, event));
