@@ -127,9 +127,9 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
 fn list(ui: &mut Ui, preflight: &Preflight) -> Option<String> {
     let dark = ui.visuals().dark_mode;
     let look = |level: Level| match level {
-        Level::Green => ("✔ ok", theme::good(dark)),
+        Level::Green => ("● ok", theme::good(dark)),
         Level::Yellow => ("● look", theme::warning(dark)),
-        Level::Red => ("× wrong", theme::error(dark)),
+        Level::Red => ("● wrong", theme::error(dark)),
     };
     let counted = |level: Level| preflight.checks.iter().filter(|check| check.level == level).count();
     let [green, yellow, red] = [Level::Green, Level::Yellow, Level::Red].map(counted);
