@@ -122,20 +122,22 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trai
         kept += 4 * d + 2 * (q + kv) + 2 * f + 3 * heads * t;
     }
     let layers = wide(shape.num_hidden_layers);
-    let activations = match config.gradient_checkpointing {
-        false => tokens * kept * layers,
-        true => tokens * d * (layers + 3) + tokens.min(wide(together(config.sequence_length)) * t) * 2 * kept,
-    };
-    let logits = (32u64 << 20).min(4 * tokens * shape.vocab_size as u64);
+    let logits = (32u64 << 20).min(4 * tokens * shape.vocab_size as u64) * if compute.is_cpu() { 1 } else { 4 };
     let table = if trained == Trained::All { 4 * wide(shape.vocab_size) * d } else { 0 };
+    // Layers that are computed again are there one after the other, and not while the head works.
+    let together = tokens.min(wide(together(config.sequence_length)) * t);
+    let (activations, at_work) = match config.gradient_checkpointing {
+        false => (tokens * kept * layers, ("logits and head", logits)),
+        true => (tokens * d * (layers + 3), ("a layer, or the head", logits.max(4 * together * 2 * kept))),
+    };
     let gradients = 4 * numbers * if config.accumulation > 1 { 2 } else { 1 };
     let moments = if config.optim == Optim::Adamw { 8 * numbers } else { 2 * numbers + 8 * numbers / 256 };
     BTreeMap::from([
         ("weights".to_string(), weights),
-        ("gradients".to_string(), gradients),
+        ("gradients".to_string(), gradients + table),
         ("optimizer".to_string(), moments),
         ("activations".to_string(), 4 * activations),
-        ("logits and head".to_string(), logits * if compute.is_cpu() { 1 } else { 4 } + table),
+        (at_work.0.to_string(), at_work.1),
     ])
 }
 
