@@ -238,7 +238,7 @@ fn what_would_teach_something_wrong_does_not_begin() {
     refused(|config, _| config.target_modules = Targets::Pattern("(".into()), "not a regular expression");
     refused(|config, _| config.target_modules = Targets::Pattern("nothing".into()), "there are down_proj");
     refused(|config, _| config.init_adapter = Some("base".into()), "adapter_config.json");
-    refused(|config, _| config.max_seq_length = 12, "pre-flight");
+    refused(|config, _| config.max_seq_length = 12, "its answer begins after the 12 tokens");
     refused(|config, _| config.date = Some("tomorrow".into()), "--date tomorrow");
     let rows =
         |text: &'static str| move |_: &mut FinetuneConfig, store: &Store| block_on(store.write("train.jsonl", text.as_bytes())).unwrap();
@@ -415,9 +415,9 @@ fn the_x_ray_shows_what_is_cut_off() {
     };
     let whole = shown(&config);
     assert_eq!((whole.cut.len(), whole.lost_tokens), (0, 0));
-    let kept = whole.pieces.len() - 9;
+    let kept = whole.pieces.len() - 2;
     let cut = shown(&FinetuneConfig { max_seq_length: kept, ..config });
-    assert_eq!((cut.pieces.len(), cut.cut.len(), cut.lost_tokens), (kept, 9, 9));
+    assert_eq!((cut.pieces.len(), cut.cut.len(), cut.lost_tokens), (kept, 2, 2));
     assert_eq!([cut.pieces, cut.cut].concat(), whole.pieces);
 }
 

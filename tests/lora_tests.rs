@@ -227,7 +227,7 @@ fn gradients_made_a_layer_at_a_time_are_those_made_at_once() {
             for together in [1, 2] {
                 let what = format!("{what}, {together} sequences together, on {}", compute.info.name);
                 let (again, by_layer) = layer_by_layer(&model, &batch, 0.1, together);
-                assert!(max_difference(&nll, &values(again)) < 1e-6, "{what}");
+                assert!(max_difference(&nll, &values(again)) < 5e-6, "{what}"); // products of fewer rows are summed in another order
                 assert_eq!(at_once.len(), by_layer.len());
                 for ((parameter, a), b) in model.trained().iter().zip(&at_once).zip(by_layer) {
                     let largest = a.iter().fold(1e-3f32, |largest, x| largest.max(x.abs()));

@@ -90,7 +90,7 @@ fn a_template_that_cannot_be_read_matters_only_to_conversations() {
         let error = ask(&[], vec![Message::new("user", "a")]).unwrap_err();
         assert!(error.contains(expected) && !error.contains('\n'), "{error}");
         let error = block_on(finetune::run(&config, false, &store, &control)).unwrap_err().to_string();
-        assert!(error.contains("none of the rows can be used") && error.contains(expected), "{error}");
+        assert!(error.contains("none of the training rows can be used") && error.contains(expected), "{error}");
         write(&store, "rows.jsonl", &"{\"prompt\":\"a\",\"completion\":\"b\"}\n".repeat(8));
         block_on(finetune::run(&config, false, &store, &control)).unwrap();
     }
