@@ -46,7 +46,7 @@ open_window() {
     form=${4//\"/\\\\\\\"}
     printf '{"app":"\\"%s\\""}' "$form" >"$XDG_DATA_HOME/smolforge/app.ron"
     exec 3<>"$work/display"
-    Xvfb -displayfd 3 -screen 0 "${size}x24" -nolisten tcp 2>/dev/null &
+    Xvfb -displayfd 3 -screen 0 "${size}x24" -nolisten tcp -noreset 2>/dev/null &
     screen=$!
     pids+=("$screen")
     read -r -u 3 display
@@ -143,6 +143,7 @@ tuning() {
     [ "$width" -ge 700 ] || { picture "$folder/tune-form-$width.png"; xdotool mousemove 100 44 click 1; }
     sleep 4
     picture "$folder/tune-rows-$theme-$width.png"
+    [ "$width" -ge 700 ] || xdotool mousemove 42 44 click 1 sleep 1 # the form has the keys
     keys ctrl+Return
     until_true 120 tuned "$out" 40
     picture "$folder/tune-run-$theme-$width.png"

@@ -103,7 +103,7 @@ impl Fields<'_> {
             } else if choices.is_empty() {
                 let width = match value {
                     Value::Number(_) => 80.0,
-                    Value::Array(_) => 240.0,
+                    Value::Array(_) => (ui.available_width() - 40.0).clamp(100.0, 240.0),
                     _ => 150.0,
                 };
                 let hint = if default.is_null() { "–" } else { "" };
