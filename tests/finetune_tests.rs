@@ -327,6 +327,32 @@ fn rows_that_cannot_be_asked_end_no_run() {
 }
 
 #[test]
+fn what_cannot_be_used_is_never_held_out() {
+    let (store, config) = small();
+    for seed in 0..4 {
+        let text = block_on(store.read_text("train.jsonl")).unwrap();
+        let rows: Vec<&str> = text.lines().take(3).collect();
+        let long = serde_json::json!({"messages": [{"role": "user", "content": "much longer ".repeat(100)}, {"role": "assistant", "content": "1 mm"}]});
+        block_on(store.write("few.jsonl", format!("{}\n{}", rows.join("\n"), long).as_bytes())).unwrap();
+        let config = FinetuneConfig {
+            train_file: Files(vec!["few.jsonl".into(), String::new()]), // as a form with an empty line has it
+            validation_file: Files(vec![String::new()]),
+            validation_split: 0.25,
+            max_steps: 1,
+            output_dir: format!("runs/few-{seed}"),
+            seed,
+            ..config.clone()
+        };
+        let (ended, events) = run(&store, &config, false, None);
+        assert_eq!(ended.unwrap(), Ended::Finished);
+        assert!(events.iter().any(|event| matches!(event, Event::Evaluated { .. })));
+    }
+    let (_, many) = small();
+    let error = run(&store, &FinetuneConfig { max_steps: 1_000_000_000, ..many }, false, None).0.unwrap_err().to_string();
+    assert!(error.contains("--max-steps 1000000000: 250000000 passes"), "{error}");
+}
+
+#[test]
 fn files_may_be_larger_than_a_configuration() {
     let (store, mut config) = small();
     let mut text = block_on(store.read_text("train.jsonl")).unwrap();

@@ -94,8 +94,8 @@ impl App {
             }
             let listed = matches!(event, Event::Runs { .. });
             self.session.apply(id, event);
-            let Forms { generate, second, tune, shelf, .. } = &mut self.forms;
-            for model in [&mut generate.model, second, &mut tune.model_name, &mut shelf.model].into_iter().filter(|_| listed) {
+            let Forms { generate, second, tune, .. } = &mut self.forms;
+            for model in [&mut generate.model, second, &mut tune.model_name].into_iter().filter(|_| listed) {
                 if let Some(newest) = view::generate::current(&self.session, model) {
                     *model = newest;
                 }

@@ -32,7 +32,7 @@ pub fn show<'a>(ui: &mut Ui, plan: &'a PlanReport, current: bool) -> Option<&'a 
             let words: Vec<String> = suggestion.iter().map(|(key, value)| format!("{} {}", key.replace('_', " "), plain(value))).collect();
             ui.horizontal_wrapped(|ui| {
                 let button = ui.button(RichText::new("make it fit").strong());
-                if button.on_hover_text("As many tokens in an update, in less memory").clicked() {
+                if button.on_hover_text("What needs less memory; the first keys change no results").clicked() {
                     wanted = Some(suggestion);
                 }
                 ui.label(words.join(", "));
@@ -52,8 +52,9 @@ fn numbers(ui: &mut Ui, plan: &PlanReport) {
         let parts = plan.memory_bytes.iter().map(|(name, size)| format!("{name} {}", bytes(*size)));
         ui.label(RichText::new(parts.collect::<Vec<_>>().join(" · ")).small().weak());
     });
+    let planned: f64 = plan.sources.values().map(|source| source.planned).sum();
     for (name, source) in &plan.sources {
-        let share = source.planned / plan.tokens.max(1) as f64;
+        let share = source.planned / planned.max(1.0);
         ui.label(format!("{name}: {} of the run, {:.2} passes over {} tokens", percent(share), source.epochs, count(source.tokens)));
     }
     for warning in &plan.warnings {

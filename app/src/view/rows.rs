@@ -41,6 +41,7 @@ pub fn wanted(forms: &Forms) -> Option<Command> {
         ..FinetuneConfig::default()
     };
     let RowsShown { first, row, .. } = forms.rows.clone();
+    let first = if row.is_some() { 0 } else { first };
     Some(Command::Inspect { config: Box::new(config), first, count: PAGE, row })
 }
 
@@ -86,7 +87,7 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
     }
     let known = session.rows.as_ref().filter(|rows| config_of(&rows.command) == config_of(&wanted));
     match last.map(|job| &job.state) {
-        Some(JobState::Failed(why)) if known.is_none() => {
+        Some(JobState::Failed(why)) if known.is_none_or(|rows| rows.examples.is_empty()) => {
             ui.colored_label(theme::error(ui.visuals().dark_mode), format!("error: {why}"));
         }
         None if !free => drop(ui.weak("These rows are read when the run in progress has ended.")),
@@ -219,7 +220,8 @@ fn pages(ui: &mut Ui, rows: &Rows, shown: &mut RowsShown) {
                 }
             }
             None => {
-                let first = shown.first.min(all.saturating_sub(1));
+                shown.first = shown.first.min(all.saturating_sub(1) / PAGE * PAGE);
+                let first = shown.first;
                 if ui.add_enabled(first > 0, egui::Button::new("◀")).on_hover_text("Rows before").clicked() {
                     shown.first = first.saturating_sub(PAGE);
                 }

@@ -267,7 +267,8 @@ fn confirm(ui: &Ui, forms: &mut Forms, run: &RunSummary, asks: &mut Vec<Ask>) {
         ui.set_max_width(420.0);
         ui.heading(format!("Delete {}?", run.path));
         let checkpoints = run.checkpoints.len();
-        ui.label(format!("Its log, plots and {checkpoints} checkpoints ({}) are removed for good.", bytes(run.size_bytes)));
+        let result = if run.tuning.is_some() { ", what it trained" } else { "" };
+        ui.label(format!("Its log, plots{result} and {checkpoints} checkpoints ({}) are removed for good.", bytes(run.size_bytes)));
         ui.add_space(theme::GAP);
         ui.horizontal(|ui| {
             if ui.button(RichText::new("delete the run").color(theme::error(ui.visuals().dark_mode))).clicked() {

@@ -447,7 +447,7 @@ impl FinetuneConfig {
         if self.model_name.trim().is_empty() {
             return Err(Error::Config("--model-name is missing: name a Hugging Face folder, a run or a model on the hub".into()));
         }
-        if self.train_file.0.is_empty() {
+        if self.train_file.0.iter().all(|file| file.trim().is_empty()) {
             return Err(Error::Config("--train-file is missing: name a JSONL file of training rows".into()));
         }
         if self.output_dir.trim().is_empty() {

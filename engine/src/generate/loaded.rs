@@ -14,7 +14,7 @@ use crate::store::Store;
 const POSITIONS: usize = 4096;
 
 /// Pieces of a file of weights that are looked at, and bytes of each.
-const LOOKS: u64 = 8;
+const LOOKS: u64 = 256;
 const LOOK_BYTES: u64 = 4096;
 
 /// The model of the last text, for the next one.

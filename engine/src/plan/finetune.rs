@@ -35,7 +35,7 @@ pub async fn run(config: &FinetuneConfig, base: &str, budget_bytes: Option<u64>,
     let adapter = finetune::adapter(config);
     let numbers = adapter.parameters(&shape)?;
     let longest = examples.longest();
-    let plan = TrainConfig { sequence_length: longest, ..updates(config, &examples, &shape) };
+    let plan = TrainConfig { sequence_length: longest, ..updates(config, &examples, &shape)? };
     let needed = |config: &FinetuneConfig, length: usize| needed(config, &plan, length, &shape, numbers, &compute);
     let memory_bytes = needed(config, longest);
     let peak_bytes: u64 = memory_bytes.values().sum();

@@ -35,7 +35,7 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, row: Optio
     control.emit(Event::Preflight(report.clone()));
     let wanted = |place: &Place| row.is_none_or(|row| place.to_string() == row || place.line.to_string() == row);
     let rows = read.examples.iter().zip(&encoded).filter(|(_, example)| wanted(&example.place));
-    for (row, example) in rows.skip(first).take(count) {
+    for (row, example) in rows.skip(if row.is_some() { 0 } else { first }).take(count) {
         control.emit(Event::Example(ExampleReport {
             row: example.place.to_string(),
             task: example.task.clone(),
@@ -43,6 +43,9 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, row: Optio
             pieces: encoder.pieces(&example.document),
             cut: if example.lost_tokens > 0 { cut(&encoder, row, example.document.tokens.len())? } else { Vec::new() },
         }));
+    }
+    if let Some(bad) = read.bad.iter().find(|bad| row.is_some() && wanted(&bad.place)) {
+        return Err(Error::Data(format!("row {} is left out: {}", bad.place, bad.reason)));
     }
     if let Some(row) = row.filter(|_| !encoded.iter().any(|example| wanted(&example.place))) {
         return Err(Error::Data(format!("there is no example of row {row}; the last one is row {}", encoded[encoded.len() - 1].place)));

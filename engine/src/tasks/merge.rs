@@ -60,8 +60,9 @@ pub async fn run(model: &str, adapters: &[AdapterChoice], out: &str, dtype: Expo
             if dtype == Dtype::F16 {
                 measured.rounding += values.iter().map(|value| f64::from(f16::from_f32(*value).to_f32() - value).powi(2)).sum::<f64>();
             }
-            if let (Some(_), Some((_, original))) = (&packed, &original) {
-                measured.in_4_bits += squares(&before, &original.read(tensor)?);
+            let full = packed.is_some().then(|| original.as_ref()?.1.read(tensor).ok()).flatten();
+            if let Some(full) = full {
+                measured.in_4_bits += squares(&before, &full);
             } else if packed.is_none() && adapter.config.four_bits {
                 measured.in_4_bits += squares(&before, &Nf4::quantize(&before, rows, columns).dense());
             }

@@ -110,11 +110,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     let files = speech.files(store, &base).await?;
     let Speech { tokenizer, shape, date, stops, .. } = speech;
     config.date = Some(date);
-    let plan = updates(&config, &examples, &shape);
-    let passes = plan.steps / examples.updates_per_epoch();
-    if passes > MOST_PASSES {
-        return Err(Error::Config(format!("--max-steps {}: {passes} passes over the rows; at most {MOST_PASSES} are made", plan.steps)));
-    }
+    let plan = updates(&config, &examples, &shape)?;
     let (sizes, per_epoch) = (examples.sizes(), examples.updates_per_epoch());
     let longest = prompts.iter().map(|(_, prompt)| prompt.len() + config.sample_tokens).max().unwrap_or(0);
     let positions = (examples.longest() + 16).max(longest).min(shape.max_position_embeddings.next_multiple_of(16));
@@ -234,12 +230,19 @@ async fn load_base(
 }
 
 /// The run as updates: how many, how large, and what happens between them. Every epoch is a stage.
-pub fn updates(config: &FinetuneConfig, examples: &Examples, shape: &LlamaConfig) -> TrainConfig {
+///
+/// # Errors
+/// [`Error::Config`] for more passes than anybody makes.
+pub fn updates(config: &FinetuneConfig, examples: &Examples, shape: &LlamaConfig) -> Result<TrainConfig> {
     let per_epoch = examples.updates_per_epoch();
     let steps = match config.max_steps {
         steps if steps > 0 => steps as u32,
         _ => (config.num_epochs * f64::from(per_epoch)).ceil().max(1.0) as u32,
     };
+    let passes = steps / per_epoch;
+    if passes > MOST_PASSES {
+        return Err(Error::Config(format!("--max-steps {steps}: {passes} passes over the rows; at most {MOST_PASSES} are made")));
+    }
     let stages = (0..steps.div_ceil(per_epoch)).map(|epoch| Stage {
         name: format!("Epoch {}", epoch + 1),
         start: epoch * per_epoch,
@@ -253,7 +256,7 @@ pub fn updates(config: &FinetuneConfig, examples: &Examples, shape: &LlamaConfig
     let eval_steps = if config.eval_steps == 0 { config.save_steps } else { config.eval_steps };
     let warmup = if config.warmup_steps > 0 { config.warmup_steps } else { (config.warmup_ratio * f64::from(steps)).ceil() as u32 };
     let files = SourceConfig::Paths(config.train_file.0.clone());
-    TrainConfig {
+    Ok(TrainConfig {
         out: config.output_dir.clone(),
         device: config.device,
         precision: config.precision(),
@@ -286,7 +289,7 @@ pub fn updates(config: &FinetuneConfig, examples: &Examples, shape: &LlamaConfig
         save_every: every(config.save_strategy, config.save_steps),
         save_total_limit: config.save_total_limit,
         ..TrainConfig::default()
-    }
+    })
 }
 
 /// What a resumed run must share with its beginning, as `configuration-tokenizer-data`; the base's hash comes after it.

@@ -40,7 +40,7 @@ pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, c
     };
     format.check()?;
     let mut files = Vec::new();
-    for pattern in patterns {
+    for pattern in patterns.iter().filter(|pattern| !pattern.trim().is_empty()) {
         files.extend(store.expand(pattern).await?);
     }
     let mut read = Read::default();
@@ -57,7 +57,9 @@ pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, c
         if rows.examples.is_empty() {
             let why = rows.bad.first().map(|bad| format!("line {}: {}", bad.place.line, bad.reason));
             return Err(Error::Data(match why {
-                Some(why) => format!("{file} holds no row that can be used; {why}{MEND}"),
+                Some(why) => {
+                    format!("{file} holds no row that can be used; {why}; mend the rows, or tell other names of keys with --columns")
+                }
                 None => format!("{file} holds no rows"),
             }));
         }
@@ -66,9 +68,6 @@ pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, c
     }
     Ok(Some(read))
 }
-
-/// What to do about bad rows.
-const MEND: &str = "; mend the rows, or tell other names of keys with --columns";
 
 impl Read {
     /// Makes ids of the rows. What the template refuses is bad, and what loses all that is to be learned to the limit of
@@ -113,7 +112,7 @@ impl Read {
         }
         if config.bad_rows == BadRows::Refuse {
             let more = if count > 1 { format!(" (and {} more rows)", count - 1) } else { String::new() };
-            return Err(Error::Data(format!("{first}{more}{MEND}")));
+            return Err(Error::Data(format!("{first}{more}; mend the rows, or leave bad ones out with --bad-rows skip")));
         }
         let places: Vec<String> = self.bad.iter().take(MOST_NAMED).map(|bad| bad.place.to_string()).collect();
         let more = if count > MOST_NAMED { ", …" } else { "" };
@@ -143,39 +142,38 @@ pub struct Prepared {
 /// What is wrong with model, files, rows or template; see [`refuse`].
 pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control: &Control) -> Result<Option<Prepared>> {
     let speech = Speech::load(store, base, config.chat_template.as_deref(), config.date.as_deref()).await?;
-    let Some(mut training) = read(config, &config.train_file.0, store, control).await? else { return Ok(None) };
-    let mut validation = match config.validation_file.0.as_slice() {
-        [] => Read::default(),
-        files => match read(config, files, store, control).await? {
-            Some(read) => read,
-            None => return Ok(None),
-        },
-    };
-    if config.validation_file.0.is_empty() {
-        (training.examples, validation.examples) = split(training.examples, config);
-    }
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
-    let Some(encoded) = training.encode("training rows", &encoder, config, control).await? else { return Ok(None) };
-    let preflight = preflight(&encoder, &encoded, &training.bad, speech.shape.pad_token_id);
-    let Some(held_out) = validation.encode("validation rows", &encoder, config, control).await? else { return Ok(None) };
+    let Some(mut read_training) = read(config, &config.train_file.0, store, control).await? else { return Ok(None) };
+    let Some(encoded) = read_training.encode("training rows", &encoder, config, control).await? else { return Ok(None) };
+    let preflight = preflight(&encoder, &encoded, &read_training.bad, speech.shape.pad_token_id);
+    let rows: Vec<_> = read_training.examples.into_iter().zip(encoded).collect();
+    let (training, held_out) = match config.validation_file.0.as_slice() {
+        files if files.iter().all(|file| file.trim().is_empty()) => split(rows, config),
+        files => {
+            let Some(mut validation) = read(config, files, store, control).await? else { return Ok(None) };
+            let Some(encoded) = validation.encode("validation rows", &encoder, config, control).await? else { return Ok(None) };
+            (rows, validation.examples.into_iter().zip(encoded).collect())
+        }
+    };
     if held_out.is_empty() && config.load_best_model_at_end {
         control.warn("no rows are held out: load_best_model_at_end has nothing to go by, and the last step is taken");
     }
-    let kinds = kinds(training.examples.iter().chain(&validation.examples));
+    let kinds = kinds(training.iter().chain(&held_out).map(|(example, _)| example));
     let kind = |task: &Option<String>| kind(&kinds, task.as_deref());
-    let kinded = [encoded, held_out].map(|part| part.into_iter().map(|done| (kind(&done.task), done.document)).collect());
     refuse(&preflight)?;
     let mut prompts: Vec<(String, Vec<u32>)> = Vec::new();
-    let asked = if validation.examples.is_empty() { &training.examples } else { &validation.examples };
+    let asked = if held_out.is_empty() { &training } else { &held_out };
     for index in 0..kinds.len() {
         // The first that the template does not refuse and the context has room for.
         let room = speech.shape.max_position_embeddings.saturating_sub(config.sample_tokens);
-        let questions = asked.iter().filter(|example| kind(&example.task) == index && config.sample_tokens > 0);
+        let examples = asked.iter().map(|(example, _)| example);
+        let questions = examples.filter(|example| kind(&example.task) == index && config.sample_tokens > 0);
         let mut questions = questions.filter_map(|example| speech.question(example).ok().flatten());
         prompts
             .extend(questions.find(|(_, ids, _)| !ids.is_empty() && ids.len() < room).map(|(asked, ids, _)| (format!("{asked}\n"), ids)));
     }
-    let [training, held_out] = kinded;
+    let [training, held_out] =
+        [training, held_out].map(|part| part.into_iter().map(|(_, done)| (kind(&done.task), done.document)).collect());
     let size = [config.per_device_train_batch_size, config.gradient_accumulation_steps];
     let packing = config.packing.then_some(encoder.max_length);
     let pad = speech.shape.pad_token_id.or(speech.stops.first().copied()).unwrap_or(0);
@@ -198,15 +196,15 @@ pub fn refuse(preflight: &Preflight) -> Result<()> {
 }
 
 /// Keeps a share of the rows out of training; the same ones for the same seed.
-fn split(examples: Vec<Example>, config: &FinetuneConfig) -> (Vec<Example>, Vec<Example>) {
-    let count = examples.len();
+fn split<T>(rows: Vec<T>, config: &FinetuneConfig) -> (Vec<T>, Vec<T>) {
+    let count = rows.len();
     let held_out = ((count as f64 * config.validation_split).round() as usize).min(count.saturating_sub(1));
     let order = Permutation::new(count as u64, mix(config.seed ^ 0x5e1ec7));
     let mut chosen = vec![false; count];
     (0..held_out).for_each(|i| chosen[order.at(i as u64) as usize] = true);
-    let (held_out, training): (Vec<_>, Vec<_>) = examples.into_iter().zip(chosen).partition(|(_, chosen)| *chosen);
-    let examples = |pairs: Vec<(Example, bool)>| pairs.into_iter().map(|(example, _)| example).collect();
-    (examples(training), examples(held_out))
+    let (held_out, training): (Vec<_>, Vec<_>) = rows.into_iter().zip(chosen).partition(|(_, chosen)| *chosen);
+    let rows = |pairs: Vec<(T, bool)>| pairs.into_iter().map(|(row, _)| row).collect();
+    (rows(training), rows(held_out))
 }
 
 /// Which of the kinds examples of a task are.

@@ -132,6 +132,10 @@ fn other_rows_are_a_click_away() {
     harness.run_steps(5);
     let asks = std::mem::take(&mut harness.state_mut().asks);
     assert!(matches!(asks.last(), Some(Ask::Begin(Command::Inspect { first: 20, row: None, .. }))), "{asks:?}");
+    harness.get_by_label("7").click();
+    harness.run_steps(5);
+    let asks = std::mem::take(&mut harness.state_mut().asks);
+    assert!(matches!(asks.last(), Some(Ask::Begin(Command::Inspect { first: 0, row: Some(_), .. }))), "{asks:?}");
 }
 
 #[test]

@@ -8,10 +8,11 @@ use crate::config::TrainConfig;
 use crate::config::finetune::{Files, FinetuneConfig};
 use crate::control::Control;
 use crate::data::manual;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::{AdapterChoice, AnswersRequest, DeviceChoice, ExportDtype, Matches, Sampling};
 use crate::store::Store;
 use crate::tasks::{answers, export};
+use crate::train::run::quoted;
 use crate::train::{Ended, finetune, pretrain};
 
 /// Held-out questions that are asked of the base, and of what it has become.
@@ -23,11 +24,13 @@ const SPEC: &str = "spec";
 
 /// The configuration that the demo writes beside its rows; a number of epochs for as many updates.
 fn yaml(out: &str, device: DeviceChoice, seed: u64, updates: u32) -> String {
+    let path = |end: &str| serde_json::Value::from(format!("{out}/{end}")).to_string();
+    let [model, training, validation, tuned] = ["model", "rows/train.jsonl", "rows/val.jsonl", "tuned"].map(path);
     let device = serde_json::to_value(device).ok().and_then(|word| Some(word.as_str()?.to_string())).unwrap_or_default();
     format!(
         "# smolforge finetune THIS_FILE --output-dir FOLDER trains another adapter on the same rows.
 huggingface:
-  model_name: {out}/model
+  model_name: {model}
   max_seq_length: 128
 
 qlora:
@@ -38,9 +41,9 @@ qlora:
   target_modules: all-linear
 
 training:
-  train_file: {out}/rows/train.jsonl
-  validation_file: {out}/rows/val.jsonl
-  output_dir: {out}/tuned
+  train_file: {training}
+  validation_file: {validation}
+  output_dir: {tuned}
   device: {device}
   seed: {seed}
   max_steps: {updates}
@@ -71,6 +74,11 @@ pub async fn run(
     control: &Control,
 ) -> Result<(Ended, Vec<String>)> {
     may_begin(&format!("{out}/base"), out, steps, store).await?;
+    if updates == 0 {
+        return Err(Error::Config("--updates 0: the adapter learns nothing; give 1 or more".into()));
+    }
+    let yaml = yaml(out, device, seed, updates);
+    let (config_of_run, _) = FinetuneConfig::from_yaml(&yaml)?;
     if !corpora(out, seed, store, control).await? {
         return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]));
     }
@@ -83,9 +91,8 @@ pub async fn run(
     let [training, held_out] = manual::rows(seed);
     store.write(&format!("{out}/rows/train.jsonl"), training.as_bytes()).await?;
     store.write(&format!("{out}/rows/val.jsonl"), held_out.as_bytes()).await?;
-    let yaml = yaml(out, device, seed, updates);
     store.write(&format!("{out}/config.yaml"), yaml.as_bytes()).await?;
-    let (config, _) = FinetuneConfig::from_yaml(&yaml)?;
+    let config = config_of_run;
 
     let Some(before) = asked(&config, None, store, control).await? else { return Ok((Ended::Stopped, Vec::new())) };
     let (ended, hints) = finetune::run(&config, false, store, control).await?;
@@ -95,6 +102,7 @@ pub async fn run(
     let Some(after) = asked(&config, Some(format!("{out}/tuned/adapter")), store, control).await? else {
         return Ok((Ended::Stopped, Vec::new()));
     };
+    let file = |end: &str| quoted(&format!("{out}/{end}"));
     let share = |matches: &BTreeMap<String, Matches>| 100.0 * matches.get(SPEC).map_or(0.0, Matches::exact_share);
     Ok((
         Ended::Finished,
@@ -102,8 +110,8 @@ pub async fn run(
             format!("held-out [SPEC] questions answered exactly: {:.1} % before, {:.1} % after fine-tuning", share(&before), share(&after)),
             format!("{out}/rows: what was learned and what was held out; {out}/config.yaml: the configuration"),
             format!("{out}/tuned/report.html: plots of the run; {out}/tuned/adapter: the adapter, also for peft"),
-            format!("try: smolforge chat --model {out}/model --adapter {out}/tuned"),
-            format!("look at every row: smolforge inspect {out}/rows/train.jsonl --model {out}/model"),
+            format!("try: smolforge chat --model {} --adapter {}", file("model"), file("tuned")),
+            format!("look at every row: smolforge inspect {} --model {}", file("rows/train.jsonl"), file("model")),
         ],
     ))
 }
