@@ -165,8 +165,15 @@ export async function choose(page, name, entry) {
 /** Replaces the text of a field. */
 export async function type(page, name, text) {
   const field = page.getByRole('textbox', { name, exact: true }).and(page.locator(`[aria-valuetext=${JSON.stringify(text)}]`));
+  const options = { exact: true };
   await again(async () => {
-    await click(page, 'textbox', name, { exact: true });
+    // What is typed must not go where something else has moved to meanwhile.
+    for (let before = null, now = ''; before !== now;) {
+      before = JSON.stringify(await place(page, 'textbox', name, options));
+      await click(page, 'textbox', name, options);
+      await sleep(300);
+      now = JSON.stringify(await place(page, 'textbox', name, options));
+    }
     await page.keyboard.press('Control+a');
     await page.keyboard.type(text);
   }, (timeout) => field.first().waitFor({ state: 'attached', timeout }));
