@@ -26,6 +26,11 @@ pub fn amount(number: u64, unit: &str) -> String {
     if unit == "bytes" { bytes(number) } else { format!("{} {unit}", count(number)) }
 }
 
+/// Tokens a second that a text took after its first token, whose time is the prompt's; nothing of a text of one token.
+pub fn written_per_sec(tokens: usize, decode_secs: f64) -> Option<f64> {
+    (tokens > 1 && decode_secs > 0.0).then(|| (tokens - 1) as f64 / decode_secs)
+}
+
 /// Three significant digits below a thousand, separators above: `0.123`, `53.1`, `41,600`.
 pub fn rate(number: f64) -> String {
     match number {

@@ -377,9 +377,9 @@ pub enum Event {
         tokens: Vec<u32>,
         /// `stop` (end-of-text or a stop string), `length` or `cancelled`.
         finish: String,
-        /// Seconds for the prompt.
+        /// Seconds until the first new token.
         prefill_secs: f64,
-        /// Seconds for the new tokens.
+        /// Seconds for the other new tokens.
         decode_secs: f64,
     },
     /// Score of one text file.

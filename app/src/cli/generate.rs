@@ -11,7 +11,7 @@ use smolforge_engine::protocol::{AdapterChoice, Command, DeviceChoice, Event, Ge
 use super::progress::{Screen, dim};
 use super::table::Table;
 use super::{DEVICES, Usage, adapter, choice, drive, is_last, store};
-use crate::units::{count, duration, percent, rate};
+use crate::units::{count, duration, percent, rate, written_per_sec};
 
 /// Generate text from a model
 #[derive(Debug, clap::Args)]
@@ -201,15 +201,15 @@ impl Samples {
                 Ok(())
             }
             Event::Generated { prompt, sample, prompt_tokens, tokens, finish, prefill_secs, decode_secs, .. } => {
-                let per_sec = |tokens: usize, secs: f64| if secs > 0.0 { rate(tokens as f64 / secs) } else { "–".into() };
+                let per_sec = |speed: Option<f64>| speed.map_or("–".into(), rate);
                 let stats = format!(
                     "prompt: {} tokens in {} ({} tokens/s) · text: {} tokens in {} ({} tokens/s) · ended by {finish}",
                     count(*prompt_tokens as u64),
                     duration(*prefill_secs),
-                    per_sec(*prompt_tokens, *prefill_secs),
+                    per_sec((*prefill_secs > 0.0).then(|| *prompt_tokens as f64 / prefill_secs)),
                     count(tokens.len() as u64),
                     duration(*decode_secs),
-                    per_sec(tokens.len(), *decode_secs),
+                    per_sec(written_per_sec(tokens.len(), *decode_secs)),
                 );
                 self.waiting.entry((*prompt, *sample)).or_default().stats = Some(stats);
                 self.advance(screen)

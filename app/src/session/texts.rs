@@ -2,6 +2,8 @@
 
 use smolforge_engine::protocol::{GenerateRequest, JobId};
 
+use crate::units::written_per_sec;
+
 use super::{JobState, Session};
 
 /// A text that was asked for.
@@ -100,8 +102,9 @@ impl Session {
     /// Tokens per second of the last text of a model, or of any.
     fn speed(&self, model: &str) -> Option<f64> {
         let speeds = self.texts.iter().rev().filter_map(|text| {
-            let (tokens, secs) = text.finished.iter().fold((0, 0.0), |(tokens, secs), (more, took, _)| (tokens + more, secs + took));
-            (tokens > 1 && secs > 0.0).then(|| (text.request.model.as_str(), tokens as f64 / secs))
+            let add = |(tokens, secs), (more, took, _): &(usize, f64, String)| (tokens + more.saturating_sub(1), secs + took);
+            let (after_first, secs) = text.finished.iter().fold((0, 0.0), add);
+            Some((text.request.model.as_str(), written_per_sec(after_first + 1, secs)?))
         });
         let speeds: Vec<(&str, f64)> = speeds.collect();
         speeds.iter().find(|(of, _)| *of == model).or(speeds.first()).map(|(_, speed)| *speed)
@@ -169,7 +172,7 @@ mod tests {
     fn times_follow_from_what_was_written_before() {
         let mut session = session(&[("m", "a"), ("m", "b"), ("m", "c")]);
         assert_eq!(session.eta_secs(3), None, "nothing was written yet");
-        end(&mut session, 1, 10, 2.0);
+        end(&mut session, 1, 11, 2.0);
         session.apply(2, Event::Started { job: "generate".into(), version: String::new() });
         session.apply(2, Event::Text { prompt: 0, sample: 0, text: "x".into() });
         session.apply(3, Event::Waiting { position: 1 });

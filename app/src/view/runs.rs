@@ -268,7 +268,9 @@ fn confirm(ui: &Ui, forms: &mut Forms, run: &RunSummary, asks: &mut Vec<Ask>) {
         ui.heading(format!("Delete {}?", run.path));
         let checkpoints = run.checkpoints.len();
         let result = if run.tuning.is_some() { ", what it trained" } else { "" };
-        ui.label(format!("Its log, plots{result} and {checkpoints} checkpoints ({}) are removed for good.", bytes(run.size_bytes)));
+        let inside = run.exports.iter().any(|model| model.starts_with(&run.path));
+        let models = if inside { ", models exported or merged into its folder" } else { "" };
+        ui.label(format!("Its log, plots{result}{models} and {checkpoints} checkpoints ({}) are removed for good.", bytes(run.size_bytes)));
         ui.add_space(theme::GAP);
         ui.horizontal(|ui| {
             if ui.button(RichText::new("delete the run").color(theme::error(ui.visuals().dark_mode))).clicked() {

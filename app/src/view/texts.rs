@@ -8,7 +8,7 @@ use super::{Ask, STOP, unless_hidden, with_keys};
 use crate::forms::Forms;
 use crate::session::{Job, JobState, Session, Text, Token};
 use crate::theme;
-use crate::units::{count, duration, percent, rate};
+use crate::units::{count, duration, percent, rate, written_per_sec};
 
 /// The narrowest column in which a text can be read.
 const COLUMN: f32 = 180.0;
@@ -135,8 +135,7 @@ fn sample(ui: &mut Ui, text: &Text, prompt: &str, index: usize, asks: &mut Vec<A
             "cancelled" => "stopped",
             other => other,
         };
-        // The first token comes with the prompt.
-        let speed = if *tokens > 1 { format!(" · {} tokens/s", rate(*tokens as f64 / secs.max(1e-9))) } else { String::new() };
+        let speed = written_per_sec(*tokens, *secs).map_or(String::new(), |speed| format!(" · {} tokens/s", rate(speed)));
         ui.weak(format!("{} tokens{speed} · {why}", count(*tokens as u64)));
         if text.request.messages.is_empty() && ui.small_button("go on").on_hover_text("Prompt and text become the next prompt").clicked() {
             let prompts = vec![format!("{prompt}{written}")];

@@ -137,7 +137,7 @@ pub fn description(ui: &mut Ui, session: &Session, model: &str) {
         Some(ModelReport { shape, has_chat, has_template, .. }) => {
             let chat = match (has_chat, has_template) {
                 (false, _) => "no chat template: prompts with completions, and texts",
-                (true, false) => "no chat template: chats as plain ChatML",
+                (true, false) => "no chat template of its own: chats as plain ChatML",
                 (true, true) => "chat template",
             };
             format!("{} parameters · context of {} · {chat}", count(shape.parameters()), count(shape.max_position_embeddings as u64))

@@ -123,7 +123,7 @@ fn template(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
     };
     let changed = lines_of(examples, |example| example.found == Some(Found::Contents));
     if template.is_fallback() {
-        let line = "the model brings no chat template: plain ChatML is used, and has to be used for generation, too";
+        let line = "plain ChatML, for the model has no chat template of its own: generation has to use it, too";
         return check(Level::Yellow, line.into(), Vec::new());
     }
     if !changed.is_empty() {

@@ -134,7 +134,7 @@ mod tests {
             ("C:\\models\\Llama", Some("Llama")),
             ("./tiny/", Some("tiny")),
             ("runs/mine/export-f32", None),
-            ("/tmp/export", None),
+            ("/models/export", None),
             ("merged", None),
             ("", None),
         ] {

@@ -187,8 +187,7 @@ async fn adapter(store: &Store, path: &str) -> Option<String> {
 async fn exports(store: &Store, path: &str, tuned: bool) -> Result<Vec<String>> {
     let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_string();
     let inside = store.list(path).await?.into_iter().filter(|entry| entry.folder).map(|entry| entry.name);
-    let is_model = |name: &str| name.starts_with("export") || (tuned && (name == "model" || name.starts_with("merged")));
-    let mut folders: Vec<String> = inside.filter(|folder| is_model(&name(folder))).collect();
+    let mut folders: Vec<String> = inside.filter(|folder| is_model(&name(folder), tuned)).collect();
     folders.extend(path.strip_suffix("/run").map(|demo| format!("{demo}/export")));
     let mut exports = Vec::new();
     for folder in folders {
@@ -214,6 +213,11 @@ pub async fn is_run(store: &Store, folder: &str) -> bool {
     lacks(store, folder).await.is_none()
 }
 
+/// Whether runs keep whole models under this name in their folder; `tuned`: those that fine-tune.
+fn is_model(name: &str, tuned: bool) -> bool {
+    name.starts_with("export") || (tuned && (name == "model" || name.starts_with("merged")))
+}
+
 /// Whether runs make something of this name in their folder; `tuned`: those that fine-tune.
 fn is_own(entry: &Entry, tuned: bool) -> bool {
     let name = entry.name.rsplit('/').next().unwrap_or_default();
@@ -221,15 +225,15 @@ fn is_own(entry: &Entry, tuned: bool) -> bool {
     match entry.folder {
         true => {
             ["tensorboard", "tokens", ".saving"].contains(&name)
-                || (tuned && ["adapter", "model"].contains(&name))
+                || (tuned && name == "adapter")
                 || numbered("step_")
                 || numbered("damaged_")
-                || name.starts_with("export")
+                || is_model(name, tuned)
         }
         false => {
             ["config.yaml", TUNING, "events.jsonl", "training.log", "report.html", "tokenizer.json", "shards.json", LOCK].contains(&name)
                 || (name.starts_with('.') && name.ends_with(".tmp"))
-                || (name.starts_with("export") && name.ends_with(".zip"))
+                || (is_model(name, tuned) && name.ends_with(".zip"))
         }
     }
 }
@@ -460,6 +464,21 @@ mod tests {
         block_on(delete(&store, "runs/a/")).unwrap();
         assert!(!block_on(store.exists("runs/a")) && block_on(store.exists("runs/ab/config.yaml")));
         assert!(block_on(store.exists("runs/text.txt")));
+    }
+
+    #[test]
+    fn merged_models_go_with_the_run_that_was_tuned() {
+        let store = Store::memory();
+        for path in ["runs/a", "runs/b"] {
+            run(&store, path, DONE);
+            write(&store, &format!("{path}/merged/model.safetensors"), "weights");
+            write(&store, &format!("{path}/merged-2.zip"), "packed");
+        }
+        write(&store, &format!("runs/b/{TUNING}"), "{}");
+        block_on(delete(&store, "runs/a")).unwrap();
+        block_on(delete(&store, "runs/b")).unwrap();
+        assert!(block_on(store.exists("runs/a/merged/model.safetensors")), "a folder of that name is no part of a run of texts");
+        assert!(!block_on(store.exists("runs/b")));
     }
 
     #[test]
