@@ -73,6 +73,7 @@ async fn serve(store: Store, commands: Receiver<(JobId, Command)>, events: Sende
         logs: ReadLogs::default(),
         loaded: Loaded::default(),
         computing: Cell::new(false),
+        crowded: Cell::new(false),
         events,
     });
     let executor = Rc::new(LocalExecutor::new());
@@ -93,6 +94,8 @@ struct Actor {
     loaded: Loaded,
     /// Whether a text is being generated; one whose model is still on its way is not.
     computing: Cell<bool>,
+    /// Whether the longer job in progress wants the memory that the model of a text takes.
+    crowded: Cell<bool>,
 }
 
 impl Actor {
@@ -129,13 +132,19 @@ impl Actor {
             *own.running.borrow_mut() = Some((job, signals.clone()));
             own.announce();
             if long {
-                self.loaded.clear();
+                self.crowded.set(takes_memory(&command));
+                if self.crowded.get() {
+                    self.loaded.clear();
+                }
                 if self.computing.get() {
                     signals.guest(true);
                 }
             }
             self.run(job, command, signals).await;
             *own.running.borrow_mut() = None;
+            if long {
+                self.crowded.set(false);
+            }
             if !long {
                 self.leave();
             }
@@ -153,11 +162,11 @@ impl Actor {
     /// A text has ended, well or not.
     fn leave(&self) {
         let computed = self.computing.take();
-        if let Some(host) = self.jobs.signals() {
-            self.loaded.clear(); // the longer job has the memory
-            if computed {
-                host.guest(false);
-            }
+        if self.crowded.get() {
+            self.loaded.clear();
+        }
+        if let Some(host) = self.jobs.signals().filter(|_| computed) {
+            host.guest(false);
         }
     }
 
@@ -278,6 +287,16 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
         return device::failed(&text);
     }
     Error::Internal(text.lines().next().unwrap_or("a defect without a message").to_string())
+}
+
+/// Whether a longer job puts a model of its own on a device.
+fn takes_memory(command: &Command) -> bool {
+    use Command::*;
+    let without = matches!(
+        command,
+        Inspect { .. } | Export { .. } | Merge { .. } | Tokenize { .. } | TrainTokenizer { .. } | Pack { .. } | Unpack { .. }
+    );
+    !without
 }
 
 type Outcome = Result<(Ended, Vec<String>)>;
@@ -465,7 +484,8 @@ mod tests {
         let (sender, events) = async_channel::unbounded();
         let [jobs, texts] = [(); 2].map(|()| Queue::new(sender.clone()));
         let (logs, loaded) = (ReadLogs::default(), Loaded::default());
-        (Rc::new(Actor { store, events: sender, jobs, texts, logs, loaded, computing: Cell::new(false) }), events)
+        let [computing, crowded] = [(); 2].map(|()| Cell::new(false));
+        (Rc::new(Actor { store, events: sender, jobs, texts, logs, loaded, computing, crowded }), events)
     }
 
     /// Lets one of the two workers work until a job ends, or for some time; how it ended.
@@ -504,6 +524,7 @@ mod tests {
         for (running, kept) in [(false, true), (true, false)] {
             let host = Signals::new();
             *actor.jobs.running.borrow_mut() = running.then_some((7, host));
+            actor.crowded.set(running);
             actor.texts.push(1, Command::Generate(request()));
             let event = ended(&actor, false, &events);
             assert!(matches!(&event, Some(Event::Failed { defect: false, .. })), "{event:?}");

@@ -19,7 +19,16 @@ const LOOK_BYTES: u64 = 4096;
 
 /// The model of the last text, for the next one.
 #[derive(Debug, Default)]
-pub struct Loaded(RefCell<Option<(String, Llama)>>);
+pub struct Loaded(RefCell<Option<Kept>>);
+
+/// A model, without adapters and with those that it had last; both share their weights.
+#[derive(Debug, Clone)]
+struct Kept {
+    /// See [`key_of`].
+    key: String,
+    base: Llama,
+    adapted: Option<(String, Llama)>,
+}
 
 impl Loaded {
     /// Forgets it: something else wants the memory.
@@ -33,7 +42,7 @@ impl Loaded {
     }
 
     /// The model of a request for sequences of up to `positions` tokens: the one that is here, if it is the same, else
-    /// from its files; the shell then hears `why` the device was taken.
+    /// from its files; the shell then hears `why` the device was taken. Other adapters are put on the one that is here.
     ///
     /// # Errors
     /// What is wrong with the files or the device.
@@ -47,32 +56,45 @@ impl Loaded {
         store: &Store,
         control: &Control,
     ) -> Result<Llama> {
-        let key = key_of(request, compute, store).await?;
+        let key = key_of(&format!("{} {}", request.model, compute.info.name), [&request.model], store).await?;
         // Room for a conversation that grows.
         let room = positions.next_power_of_two().max(POSITIONS).min(config.max_position_embeddings).max(positions);
-        let known = self.0.borrow().as_ref().filter(|(known, _)| *known == key).map(|(_, model)| model.clone());
-        let model = match known {
-            Some(model) if model.positions() >= positions => return Ok(model),
-            Some(model) => model.with_positions(room),
+        let fitting = |model: Llama| if model.positions() < positions { model.with_positions(room) } else { model };
+        let known = self.0.borrow().clone().filter(|kept| kept.key == key);
+        let mut kept = match known {
+            Some(kept) => kept,
             None => {
                 self.clear(); // before the next one takes its memory
                 control.notice(why);
-                let model = load(store, &request.model, config, compute, room).await?;
-                model.with_adapter(Adapter::load_mix(store, &request.adapters, &request.model, control).await?.as_ref())?
+                Kept { key, base: load(store, &request.model, config, compute, room).await?, adapted: None }
             }
         };
-        self.0.replace(Some((key, model.clone())));
+        kept.base = fitting(kept.base);
+        self.0.replace(Some(kept.clone())); // it stays where an adapter cannot be read
+        if request.adapters.is_empty() {
+            return Ok(kept.base);
+        }
+        let key = key_of(&format!("{:?}", request.adapters), request.adapters.iter().map(|adapter| &adapter.path), store).await?;
+        let model = match kept.adapted.take().filter(|(known, _)| *known == key) {
+            Some((_, model)) => fitting(model),
+            None => {
+                let adapter = Adapter::load_mix(store, &request.adapters, &request.model, control).await?;
+                kept.base.clone().with_adapter(adapter.as_ref())?
+            }
+        };
+        kept.adapted = Some((key, model.clone()));
+        self.0.replace(Some(kept));
         Ok(model)
     }
 }
 
-/// What tells a model and its adapters from others: names, and what is in their folders.
-async fn key_of(request: &GenerateRequest, compute: &Compute, store: &Store) -> Result<String> {
-    let mut hashes = String::new();
-    for folder in std::iter::once(&request.model).chain(request.adapters.iter().map(|adapter| &adapter.path)) {
-        hashes += &hash_of(store, folder).await?;
+/// What tells models or adapters from others: names, and what is in their folders.
+async fn key_of(names: &str, folders: impl IntoIterator<Item = &String>, store: &Store) -> Result<String> {
+    let mut key = names.to_string();
+    for folder in folders {
+        key += &hash_of(store, folder).await?;
     }
-    Ok(format!("{} {:?} {} {hashes}", request.model, request.adapters, compute.info.name))
+    Ok(key)
 }
 
 /// Hash of the configurations in a folder and of some bytes of its weights: another one after any training.
@@ -144,25 +166,51 @@ pub(crate) mod tests {
     #[test]
     fn the_same_model_is_loaded_once_and_another_one_anew() {
         let (store, loaded, request) = (tiny("tiny_llama"), Loaded::default(), request());
+        assert!(loaded.is_empty() && loads(&request, &loaded, &store));
+        assert!(!loads(&request, &loaded, &store) && !loaded.is_empty());
+        let other = GenerateRequest { prompts: vec!["b".into()], max_new_tokens: 5, ..request.clone() };
+        assert!(!loads(&other, &loaded, &store), "another text");
+    }
+
+    #[test]
+    fn adapters_change_while_the_weights_stay() {
+        let (store, loaded, request) = (tiny("tiny_llama"), Loaded::default(), request());
         let golden = Store::folder("../tests/golden");
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             let bytes = block_on(golden.read(&format!("tiny_llama_lora/{file}"))).unwrap();
             block_on(store.write(&format!("a/{file}"), &bytes)).unwrap();
         }
-        assert!(loaded.is_empty() && loads(&request, &loaded, &store));
-        assert!(!loads(&request, &loaded, &store) && !loaded.is_empty());
-        let other = GenerateRequest { prompts: vec!["b".into()], max_new_tokens: 5, ..request.clone() };
-        assert!(!loads(&other, &loaded, &store), "another text");
-        let adapted = |strength| {
-            let adapters = vec![AdapterChoice { path: "a".into(), strength }];
-            GenerateRequest { adapters, ..request.clone() }
+        let config = block_on(hub::read_config(&store, "m")).unwrap();
+        let (compute, _) = block_on(Compute::open(DeviceChoice::Cpu)).unwrap();
+        let asked = block_on(Adapter::load(&store, "a")).unwrap().config;
+        // What the model of a request has beside its weights, and what was said meanwhile.
+        let given = |strengths: &[f64]| {
+            let (control, _signals, events) = Control::connect();
+            let adapters = strengths.iter().map(|strength| AdapterChoice { path: "a".into(), strength: *strength }).collect();
+            let request = GenerateRequest { adapters, ..request.clone() };
+            let model = block_on(loaded.model(&request, &config, &compute, "loads".into(), 9, &store, &control));
+            let pairs = model.map(|model| block_on(Adapter::read(&model, &asked)).unwrap().pairs);
+            (pairs, std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event).collect::<Vec<_>>())
         };
-        assert!(loads(&adapted(1.0), &loaded, &store) && !loads(&adapted(1.0), &loaded, &store));
-        assert!(loads(&adapted(0.5), &loaded, &store));
+        let loads = [Event::Notice { warning: false, text: "loads".into() }];
+        let (whole, said) = given(&[1.0]);
+        let whole = whole.unwrap();
+        assert!(!whole.is_empty() && said.contains(&loads[0]));
+        for (strengths, expected) in [(&[][..], None), (&[1.0], Some(&whole)), (&[], None), (&[1.0], Some(&whole))] {
+            let (pairs, said) = given(strengths);
+            assert_eq!((pairs.unwrap(), said), (expected.cloned().unwrap_or_default(), Vec::new()), "{strengths:?}");
+        }
+        let (half, said) = given(&[0.5]);
+        assert!(half.unwrap() != whole && !said.contains(&loads[0]));
+        assert!(given(&[f64::NAN]).0.is_err());
+        let (again, said) = given(&[1.0]);
+        assert!(again.unwrap() == whole && !said.contains(&loads[0]));
         let text = block_on(store.read_text("a/adapter_config.json")).unwrap();
-        block_on(store.write("a/adapter_config.json", text.replacen("\"lora_dropout\": 0", "\"lora_dropout\": 1", 1).as_bytes())).unwrap();
-        assert!(loads(&adapted(0.5), &loaded, &store), "the adapter's configuration was replaced");
-        assert!(loads(&request, &loaded, &store));
+        let scaled = text.replacen("\"lora_alpha\": 8", "\"lora_alpha\": 2", 1);
+        assert_ne!(scaled, text);
+        block_on(store.write("a/adapter_config.json", scaled.as_bytes())).unwrap();
+        let (changed, said) = given(&[1.0]);
+        assert!(changed.unwrap() != whole && !said.contains(&loads[0]), "the adapter's configuration was replaced");
     }
 
     #[test]
