@@ -144,16 +144,20 @@ fn an_adapter_is_asked_by_the_template_that_it_was_trained_with() {
 fn an_export_replaces_only_exports_of_the_same_run() {
     let (store, config) = small(Method::Full);
     train(&store, &config);
+    let twin = FinetuneConfig { output_dir: "runs/twin".into(), ..config.clone() };
+    train(&store, &twin);
     let other = FinetuneConfig { seed: 7, output_dir: "runs/other".into(), ..config };
     train(&store, &other);
     exported(&store, "runs/tuned", "hf", "last").unwrap();
     exported(&store, "runs/tuned", "hf", "4").unwrap();
-    for (run, out) in [("runs/other", "hf"), ("runs/tuned", "base"), ("runs/tuned", "runs/other/model")] {
+    block_on(store.rename("runs/tuned", "moved")).unwrap();
+    exported(&store, "moved", "hf", "last").unwrap();
+    for (run, out) in [("runs/other", "hf"), ("runs/twin", "hf"), ("moved", "base"), ("moved", "runs/other/model")] {
         let error = exported(&store, run, out, "last").unwrap_err();
         assert!(error.contains("holds another model"), "{error}");
     }
     write(&store, "old/config.json", "{}");
-    assert!(exported(&store, "runs/tuned", "old", "last").unwrap_err().contains("holds another model"));
+    assert!(exported(&store, "moved", "old", "last").unwrap_err().contains("holds another model"));
     let (store, config) = small(Method::Lora);
     train(&store, &config);
     assert!(exported(&store, "runs/tuned", "hf", "last").unwrap_err().contains("smolforge merge"));

@@ -11,6 +11,8 @@ use crate::train::checkpoint;
 
 /// What a file of weights says of where it comes from: an export may be made again, and of another step.
 const ORIGIN: &str = "origin";
+/// Bytes at the beginning of a log that tell it from others: they hold its first line, or most of that.
+const FIRST_BYTES: u64 = 4096;
 
 /// Writes the weights of a checkpoint: `which` is `last`, `best` or a step.
 ///
@@ -43,7 +45,8 @@ pub async fn run(run: &str, out: &str, dtype: ExportDtype, which: &str, store: &
     if store.exists(&format!("{folder}/adapter_config.json")).await {
         return Err(Error::Config(format!("{run}: has trained an adapter; smolforge merge makes one model of it and its base")));
     }
-    let origin = format!("smolforge export {}", checkpoint::read_state(store, &folder).await?.fingerprint);
+    let fingerprint = checkpoint::read_state(store, &folder).await?.fingerprint;
+    let origin = format!("smolforge export {fingerprint} {}", beginning(store, run).await?);
     if holds_another(store, out, &origin).await {
         return Err(Error::Config(format!("--out {out}: holds another model; choose another folder, or remove that model first")));
     }
@@ -59,6 +62,14 @@ pub async fn run(run: &str, out: &str, dtype: ExportDtype, which: &str, store: &
     write_files(store, out, &files_around(store, &folder).await?).await?;
     control.emit(Event::Wrote { what: format!("{name} of step {step}"), path: out.into() });
     Ok(())
+}
+
+/// What tells a run from others of the same configuration: a hash of the first line of its log, which has its time.
+async fn beginning(store: &Store, run: &str) -> Result<String> {
+    let Ok(log) = store.open(&format!("{run}/events.jsonl")).await else { return Ok(String::new()) };
+    let bytes = log.read(0..FIRST_BYTES)?;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(blake3::hash(line).to_hex()[..12].to_string())
 }
 
 /// Whether a folder has a model that is no export of the same run.
