@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use fancy_regex::Regex;
 
-use super::fetch;
 use super::linear::{Linear, Lora, Parameter};
 use super::llama::Llama;
 use super::safetensors::{Dtype, SafeFile, SafeWriter, first_non_finite};
+use super::{fetch, hub};
 use crate::config::finetune::Targets;
 use crate::control::Control;
 use crate::data::random::{self, Random};
@@ -262,21 +262,16 @@ impl Adapter {
                 };
             }
         }
-        let ranks = Patterns(pairs.iter().map(|(layer, pair)| (layer.clone(), pair.sizes[0])).collect());
-        let alphas = Patterns(pairs.iter().map(|(layer, pair)| (layer.clone(), pair.sizes[0] as f64)).collect());
-        let (targets, four_bits) =
-            (Targets::Names(pairs.keys().cloned().collect()), adapters.iter().any(|(adapter, _)| adapter.config.four_bits));
-        let config = AdapterConfig { targets, four_bits, rslora: false, dropout: 0.0, ranks, alphas, ..config.clone() };
+        let four_bits = adapters.iter().any(|(adapter, _)| adapter.config.four_bits);
+        let config = AdapterConfig { four_bits, dropout: 0.0, ..config.clone() };
         Some(Self { config, pairs })
     }
 
     /// Warns where it was trained beside a model of another name than the one in the folder `model`, which fits its sizes.
     pub async fn compare_base(&self, path: &str, model: &str, store: &Store, control: &Control) {
         let base = &self.config.base_model;
-        let config = store.read_text(&inside(model, "config.json")).await.unwrap_or_default();
-        let config: serde_json::Value = serde_json::from_str(&config).unwrap_or_default();
-        let written = config["_name_or_path"].as_str().filter(|_| !model.contains("models--")); // the hub's own name is the right one
-        let names: Vec<&str> = [Some(model), written].into_iter().flatten().filter_map(fetch::title).collect();
+        let written = hub::written_name(store, model).await.filter(|_| !model.contains("models--")); // the hub's own name is the right one
+        let names: Vec<&str> = [Some(model), written.as_deref()].into_iter().flatten().filter_map(fetch::title).collect();
         if let (Some(title), [name, ..]) = (fetch::title(base), names.as_slice())
             && !names.iter().any(|name| name.eq_ignore_ascii_case(title))
         {

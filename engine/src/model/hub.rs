@@ -295,6 +295,12 @@ pub async fn read_config(store: &Store, folder: &str) -> Result<LlamaConfig> {
     Ok(config)
 }
 
+/// The name or path that the `config.json` of a folder gives as its model's own.
+pub async fn written_name(store: &Store, folder: &str) -> Option<String> {
+    let config = object(&store.read_text(&inside(folder, "config.json")).await.ok()?, "").ok()?;
+    config.get("_name_or_path")?.as_str().filter(|name| !name.is_empty()).map(ToString::to_string)
+}
+
 /// Writes what lies around the weights: `config.json`, `generation_config.json` and, with a tokenizer,
 /// `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, so that transformers'
 /// `AutoModelForCausalLM` and `AutoTokenizer` load the folder as it is.

@@ -5,13 +5,14 @@ use half::f16;
 use crate::control::{Control, Flow};
 use crate::error::{Error, Result};
 use crate::generate::speech::{files_around, write_files};
-use crate::model::LlamaConfig;
 use crate::model::adapter::Adapter;
 use crate::model::hub::{self, Weights};
 use crate::model::safetensors::{Dtype, SafeWriter};
+use crate::model::{LlamaConfig, fetch};
 use crate::ops::quant::Nf4;
 use crate::protocol::{AdapterChoice, Event, ExportDtype};
 use crate::store::Store;
+use crate::train::checkpoint;
 
 /// Writes `w + Σ strength·scale·b·a` of every layer as a Hugging Face folder.
 ///
@@ -133,14 +134,13 @@ fn squares(a: &[f32], b: &[f32]) -> f64 {
 
 /// The weights that a base of 4 bits was made of, with their folder, where that is at hand.
 async fn original(model: &str, adapter: &Adapter, config: &LlamaConfig, store: &Store) -> Option<(String, Weights)> {
-    let text = store.read_text(&format!("{model}/config.json")).await.ok()?;
-    let written: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let names = [written["_name_or_path"].as_str().unwrap_or_default(), &adapter.config.base_model];
-    for name in names.into_iter().filter(|name| !name.is_empty() && *name != model) {
-        let Ok(weights) = Weights::open(store, name).await else { continue };
+    let names = [hub::written_name(store, model).await.unwrap_or_default(), adapter.config.base_model.clone()];
+    for name in names.into_iter().filter(|name| !name.is_empty() && name != model) {
+        let Ok(folder) = fetch::present(store, &name).await else { continue };
+        let Ok(weights) = Weights::open(store, &checkpoint::newest_of(store, &folder).await).await else { continue };
         let is_full = |(tensor, _): &(String, Vec<usize>)| weights.info(tensor).is_some_and(|(dtype, _)| dtype != Dtype::U8);
         if weights.check(config).is_ok() && config.tensors().iter().all(is_full) {
-            return Some((name.to_string(), weights));
+            return Some((name, weights));
         }
     }
     None
