@@ -382,9 +382,9 @@ pub enum Event {
         /// Seconds for the other new tokens.
         decode_secs: f64,
     },
-    /// Score of one text file.
+    /// Score of one text file, or of the examples of a task.
     Scored {
-        /// The file.
+        /// The file, or the name of the task.
         file: String,
         /// Loss, perplexity, bits per byte, tokens.
         score: TextScore,

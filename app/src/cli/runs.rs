@@ -22,7 +22,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Act {
-    /// Remove a run with all its checkpoints
+    /// Remove a run with its checkpoints, its log and the models in its folder
     Delete {
         /// Folder of the run
         path: String,
@@ -54,7 +54,7 @@ fn agreed(path: &str) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() {
         return Err(Usage(format!("nobody can be asked whether to remove {path}; give --yes")).into());
     }
-    eprint!("remove {path} with all its checkpoints? [y/N] ");
+    eprint!("remove {path} with its checkpoints, its log and the models in its folder? [y/N] ");
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

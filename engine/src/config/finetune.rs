@@ -329,7 +329,7 @@ const SPELLINGS: &[(&str, &str)] = &[
     ("adam_eps", "adam_epsilon"),
 ];
 
-/// Keys of other tools that change nothing here.
+/// Keys of other tools and parts of their files that change nothing here.
 const WITHOUT_EFFECT: &[&str] = &[
     "class_weights",
     "sections",
@@ -337,7 +337,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "regex_fixes",
     "type_keywords",
     "task_rules",
-    "validation",
     "report_to",
     "push_to_hub",
     "hub_model_id",
@@ -393,11 +392,13 @@ impl FinetuneConfig {
             Value::Null => Mapping::new(),
             _ => return Err(Error::Config("a configuration is a map of keys; this is something else".into())),
         };
-        let mut read = Reading { map: Mapping::new(), notes: Vec::new(), unused: Vec::new() };
+        let defaults = serde_norway::to_value(Self::default()).unwrap_or_default();
+        let mut read = Reading { defaults, map: Mapping::new(), notes: Vec::new(), unused: Vec::new() };
         for (key, value) in top {
             let name = text_of(&key);
             match value {
                 _ if WITHOUT_EFFECT.contains(&name.as_str()) => read.unused.push(name),
+                Value::Mapping(_) if name == "validation" => read.unused.push(name), // as a key it means a file
                 Value::Mapping(section) if SECTIONS.contains(&name.as_str()) => {
                     if name == "qlora" {
                         read.map.entry("method".into()).or_insert("qlora".into());
@@ -409,7 +410,7 @@ impl FinetuneConfig {
                 value => read.key(&name, value, "")?,
             }
         }
-        let Reading { map, mut notes, unused } = read;
+        let Reading { map, mut notes, unused, .. } = read;
         if !unused.is_empty() {
             notes.push(format!("without effect here: {}", unused.join(", ")));
         }
@@ -498,6 +499,8 @@ impl FinetuneConfig {
 
 /// A configuration as far as it was read.
 struct Reading {
+    /// Every key with its default, which tells numbers from texts.
+    defaults: Value,
     map: Mapping,
     notes: Vec<String>,
     unused: Vec<String>,
@@ -540,8 +543,7 @@ impl Reading {
 
     /// YAML 1.1 takes `2e-4` for text, and people quote numbers: where a number is wanted, text that is one counts.
     fn number(&mut self, field: &Field, value: Value) -> Value {
-        let default = serde_norway::to_value(FinetuneConfig::default()).unwrap_or_default();
-        let wanted = default.get(field.name).is_some_and(Value::is_number);
+        let wanted = self.defaults.get(field.name).is_some_and(Value::is_number);
         match value.as_str().and_then(|text| Some((text, text.trim().parse::<f64>().ok().filter(|_| wanted)?))) {
             Some((text, number)) => {
                 self.notes.push(format!("{}: {text:?} was read as the number {number}", field.name));

@@ -105,6 +105,11 @@ impl Examples {
         (self.training.len(), self.training.iter().map(Line::targets).sum())
     }
 
+    /// Tokens of a pass, those included that are only read.
+    pub fn tokens(&self) -> u64 {
+        self.training.iter().map(|line| line.tokens.len() as u64).sum()
+    }
+
     /// Rows of a pass by kind.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let count = |kind: usize| self.training.iter().filter(|line| line.kind == kind).count() as u64;
@@ -310,6 +315,7 @@ mod tests {
         let expected: usize = (0..7).map(|i| (4 + i % 7) - (4 + i % 7) / 2).sum();
         assert_eq!(targets, expected);
         assert_eq!(examples.size(), (7, expected as u64));
+        assert_eq!(examples.tokens(), 7 * 7, "4 to 10, and nothing that is held out");
         assert_eq!(examples.sizes()["a"].1, 3);
     }
 

@@ -75,8 +75,7 @@ struct Row {
     answer: String,
 }
 
-/// Unique rows of a task that are learned, how often each, and rows that are held out: as in the data that this has the
-/// shape of, where rare tasks are repeated.
+/// Unique rows of a task that are learned, how often each, and rows that are held out: rare tasks are repeated.
 const COUNTS: [(&str, usize, usize, usize); 3] = [("spec", 428, 1, 110), ("explanation", 153, 2, 33), ("procedure", 33, 7, 10)];
 
 /// Rows to learn from and rows that are held out, as JSONL with `messages`; no question is in both.

@@ -122,7 +122,7 @@ fn template(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
         return check(Level::Green, line.into(), Vec::new());
     };
     let changed = lines_of(examples, |example| example.found == Some(Found::Contents));
-    if template.is_fallback() {
+    if template.is_missing() {
         let line = "plain ChatML, for the model has no chat template of its own: generation has to use it, too";
         return check(Level::Yellow, line.into(), Vec::new());
     }
@@ -132,7 +132,8 @@ fn template(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
         return check(Level::Yellow, line, changed);
     }
     let how = if template.is_marked() { "marks the replies" } else { "keeps what it wrote when turns follow" };
-    check(Level::Green, format!("chat template of the model; it {how}"), Vec::new())
+    let what = if template.is_plain() { "plain ChatML, which the model carries" } else { "chat template of the model" };
+    check(Level::Green, format!("{what}; it {how}"), Vec::new())
 }
 
 fn date(encoder: &Encoder<'_>) -> Option<Check> {
@@ -267,8 +268,8 @@ mod tests {
     use super::*;
     use crate::data::document::Document;
     use crate::data::example::LossOn;
-    use crate::text::template::ChatTemplate;
     use crate::text::template::tests::{date, tiny_tokenizer};
+    use crate::text::template::{CHATML, ChatTemplate};
     use crate::text::tokenizer::Tokenizer;
 
     fn encoder<'a>(tokenizer: &'a Tokenizer, template: Option<&'a ChatTemplate>) -> Encoder<'a> {
@@ -358,7 +359,9 @@ mod tests {
         finds(&found, Level::Red, "no single id for <|eot_id|>", &[]);
         finds(&found, Level::Yellow, "in another way", &[5]);
         let template = read(None);
-        finds(&preflight(&encoder(&tokenizer, template.as_ref()), &examples, &[], None), Level::Yellow, "plain ChatML", &[]);
+        finds(&preflight(&encoder(&tokenizer, template.as_ref()), &examples, &[], None), Level::Yellow, "plain ChatML, for", &[]);
+        let (template, examples) = (read(Some(CHATML)), [encoded(5, &[1, 9, 2], &[2], [0, 0])]);
+        finds(&preflight(&encoder(&tokenizer, template.as_ref()), &examples, &[], None), Level::Green, "plain ChatML, which", &[]);
     }
 
     #[test]

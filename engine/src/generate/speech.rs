@@ -68,7 +68,7 @@ impl Speech {
         let template = ChatTemplate::read(config.as_deref(), jinja.as_deref(), &tokenizer, date);
         let template = template.unwrap_or_else(|error| Some(ChatTemplate::broken(error, date)));
         let mut stops = super::end_tokens(&tokenizer, &shape);
-        if template.as_ref().is_some_and(ChatTemplate::is_fallback) {
+        if template.as_ref().is_some_and(ChatTemplate::is_plain) {
             own = Some(CHATML.into());
             // What plain ChatML ends turns with; the first id ends texts.
             stops.extend(tokenizer.token_id("<|im_end|>").filter(|end| !stops.contains(end)));
@@ -85,7 +85,7 @@ impl Speech {
         let mut files = files_around(store, folder).await?;
         let Some(jinja) = &self.jinja else { return Ok(files) };
         files.insert(TEMPLATE, jinja.clone().into_bytes());
-        if self.template.as_ref().is_some_and(ChatTemplate::is_fallback) {
+        if self.template.as_ref().is_some_and(ChatTemplate::is_plain) {
             let path = inside(folder, GENERATION);
             let own = self.shape.generation_config_json().into_bytes();
             let config: serde_json::Result<serde_json::Map<_, _>> = serde_json::from_slice(files.get(GENERATION).unwrap_or(&own));

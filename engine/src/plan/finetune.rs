@@ -30,7 +30,7 @@ pub async fn run(config: &FinetuneConfig, base: &str, budget_bytes: Option<u64>,
     config.validate()?;
     let (compute, why) = Compute::open(config.device).await?;
     control.notice(why);
-    let Some(Prepared { speech, examples, preflight, .. }) = rows::prepare(config, base, store, control).await? else { return Ok(()) };
+    let Some(Prepared { speech, examples, .. }) = rows::prepare(config, base, store, control).await? else { return Ok(()) };
     let shape = speech.shape;
     let adapter = finetune::adapter(config);
     let numbers = adapter.parameters(&shape)?;
@@ -71,7 +71,7 @@ pub async fn run(config: &FinetuneConfig, base: &str, budget_bytes: Option<u64>,
         let plan = SourcePlan { documents: counts[&kind], tokens, planned: tokens as f64 * passes, epochs: passes };
         (kind, plan)
     });
-    let tokens = (preflight.tokens as f64 * passes) as u64;
+    let tokens = (examples.tokens() as f64 * passes) as u64;
     control.emit(Event::Plan(PlanReport {
         parameters: shape.parameters(),
         device: format!("{} ({})", compute.info.name, compute.info.backend),

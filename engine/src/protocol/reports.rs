@@ -301,8 +301,6 @@ pub struct ExampleReport {
 /// A model, as far as one must know it to train beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
-    /// Its folder.
-    pub path: String,
     /// Its shape: parameters, linear layers and context follow from it.
     pub shape: LlamaConfig,
     /// Whether it can be given conversations.

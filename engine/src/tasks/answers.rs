@@ -102,7 +102,7 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     Ok((control.flow() != Flow::Stop).then_some(matches))
 }
 
-/// As the reference system compares: equal without spaces around and capitals, or contained.
+/// How an answer compares, spaces around it and capitals aside: equal, or with what was expected in it.
 pub fn matched(expected: &str, answer: &str) -> Match {
     let (expected, answer) = (expected.trim().to_lowercase(), answer.trim().to_lowercase());
     if expected == answer {

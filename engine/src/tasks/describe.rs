@@ -6,7 +6,6 @@ use crate::generate::speech::Speech;
 use crate::model::fetch;
 use crate::protocol::{Event, ModelReport};
 use crate::store::Store;
-use crate::text::template::ChatTemplate;
 use crate::train::checkpoint;
 
 /// Tells shape and words of a model; its weights are not read, and nothing is downloaded.
@@ -19,7 +18,8 @@ pub async fn run(model: &str, store: &Store, control: &Control) -> Result<()> {
     }
     let path = checkpoint::newest_of(store, &fetch::present(store, model).await?).await;
     let Speech { shape, template, .. } = Speech::load(store, &path, None, None).await?;
-    let has_template = template.as_ref().is_some_and(|template| !ChatTemplate::is_fallback(template));
-    control.emit(Event::Described(ModelReport { path, shape, has_chat: template.is_some(), has_template }));
+    let template = template.filter(|template| !template.is_broken());
+    let has_template = template.as_ref().is_some_and(|template| !template.is_missing());
+    control.emit(Event::Described(ModelReport { shape, has_chat: template.is_some(), has_template }));
     Ok(())
 }

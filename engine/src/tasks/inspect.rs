@@ -23,9 +23,6 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, row: Optio
     if config.model_name.trim().is_empty() {
         return Err(Error::Config("--model is missing: name the model whose tokenizer and template the rows will meet".into()));
     }
-    if config.train_file.0.is_empty() {
-        return Err(Error::Config("no rows: name a JSONL file".into()));
-    }
     let speech = Speech::load(store, &config.model_name, config.chat_template.as_deref(), config.date.as_deref()).await?;
     let Some(mut read) = rows::read(config, &config.train_file.0, store, control).await? else { return Ok(()) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);

@@ -97,7 +97,8 @@ pub struct ChatTemplate {
     tokens: BTreeMap<String, String>,
     date: NaiveDate,
     marked: bool,
-    fallback: bool,
+    plain: bool,
+    missing: bool,
     /// Why it cannot be used.
     failure: Option<Error>,
 }
@@ -123,7 +124,7 @@ impl ChatTemplate {
             }
             sources.insert(DEFAULT.into(), CHATML.into());
         }
-        let fallback = sources.get(DEFAULT).is_some_and(|source| source == CHATML); // also as we write it into folders
+        let plain = sources.get(DEFAULT).is_some_and(|source| source == CHATML); // also as we write it into folders
         let mut environment = environment(date);
         let mut marked = false;
         for (name, source) in sources.into_iter().filter(|(name, _)| name == DEFAULT || name == WITH_TOOLS) {
@@ -134,18 +135,28 @@ impl ChatTemplate {
         if environment.get_template(DEFAULT).is_err() {
             return Err(Error::Tokenizer("tokenizer_config.json: none of its chat templates is named `default`".into()));
         }
-        Ok(Some(Self { environment, tokens: special_tokens(&config), date, marked, fallback, failure: None }))
+        Ok(Some(Self { environment, tokens: special_tokens(&config), date, marked, plain, missing, failure: None }))
     }
 
     /// A template that cannot be used: says why when somebody needs it.
     pub fn broken(failure: Error, date: NaiveDate) -> Self {
         let (tokens, failure) = (BTreeMap::new(), Some(failure));
-        Self { environment: environment(date), tokens, date, marked: false, fallback: false, failure }
+        Self { environment: environment(date), tokens, date, marked: false, plain: false, missing: false, failure }
     }
 
-    /// Whether this is plain ChatML for want of a template of the model's own.
-    pub fn is_fallback(&self) -> bool {
-        self.fallback
+    /// Whether this is plain ChatML: the model's own template, or for want of one.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Whether the model has no template of its own.
+    pub fn is_missing(&self) -> bool {
+        self.missing
+    }
+
+    /// Whether it cannot be used.
+    pub fn is_broken(&self) -> bool {
+        self.failure.is_some()
     }
 
     /// Whether `{% generation %}` says in the template what a model is to learn.

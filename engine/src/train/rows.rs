@@ -31,7 +31,7 @@ pub struct Read {
 /// Reads the rows of some files.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::Data`] for files without a usable row, and for any bad row where those are to be refused.
+/// [`Error::File`], [`Error::Data`] where no file is named, and for files without a usable row.
 pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, control: &Control) -> Result<Option<Read>> {
     let format = RowFormat {
         shape: config.dataset_format.shape(),
@@ -44,6 +44,9 @@ pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, c
         files.extend(store.expand(pattern).await?);
     }
     let mut read = Read::default();
+    if files.is_empty() {
+        return Err(Error::Data("no rows: name a JSONL file".into()));
+    }
     for file in &files {
         if control.breathe().await == Flow::Stop {
             return Ok(None);
@@ -93,7 +96,7 @@ impl Read {
             }
             let reason = match encoder.encode(&example) {
                 Ok(done) if done.lost_targets > 0 && target_count(&done) == 0 => {
-                    format!("its answer begins after the {} tokens that --max-seq-length leaves", encoder.max_length)
+                    format!("its answer begins after the {} tokens that an example may have", encoder.max_length)
                 }
                 Ok(done) => {
                     encoded.push(done);

@@ -224,7 +224,7 @@ fn is_own(entry: &Entry, tuned: bool) -> bool {
     let numbered = |prefix: &str| name.strip_prefix(prefix).is_some_and(|step| step.parse::<u32>().is_ok());
     match entry.folder {
         true => {
-            ["tensorboard", "tokens", ".saving"].contains(&name)
+            ["tensorboard", "tokens", ".saving", ".removing"].contains(&name)
                 || (tuned && name == "adapter")
                 || numbered("step_")
                 || numbered("damaged_")
@@ -451,6 +451,7 @@ mod tests {
         run(&store, "runs/a", DONE);
         run(&store, "runs/ab", DONE);
         write(&store, "runs/text.txt", "words");
+        write(&store, "runs/a/.removing/state.json", "{}"); // as a killed run leaves it
         let refused = |path: &str, word: &str| {
             let error = block_on(delete(&store, path)).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

@@ -14,7 +14,7 @@ use crate::forms::{Part, RowsShown};
 /// A model of a known shape with a chat template.
 pub fn described(has_chat: bool) -> ModelReport {
     let shape = LlamaConfig::preset("nano").expect("a preset");
-    ModelReport { path: "m".into(), shape, has_chat, has_template: has_chat }
+    ModelReport { shape, has_chat, has_template: has_chat }
 }
 
 /// A form that is filled in.

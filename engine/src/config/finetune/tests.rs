@@ -86,6 +86,7 @@ fn refused(yaml: &str, expect: &str) {
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     refused("training: { learning_rte: 1 }", "unknown key `learning_rte` in training; did you mean `learning_rate`?");
     refused("qlora: { lora_alfa: 1 }", "did you mean `lora_alpha`?");
+    refused("validation: held-out.jsonl", "unknown key `validation`; did you mean `validation_file`?");
     refused("zzz: 1", "unknown key `zzz`; `smolforge finetune --help` lists the keys");
     refused("r: many", "r");
     refused("- 1", "a configuration is a map");

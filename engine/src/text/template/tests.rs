@@ -54,7 +54,7 @@ fn said(template: &ChatTemplate, messages: &[Message]) -> (Found, Vec<String>) {
 fn texts_are_those_of_transformers() {
     let file = golden("chat_golden.json");
     let chat = template(file.get_attr("template").unwrap().as_str().unwrap());
-    assert!(chat.is_marked() && !chat.is_fallback() && !chat.asks_for_date());
+    assert!(chat.is_marked() && !chat.is_plain() && !chat.is_missing() && !chat.asks_for_date());
     for case in file.get_attr("cases").unwrap().try_iter().unwrap() {
         let prompt = case.get_attr("add_generation_prompt").unwrap().is_true();
         let messages = messages(&case.get_attr("messages").unwrap());
@@ -125,7 +125,9 @@ fn the_template_is_found_where_models_keep_it() {
 #[test]
 fn tokenizers_without_a_template_get_chatml_if_they_know_its_tokens() {
     let plain = ChatTemplate::read(None, None, &tiny_tokenizer(), date("2024-07-06")).unwrap().unwrap();
-    assert!(plain.is_fallback() && plain.is_marked() && plain.split_tokens(&tiny_tokenizer()).is_empty());
+    assert!(plain.is_plain() && plain.is_missing() && plain.is_marked() && plain.split_tokens(&tiny_tokenizer()).is_empty());
+    let carried = ChatTemplate::read(None, Some(CHATML), &tiny_tokenizer(), date("2024-07-06")).unwrap().unwrap();
+    assert!(carried.is_plain() && !carried.is_missing());
     let messages = turns(&[("user", "a"), ("assistant", "b\n")]);
     assert_eq!(plain.render(&messages, None, false).unwrap(), "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb\n<|im_end|>\n");
     assert_eq!(plain.render(&messages[..1], None, true).unwrap(), "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
