@@ -249,7 +249,7 @@ fn tokens_come_with_the_probabilities_of_the_model() {
         let rows = logits(&model, &inputs, all.len());
         let exp: Vec<f64> = rows[rows.len() - model.config.vocab_size..].iter().map(|x| f64::from(*x).exp()).collect();
         let sum: f64 = exp.iter().sum();
-        assert_eq!(**text, String::from_utf8_lossy(&tokenizer.token_bytes(*token)));
+        assert_eq!(**text, String::from_utf8_lossy(tokenizer.token_bytes(*token)));
         assert!((probability - exp[*token as usize] / sum).abs() < 1e-5);
         let mut sorted = exp.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));

@@ -107,23 +107,17 @@ impl Encoder<'_> {
     /// The tokens of an example with their texts.
     pub fn pieces(&self, document: &Document) -> Vec<Piece> {
         let piece = |(index, id): (usize, &u32)| Piece {
-            text: shown(&self.tokenizer.token_bytes(*id)),
+            text: shown(self.tokenizer.token_bytes(*id)),
             id: *id,
             is_target: document.is_target(index),
         };
         document.tokens.iter().enumerate().map(piece).collect()
     }
 
-    /// The id that the tokenizer itself puts before every text, e.g. Llama's 128000.
-    pub fn begin(&self) -> Option<u32> {
-        let [with, without] = [self.tokenizer.encode_prompt("a"), self.tokenizer.encode("a")];
-        with.first().copied().filter(|first| with.len() > without.len() && without.first() != Some(first))
-    }
-
     /// Ids as they are when the model generates; a text that spells the first token out does not get it twice.
     fn with_begin(&self, text: &str) -> Vec<u32> {
         let mut tokens = self.tokenizer.encode_prompt(text);
-        if self.begin().is_some_and(|begin| tokens.starts_with(&[begin, begin])) {
+        if self.tokenizer.begin().is_some_and(|begin| tokens.starts_with(&[begin, begin])) {
             tokens.remove(0);
         }
         tokens
@@ -219,10 +213,10 @@ fn places(tokenizer: &Tokenizer, text: &str, tokens: &[u32]) -> Option<Vec<Range
     let mut at = 0;
     for id in tokens {
         let bytes = tokenizer.token_bytes(*id);
-        while !text[at..].starts_with(&bytes) && text.get(at).is_some_and(is_dropped) {
+        while !text[at..].starts_with(bytes) && text.get(at).is_some_and(is_dropped) {
             at += 1;
         }
-        if bytes.is_empty() || !text[at..].starts_with(&bytes) {
+        if bytes.is_empty() || !text[at..].starts_with(bytes) {
             return None;
         }
         places.push(at..at + bytes.len());

@@ -164,11 +164,19 @@ impl Examples {
     }
 
     /// Batches of the held-out examples of a kind, of `rows` examples where memory allows.
-    pub fn held_out(&self, kind: usize, rows: usize) -> impl Iterator<Item = Batch> + '_ {
-        let lines: Vec<&Line> = self.held_out.iter().filter(|line| line.kind == kind).collect();
+    pub fn held_out(&self, kind: usize, rows: usize) -> impl ExactSizeIterator<Item = Batch> + '_ {
+        self.side_by_side(&self.held_out, kind, rows)
+    }
+
+    /// Batches of the examples of a kind that are learned, in the order in which they were given.
+    pub fn in_order(&self, kind: usize, rows: usize) -> impl ExactSizeIterator<Item = Batch> + '_ {
+        self.side_by_side(&self.training, kind, rows)
+    }
+
+    fn side_by_side<'a>(&'a self, lines: &'a [Line], kind: usize, rows: usize) -> impl ExactSizeIterator<Item = Batch> + 'a {
+        let lines: Vec<&Line> = lines.iter().filter(|line| line.kind == kind).collect();
         let rows = rows.clamp(1, together(self.longest()));
-        let batches: Vec<Batch> = lines.chunks(rows).map(|lines| batch(lines, self.pad)).collect();
-        batches.into_iter()
+        (0..lines.len()).step_by(rows).map(move |first| batch(&lines[first..lines.len().min(first + rows)], self.pad))
     }
 
     /// Where it is.
@@ -303,6 +311,18 @@ mod tests {
                 orders.push(order);
             }
             assert!(count < 6 || orders[0] != orders[1] && orders[1] != orders[2]);
+        }
+    }
+
+    #[test]
+    fn held_out_examples_and_those_in_order_come_once() {
+        for (count, batches) in [(1, 1), (2, 1), (63, 16), (64, 16), (65, 17)] {
+            let all = |i: usize| example(0, 4 + i % 7, 100 * i as u32);
+            let (training, held_out) = ((0..count).map(all).collect(), (0..count).map(all).collect());
+            let examples = Examples::new(vec!["a".into(), "b".into()], training, held_out, [3, 2], None, 5, 0).unwrap();
+            let [ordered, held_out] = [examples.in_order(0, 4).collect::<Vec<_>>(), examples.held_out(0, 4).collect()];
+            assert_eq!((ordered.len(), examples.held_out(0, 4).len(), examples.in_order(1, 4).len()), (batches, batches, 0));
+            assert_eq!((firsts(&ordered), ordered), ((0..count as i32).collect(), held_out));
         }
     }
 

@@ -156,7 +156,7 @@ fn specials(encoder: &Encoder<'_>) -> Option<Check> {
 
 fn begin(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
     let named = encoder.template.and_then(|template| encoder.tokenizer.token_id(template.token("bos_token")?));
-    let own = encoder.begin();
+    let own = encoder.tokenizer.begin();
     let Some(begin) = own.or(named) else {
         return check(Level::Green, "the tokenizer has no beginning-of-text token".into(), Vec::new());
     };

@@ -112,7 +112,7 @@ pub async fn generate(
             finish = "stop";
             break;
         }
-        let piece = stream.push(&tokenizer.token_bytes(id));
+        let piece = stream.push(tokenizer.token_bytes(id));
         on_text(&piece.text);
         text.push_str(&piece.text);
         if piece.stopped {
@@ -163,7 +163,7 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
         for sample in 0..request.num_samples {
             let stream = (prompt * request.num_samples + sample) as u64;
             let mut random = Random::stream(request.sampling.seed, stream);
-            let text_of = |id| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();
+            let text_of = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
             let on_token = |id: u32, logits: &[f32]| {
                 if request.alternatives > 0 {
                     let (probability, likeliest) = sampler::likeliest(logits, id, request.alternatives);

@@ -67,7 +67,7 @@ impl RmsNormOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (dy, x, w) = (contiguous(dy), contiguous(x), contiguous(w));
         let [n, d] = dims(&x);
-        let (dx, dw) = rms_norm_backward(floats(&dy), floats(&x), floats(&w), floats(&scales));
+        let (dx, dw) = rms_norm_backward(floats(&dy), floats(&x), floats(&w), floats(&scales), of_w);
         (tensor(dx, [n, d]), if of_w { tensor(dw, [1, d]) } else { w })
     }
 }

@@ -1,5 +1,6 @@
 //! How well a model answers: loss and accuracy of examples, and its own answers against theirs.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use crate::config::finetune::{BadRows, FinetuneConfig};
@@ -36,7 +37,7 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     let Some(encoded) = read.encode("rows", &encoder, &lenient, control).await? else { return Ok(None) };
     let kinds = rows::kinds(read.examples.iter());
     let kinded: Vec<_> = encoded.into_iter().map(|done| (rows::kind(&kinds, done.task.as_deref()), done.document)).collect();
-    let examples = Examples::new(kinds.clone(), kinded.clone(), kinded, [1, 1], None, 1, 0)?;
+    let examples = Examples::new(kinds.clone(), kinded, Vec::new(), [1, 1], None, 1, 0)?;
 
     let context = speech.shape.max_position_embeddings;
     let mut questions = Vec::new();
@@ -61,15 +62,15 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     let model = model.with_adapter(Adapter::load_mix(store, &request.adapters, &config.model_name, control).await?.as_ref())?;
 
     for (kind, name) in kinds.iter().enumerate() {
-        let batches: Vec<_> = examples.held_out(kind, config.per_device_eval_batch_size).collect();
-        let total = batches.len() as u64;
-        let bytes = batches.iter().map(|batch| batch.target_bytes(&speech.tokenizer)).sum();
-        let counted = batches.into_iter().enumerate().map(|(done, batch)| {
+        let batches = examples.in_order(kind, config.per_device_eval_batch_size);
+        let (total, bytes) = (batches.len() as u64, Cell::new(0));
+        let counted = batches.enumerate().map(|(done, batch)| {
             control.progress(&format!("score {name}"), done as u64, total, "batches");
+            bytes.set(bytes.get() + batch.target_bytes(&speech.tokenizer));
             batch
         });
         let Some(scored) = eval::run(&model, counted, control).await? else { return Ok(None) };
-        control.emit(Event::Scored { file: name.clone(), score: scored.score(bytes) });
+        control.emit(Event::Scored { file: name.clone(), score: scored.score(bytes.get()) });
     }
 
     let mut matches: BTreeMap<String, Matches> = BTreeMap::new();

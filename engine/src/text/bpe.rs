@@ -288,7 +288,7 @@ mod tests {
         for text in ["", "the cat", "  \n\t", "1234 ½ ²", all.as_str()] {
             let ids = tokenizer.encode(text);
             assert_eq!(tokenizer.decode(&ids, false), text);
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).copied().collect();
             assert_eq!(bytes, text.as_bytes());
         }
         assert_eq!(tokenizer.encode("a<|endoftext|>b").iter().filter(|id| **id == 0).count(), 1);

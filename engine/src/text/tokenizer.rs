@@ -20,6 +20,7 @@ const MOST_IDS: u32 = 1 << 24;
 #[derive(Clone)]
 pub struct Tokenizer {
     pipeline: PipelineTokenizer,
+    begin: Option<u32>,
     inner: Arc<Inner>,
 }
 
@@ -30,8 +31,8 @@ struct Inner {
     added: BTreeMap<u32, String>,
     vocab_size: usize,
     end_of_text: Option<u32>,
-    byte_level: bool,
-    byte_of: HashMap<char, u8>,
+    /// What the tokens stand for, by their ids.
+    bytes: Vec<Box<[u8]>>,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -80,18 +81,19 @@ impl Tokenizer {
             }
         }
         let end_of_text = END_OF_TEXT.iter().find_map(|name| added.iter().find(|(_, text)| text == name).map(|(id, _)| *id));
-        let byte_level = matches!(pipeline.get_model(), PipelineModel::BPE(bpe) if bpe.is_byte_level());
         let inner = Inner {
             json: json.to_vec(),
             hash: blake3::hash(json).to_hex()[..16].to_string(),
+            bytes: bytes_by_id(&pipeline, &added, highest),
             ids,
             added,
             vocab_size: highest as usize + 1,
             end_of_text,
-            byte_level,
-            byte_of: byte_alphabet().into_iter().zip(0..=255).collect(),
         };
-        Ok(Self { pipeline, inner: Arc::new(inner) })
+        let mut tokenizer = Self { pipeline, begin: None, inner: Arc::new(inner) };
+        let [with, without] = [tokenizer.encode_prompt("a"), tokenizer.encode("a")];
+        tokenizer.begin = with.first().copied().filter(|first| with.len() > without.len() && without.first() != Some(first));
+        Ok(tokenizer)
     }
 
     /// Ids of a text, nothing added before or after it. Special tokens spelled out in the text are
@@ -137,24 +139,18 @@ impl Tokenizer {
     }
 
     /// The bytes that a token stands for within a text (part of a character, maybe); none for unknown ids.
-    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        if let Some(text) = self.inner.added.get(&id) {
-            return text.clone().into_bytes();
-        }
-        let Some(token) = self.pipeline.decode_tokens(&[id], false).pop() else { return Vec::new() };
-        if self.inner.byte_level {
-            return token.chars().filter_map(|c| self.inner.byte_of.get(&c).copied()).collect();
-        }
-        let byte = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-        match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => vec![byte],
-            None => token.replace('▁', " ").into_bytes(),
-        }
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.inner.bytes.get(id as usize).map_or(&[], |bytes| bytes)
     }
 
     /// Highest id + 1, added tokens included: a model's vocabulary must be at least as large.
     pub fn vocab_size(&self) -> usize {
         self.inner.vocab_size
+    }
+
+    /// The id that is put before every text, e.g. Llama's 128000.
+    pub fn begin(&self) -> Option<u32> {
+        self.begin
     }
 
     /// The token that ends a document: `<|endoftext|>`, `<|end_of_text|>`, `</s>`, …
@@ -188,6 +184,27 @@ impl Tokenizer {
             .map_err(|e| Error::Tokenizer(format!("cannot split text into words: {e}")))?;
         Ok(spans.into_iter().filter_map(|span| text.get(span.range())).collect())
     }
+}
+
+/// The bytes that every token up to the `highest` id stands for; none where no token has an id.
+fn bytes_by_id(pipeline: &PipelineTokenizer, added: &BTreeMap<u32, String>, highest: u32) -> Vec<Box<[u8]>> {
+    let byte_level = matches!(pipeline.get_model(), PipelineModel::BPE(bpe) if bpe.is_byte_level());
+    let byte_of: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
+    let bytes = |id: u32| {
+        if let Some(text) = added.get(&id) {
+            return text.clone().into_bytes();
+        }
+        let Some(token) = pipeline.decode_tokens(&[id], false).pop() else { return Vec::new() };
+        if byte_level {
+            return token.chars().filter_map(|c| byte_of.get(&c).copied()).collect();
+        }
+        let byte = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => vec![byte],
+            None => token.replace('▁', " ").into_bytes(),
+        }
+    };
+    (0..=highest).map(|id| bytes(id).into()).collect()
 }
 
 /// Token → id; a Unigram model lists `[token, score]` pairs in the order of their ids.
@@ -300,7 +317,7 @@ pub(crate) mod tests {
             assert_eq!(tokenizer.decode(&ids, true), case["decoded_skip_special"].as_str().unwrap(), "{text:?}");
             let content = tokenizer.encode(text);
             assert!(ids.ends_with(&content));
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).copied().collect();
             assert_eq!(String::from_utf8_lossy(&bytes), case["decoded"].as_str().unwrap(), "{text:?}");
         }
     }

@@ -1,6 +1,6 @@
 //! The optimizer's state: two moments per weight, and the loss scale of mixed precision.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
@@ -71,11 +71,6 @@ impl Optimizer {
         self
     }
 
-    /// Whether updates bring moments to the device and back.
-    pub fn is_paged(&self, device: &Device) -> bool {
-        !on_cpu(device) && self.moments.iter().any(|moments| matches!(moments, Moments::Host(_)))
-    }
-
     /// One update of all that is trained; `grad_scale` multiplies every gradient first. Matrices decay, vectors do not.
     ///
     /// # Errors
@@ -93,6 +88,7 @@ impl Optimizer {
             correction2: (1.0 - config.beta2.powf(t)) as f32,
             grad_scale: grad_scale as f32,
         };
+        let mut shared = None; // for moments that are brought to the device
         for ((parameter, moments), grad) in model.trained_mut().into_iter().zip(&mut self.moments).zip(grads) {
             let step = AdamW { weight_decay: if parameter.vector { 0.0 } else { step.weight_decay }, ..step };
             // The old tensors are moved out, so that the update can reuse their memory.
@@ -107,7 +103,7 @@ impl Optimizer {
                 Moments::Device(moments) => adamw_8bit(param, moments, grad, &step),
                 Moments::Host(host) if on_cpu(&device) || !kernels_enabled() => adamw::on_host(param, host, grad, &step).await?,
                 Moments::Host(host) => {
-                    let mut moved = DeviceMoments::upload(host, &map(&device));
+                    let mut moved = DeviceMoments::upload(host, shared.get_or_insert_with(|| map(&device)));
                     let param = adamw_8bit(param, &mut moved, grad, &step);
                     *host = moved.download().await?;
                     param

@@ -166,7 +166,7 @@ fn completions_follow_the_ids_of_their_prompts() {
 fn the_first_token_of_a_text_occurs_once() {
     let Some(tokenizer) = shared_tokenizer("llama3.2") else { return };
     let encoder = Encoder { tokenizer: &tokenizer, template: None, stops: &[128_009], loss_on: LossOn::Assistant, max_length: 1000 };
-    assert_eq!(encoder.begin(), Some(128_000));
+    assert_eq!(tokenizer.begin(), Some(128_000));
     for text in ["a", "<|begin_of_text|>a"] {
         let example = Example { place: 1.into(), task: None, content: Content::Text(text.into()) };
         assert_eq!(encoder.encode(&example).unwrap().document.tokens, [128_000, 64, 128_009]);

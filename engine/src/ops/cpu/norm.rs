@@ -28,15 +28,16 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
     (y, scales)
 }
 
-/// Gradients of `x` and `w`: `dx = r·(dy·w − x·r²·mean(dy·w·x))`, `dw = Σ_rows dy·x·r`.
-pub fn rms_norm_backward(dy: &[f32], x: &[f32], w: &[f32], scales: &[f32]) -> (Vec<f32>, Vec<f32>) {
+/// Gradients of `x` and `w`: `dx = r·(dy·w − x·r²·mean(dy·w·x))`, `dw = Σ_rows dy·x·r`, which is empty unless it is wanted.
+pub fn rms_norm_backward(dy: &[f32], x: &[f32], w: &[f32], scales: &[f32], of_w: bool) -> (Vec<f32>, Vec<f32>) {
     let d = w.len();
+    let wanted = if of_w { d } else { 0 };
     let mut dx = vec![0.0; x.len()];
     let parts: Vec<Vec<f32>> = dx
         .par_chunks_mut(ROWS * d)
         .enumerate()
         .map(|(block, dx)| {
-            let mut dw = vec![0.0; d];
+            let mut dw = vec![0.0; wanted];
             let mut dyw = vec![0.0; d];
             vectorized(
                 #[inline(always)]
@@ -46,7 +47,9 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], w: &[f32], scales: &[f32]) -> (V
                         let (x, dy, r) = (&x[row * d..][..d], &dy[row * d..][..d], scales[row]);
                         for i in 0..d {
                             dyw[i] = dy[i] * w[i];
-                            dw[i] += dy[i] * x[i] * r;
+                        }
+                        for (dw, (dy, x)) in dw.iter_mut().zip(dy.iter().zip(x)) {
+                            *dw += dy * x * r;
                         }
                         let mean = dot(&dyw, x) / d as f32 * r * r;
                         for i in 0..d {
@@ -58,7 +61,7 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], w: &[f32], scales: &[f32]) -> (V
             dw
         })
         .collect();
-    let mut dw = vec![0.0; d];
+    let mut dw = vec![0.0; wanted];
     for part in parts {
         for (sum, value) in dw.iter_mut().zip(part) {
             *sum += value;
