@@ -488,6 +488,11 @@ mod tests {
         (Rc::new(Actor { store, events: sender, jobs, texts, logs, loaded, computing, crowded }), events)
     }
 
+    fn look() -> Command {
+        let config = FinetuneConfig { model_name: "m".into(), train_file: Files(vec!["rows.jsonl".into()]), ..FinetuneConfig::default() };
+        Command::Inspect { config: Box::new(config), first: 0, count: 0, row: None } // breathes once for every file
+    }
+
     /// Lets one of the two workers work until a job ends, or for some time; how it ended.
     fn ended(actor: &Rc<Actor>, long: bool, events: &Receiver<(JobId, Event)>) -> Option<Event> {
         let working = async {
@@ -533,16 +538,24 @@ mod tests {
     }
 
     #[test]
+    fn only_jobs_with_a_model_of_their_own_take_that_of_a_text() {
+        let (actor, events) = actor(tiny("tiny_llama"));
+        let score = Command::Eval { model: " ".into(), files: Vec::new(), device: DeviceChoice::Cpu, sequence_length: 0 };
+        for (command, kept) in [(look(), true), (score, false)] {
+            actor.texts.push(1, Command::Generate(request()));
+            assert!(matches!(ended(&actor, false, &events), Some(Event::Done { .. })));
+            actor.jobs.push(2, command);
+            assert_ne!(ended(&actor, true, &events), None);
+            assert_eq!(!actor.loaded.is_empty(), kept);
+        }
+    }
+
+    #[test]
     fn a_run_goes_on_until_a_text_has_its_model() {
         let (actor, events) = actor(tiny("tiny_llama"));
         block_on(actor.store.write("rows.jsonl", b"{\"prompt\": \"a\", \"completion\": \"b\"}\n")).unwrap();
         let text = Signals::new();
         *actor.texts.running.borrow_mut() = Some((1, text)); // its model is on its way
-        let look = || {
-            let config =
-                FinetuneConfig { model_name: "m".into(), train_file: Files(vec!["rows.jsonl".into()]), ..FinetuneConfig::default() };
-            Command::Inspect { config: Box::new(config), first: 0, count: 0, row: None } // breathes once for every file
-        };
         actor.jobs.push(2, look());
         assert_ne!(ended(&actor, true, &events), None);
         // It has come: a run that begins waits, and so does one in progress.
