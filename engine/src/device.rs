@@ -112,9 +112,9 @@ impl Compute {
         self.info.backend == "cpu"
     }
 
-    /// Whether the machine's memory, of which we know how much is free, is all there is.
-    pub fn is_in_main_memory(&self) -> bool {
-        self.is_cpu() || self.info.kind == "software"
+    /// Memory that is free, which is known where the device computes in the machine's own.
+    pub fn free_bytes(&self) -> Option<u64> {
+        platform::available_memory_bytes().filter(|_| self.is_cpu() || self.info.kind == "software")
     }
 }
 

@@ -19,7 +19,6 @@ use crate::error::Result;
 use crate::model::adapter::AdapterConfig;
 use crate::model::load::{self, Keep};
 use crate::model::{Adapter, LlamaConfig};
-use crate::platform;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
@@ -57,14 +56,9 @@ pub async fn run(config: &TrainConfig, budget_bytes: Option<u64>, store: &Store,
     let memory_bytes = memory(&shape.model, &config, &compute, Trained::All);
     let peak_bytes = memory_bytes.values().sum();
     let tokens = u64::from(config.steps) * config.tokens_per_step();
-    let free = platform::available_memory_bytes().filter(|_| compute.is_in_main_memory());
-    let most = budget_bytes.into_iter().chain(free).min();
+    let most = budget_bytes.into_iter().chain(compute.free_bytes()).min();
     if let Some(budget) = budget_bytes.filter(|budget| peak_bytes > *budget) {
-        warnings.push(format!(
-            "training needs about {} MiB of memory, more than the {} MiB that it may take",
-            peak_bytes >> 20,
-            budget >> 20
-        ));
+        warnings.push(lacks(peak_bytes, budget, "are allowed"));
     }
     let suggestion =
         most.and_then(|most| fitting(&config, most, |config| memory(&shape.model, config, &compute, Trained::All).values().sum()));
@@ -144,8 +138,12 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trai
 /// What is missing where training in the machine's own memory needs more of it than is free.
 pub fn shortage(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trained: Trained) -> Option<String> {
     let needed = memory(shape, config, compute, trained).values().sum::<u64>();
-    let free = platform::available_memory_bytes().filter(|free| compute.is_in_main_memory() && needed > *free)?;
-    Some(format!("training needs about {} MiB of memory and {} MiB are free", needed >> 20, free >> 20))
+    compute.free_bytes().filter(|free| needed > *free).map(|free| lacks(needed, free, "are free"))
+}
+
+/// A sentence: training needs more than there is; `are` says what that means.
+fn lacks(needed: u64, there: u64, are: &str) -> String {
+    format!("training needs about {} MiB of memory, and {} MiB {are}", needed >> 20, there >> 20)
 }
 
 /// Shortest sequences that are suggested.

@@ -79,14 +79,6 @@ impl Feed {
         }
     }
 
-    /// Hash of what decides the order of rows.
-    pub fn fingerprint(&self) -> String {
-        match self {
-            Self::Texts(loader) => loader.fingerprint(),
-            Self::Examples(examples, _) => examples.fingerprint(),
-        }
-    }
-
     /// Passes over every source since the run began.
     pub fn epochs(&self) -> BTreeMap<String, f64> {
         match self {

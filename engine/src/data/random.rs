@@ -20,6 +20,11 @@ pub fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// A number that depends on a seed and a name.
+pub fn of_name(seed: u64, name: &str) -> u64 {
+    name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte)))
+}
+
 impl Random {
     /// A sequence of numbers that depends on the seed alone.
     pub fn new(seed: u64) -> Self {

@@ -247,7 +247,8 @@ impl Adapter {
         Ok(Self::mix(&loaded))
     }
 
-    /// Several adapters with their strengths as one of the sum of their ranks: exactly what they do together.
+    /// Several adapters with their strengths as one of the sum of their ranks: exactly what they do together. Ranks and
+    /// scales are those of its matrices; what its configuration says of them is the first one's.
     pub fn mix(adapters: &[(Self, f64)]) -> Option<Self> {
         let config = &adapters.first()?.0.config;
         let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
@@ -365,7 +366,7 @@ fn read_pair(file: &SafeFile, name: &str, layer: &str, config: &AdapterConfig) -
 
 /// A number that depends on a layer's name alone.
 fn stream(layer: &str) -> u64 {
-    layer.bytes().fold(0x10ba, |hash, byte| random::mix(hash ^ u64::from(byte)))
+    random::of_name(0x10ba, layer)
 }
 
 impl Llama {

@@ -9,7 +9,7 @@ use super::cache::KvCache;
 use super::config::LlamaConfig;
 use super::linear::{Linear, Parameter, Weight};
 use super::rope::Rope;
-use crate::data::random::{Random, mix};
+use crate::data::random::{Random, of_name};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::ops::attention::{Mask, attention};
@@ -498,7 +498,7 @@ pub fn random_rows(config: &LlamaConfig, seed: u64) -> impl Fn(&str, std::ops::R
 
 /// Normal numbers that depend only on the seed, the tensor's name and the row.
 fn normal(seed: u64, name: &str, rows: std::ops::Range<usize>, columns: usize, deviation: f32) -> Vec<f32> {
-    let tensor_seed = name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte)));
+    let tensor_seed = of_name(seed, name);
     let mut values = vec![0.0; rows.len() * columns];
     values.par_chunks_mut(columns).zip(rows).for_each(|(row, index)| {
         let mut random = Random::stream(tensor_seed, index as u64);

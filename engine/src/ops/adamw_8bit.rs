@@ -63,11 +63,6 @@ impl DeviceMoments {
         let scales = |data: TensorData| data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")));
         Ok(Moments8 { m: codes(m), v: codes(v), m_absmax: scales(m_absmax)?, v_absmax: scales(v_absmax)? })
     }
-
-    /// Bytes that they take.
-    pub fn size_bytes(&self) -> usize {
-        2 * self.len.next_multiple_of(4) + 8 * self.len.div_ceil(BLOCK)
-    }
 }
 
 /// One update; returns the weight.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{Trained, measure, memory};
+use super::{Trained, lacks, measure, memory};
 use crate::config::TrainConfig;
 use crate::config::finetune::{FinetuneConfig, Method, Optim};
 use crate::control::{Control, Flow};
@@ -12,7 +12,6 @@ use crate::data::mix_change::MANY_EPOCHS;
 use crate::device::Compute;
 use crate::error::Result;
 use crate::model::LlamaConfig;
-use crate::platform;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::finetune::{self, keep, updates};
@@ -39,14 +38,12 @@ pub async fn run(config: &FinetuneConfig, base: &str, budget_bytes: Option<u64>,
     let needed = |config: &FinetuneConfig, length: usize| needed(config, &plan, length, &shape, numbers, &compute);
     let memory_bytes = needed(config, longest);
     let peak_bytes: u64 = memory_bytes.values().sum();
-    let free = platform::available_memory_bytes().filter(|_| compute.is_in_main_memory());
-    let most = budget_bytes.into_iter().chain(free).min();
+    let most = budget_bytes.into_iter().chain(compute.free_bytes()).min();
     let fits = most.is_none_or(|most| peak_bytes <= most);
     let mut warnings: Vec<String> = Vec::new();
     let suggestion = match most.filter(|_| !fits) {
         Some(most) => {
-            let (needed_mib, most_mib) = (peak_bytes >> 20, most >> 20);
-            warnings.push(format!("training needs about {needed_mib} MiB of memory, more than the {most_mib} MiB that it may take"));
+            warnings.push(lacks(peak_bytes, most, if budget_bytes == Some(most) { "are allowed" } else { "are free" }));
             fitting(config, longest, most, |config, length| needed(config, length).values().sum())
         }
         None => None,
@@ -121,12 +118,12 @@ fn needed(
 pub fn shortage(config: &FinetuneConfig, plan: &TrainConfig, shape: &LlamaConfig, adapter: u64, compute: &Compute) -> Option<String> {
     let needed = |config: &FinetuneConfig, length| needed(config, plan, length, shape, adapter, compute).values().sum::<u64>();
     let all = needed(config, plan.sequence_length);
-    let free = platform::available_memory_bytes().filter(|free| compute.is_in_main_memory() && all > *free)?;
+    let free = compute.free_bytes().filter(|free| all > *free)?;
     let helps = match fitting(config, plan.sequence_length, free, needed) {
         Some(keys) => keys.iter().map(|(key, value)| format!("--{} {value}", key.replace('_', "-"))).collect::<Vec<_>>().join(" "),
         None => "only a smaller model".into(),
     };
-    Some(format!("training needs about {} MiB of memory and {} MiB are free; this fits: {helps}", all >> 20, free >> 20))
+    Some(format!("{}; this fits: {helps}", lacks(all, free, "are free")))
 }
 
 /// Keys that make a run need at most `most` bytes with as many examples in an update: layers computed again, fewer examples

@@ -97,8 +97,6 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     let (compute, why) = Compute::open(config.device).await?;
     control.notice(why);
     let mut mixed = super::pretrain::mixed(config.precision(), &compute)?;
-
-    // ---- examples ----------------------------------------------------------------------------
     let Some(base) = fetch::folder(store, &config.model_name, control).await? else { return Ok(None) };
     let base = checkpoint::newest_of(store, &base).await;
     let Some(Prepared { speech, mut examples, prompts, preflight }) = rows::prepare(&config, &base, store, control).await? else {
@@ -121,8 +119,6 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     if whole > 0 {
         control.remark(format!("{whole} linear layers are not of 4 bits here: their rows are no multiple of 64 numbers"));
     }
-
-    // ---- model ----------------------------------------------------------------------------------
     let asked = adapter(&config);
     let numbers = asked.parameters(&shape)?;
     let longest = TrainConfig { sequence_length: examples.longest(), ..plan.clone() };
@@ -154,21 +150,9 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
             (model, adapter, optimizer, state) = (loaded, loaded_adapter, moments, at);
         }
         None => {
-            let first = match (&frozen, &config.init_adapter) {
-                (None, _) => None,
-                (_, Some(folder)) => {
-                    // Its rank, scale and layers are those of the matrices that it brings.
-                    let brought = Adapter::load(store, folder).await?;
-                    brought.compare_base(folder, &base, store, control).await;
-                    let Adapter { config: brought, pairs } = brought;
-                    let AdapterConfig { base_model, dropout, four_bits, .. } = asked.clone();
-                    let config = AdapterConfig { base_model, dropout, four_bits, ..brought };
-                    if (config.r, config.alpha, config.rslora) != (asked.r, asked.alpha, asked.rslora) {
-                        control.warn(format!("{folder} goes on with its own r {} and lora_alpha {}", config.r, config.alpha));
-                    }
-                    Some(Adapter { config, pairs })
-                }
-                (Some(frozen), None) => Some(Adapter::begin(&asked, frozen, config.seed)?),
+            let first = match &frozen {
+                None => None,
+                Some(frozen) => Some(first_adapter(&config, asked, frozen, &base, store, control).await?),
             };
             store.write(&format!("{out}/tokenizer.json"), tokenizer.json()).await?;
             store.write(&format!("{out}/{TUNING}"), yaml.as_bytes()).await?;
@@ -185,6 +169,27 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     let kind = Kind::Finetuning(Box::new(Tuning { config, adapter, files, per_epoch }));
     let ready = Ready { model, optimizer, state, feed, tokenizer, sizes, prompts, stops, mixed, device, kind, log, lock };
     Run::begin(plan, ready, store, control).await.map(Some)
+}
+
+/// What an adapter is before its first update: random, or what `init_adapter` brings.
+async fn first_adapter(
+    config: &FinetuneConfig,
+    asked: AdapterConfig,
+    frozen: &Llama,
+    base: &str,
+    store: &Store,
+    control: &Control,
+) -> Result<Adapter> {
+    let Some(folder) = &config.init_adapter else { return Adapter::begin(&asked, frozen, config.seed) };
+    let brought = Adapter::load(store, folder).await?;
+    brought.compare_base(folder, base, store, control).await;
+    let Adapter { config: brought, pairs } = brought;
+    if (brought.r, brought.alpha, brought.rslora) != (asked.r, asked.alpha, asked.rslora) {
+        control.warn(format!("{folder} goes on with its own r {} and lora_alpha {}", brought.r, brought.alpha));
+    }
+    let AdapterConfig { base_model, dropout, four_bits, .. } = asked;
+    // Its rank, scale and layers are those of the matrices that it brings.
+    Ok(Adapter { config: AdapterConfig { base_model, dropout, four_bits, ..brought }, pairs })
 }
 
 /// The adapter that a configuration asks for.
@@ -344,7 +349,6 @@ impl Tuning {
     /// What the user can do next.
     pub(super) fn hints(&self, ended: Ended, step: u32) -> Vec<String> {
         let (out, result, model) = (quoted(&self.config.output_dir), quoted(&self.result()), quoted(&self.config.model_name));
-        let prompt = "--prompt TEXT";
         match (ended, &self.adapter) {
             (Ended::Stopped, _) => vec![format!("stopped after step {step}; resume with: smolforge finetune --resume --output-dir {out}")],
             (Ended::Finished, Some(_)) => vec![
@@ -352,7 +356,9 @@ impl Tuning {
                 format!("smolforge chat --model {model} --adapter {result}"),
                 format!("smolforge merge --model {model} --adapter {result} --out {out}/merged"),
             ],
-            (Ended::Finished, None) => vec![format!("look at {out}/report.html"), format!("smolforge generate --model {result} {prompt}")],
+            (Ended::Finished, None) => {
+                vec![format!("look at {out}/report.html"), format!("smolforge generate --model {result} --prompt TEXT")]
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{config, corpora, may_begin};
+use super::{corpora, may_begin};
 use crate::config::TrainConfig;
 use crate::config::finetune::{Files, FinetuneConfig};
 use crate::control::Control;
@@ -78,11 +78,11 @@ pub async fn run(
         return Err(Error::Config("--updates 0: the adapter learns nothing; give 1 or more".into()));
     }
     let yaml = yaml(out, device, seed, updates);
-    let (config_of_run, _) = FinetuneConfig::from_yaml(&yaml)?;
+    let (config, _) = FinetuneConfig::from_yaml(&yaml)?;
     if !corpora(out, seed, store, control).await? {
         return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]));
     }
-    let base = TrainConfig { out: format!("{out}/base"), ..config(out, device, seed, steps) };
+    let base = TrainConfig { out: format!("{out}/base"), ..super::config(out, device, seed, steps) };
     let (ended, hints) = pretrain::run(&base, false, store, control).await?;
     if ended == Ended::Stopped {
         return Ok((ended, hints));
@@ -92,7 +92,6 @@ pub async fn run(
     store.write(&format!("{out}/rows/train.jsonl"), training.as_bytes()).await?;
     store.write(&format!("{out}/rows/val.jsonl"), held_out.as_bytes()).await?;
     store.write(&format!("{out}/config.yaml"), yaml.as_bytes()).await?;
-    let config = config_of_run;
 
     let Some(before) = asked(&config, None, store, control).await? else { return Ok((Ended::Stopped, Vec::new())) };
     let (ended, hints) = finetune::run(&config, false, store, control).await?;
