@@ -253,9 +253,8 @@ fn a_checkpoint_tells_its_history_as_a_trainer_does() {
 #[test]
 fn other_names_for_keys_that_nobody_reads_are_refused() {
     let (store, mut config) = small(Method::Lora);
-    let refused = |config: &FinetuneConfig| {
-        block_on(rows::read(config, &config.train_file.0, &store, &Control::connect().0)).unwrap_err().to_string()
-    };
+    let refused =
+        |config: &FinetuneConfig| block_on(rows::read(config, &config.train_file, &store, &Control::connect().0)).unwrap_err().to_string();
     for (ours, theirs, expected) in [
         ("mesages", "dialog", "did you mean messages?"),
         ("dialog", "messages", "did you mean messages: dialog?"),

@@ -89,15 +89,17 @@ impl App {
                 begin.extend(self.picker.hand_over(command, well).map(Ask::Begin));
             }
             self.changed |= writes && (ended || matches!(event, Event::Run(_) | Event::Saved { .. }));
-            if ended && command.is_some_and(|command| trains(command) || matches!(command, Command::Delete { .. })) {
+            if ended && writes {
                 self.session.forget();
             }
             let listed = matches!(event, Event::Runs { .. });
             self.session.apply(id, event);
-            let Forms { generate, second, tune, .. } = &mut self.forms;
-            for model in [&mut generate.model, second, &mut tune.model_name].into_iter().filter(|_| listed) {
-                if let Some(newest) = view::generate::current(&self.session, model) {
-                    *model = newest;
+            if listed {
+                let Forms { generate, second, tune, .. } = &mut self.forms;
+                for model in [&mut generate.model, second, &mut tune.model_name] {
+                    if let Some(newest) = view::generate::current(&self.session, model) {
+                        *model = newest;
+                    }
                 }
             }
         }

@@ -241,8 +241,8 @@ impl Forms {
     /// Adds files of rows, to learn or to evaluate on; empty fields make room for them.
     pub fn add_rows(&mut self, paths: Vec<String>, validation: bool) {
         let files = if validation { &mut self.tune.validation_file } else { &mut self.tune.train_file };
-        files.0.retain(|known| !known.trim().is_empty() && !paths.contains(known));
-        files.0.extend(paths);
+        let others: Vec<String> = files.named().filter(|known| !paths.contains(known)).cloned().collect();
+        files.0 = [others, paths].concat();
         self.rows = RowsShown { validation, ..RowsShown::default() };
         self.part = Part::Rows;
     }

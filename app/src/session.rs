@@ -209,9 +209,14 @@ impl Session {
                     self.models.insert(model.clone(), report);
                 }
             }
-            event @ (Event::Preflight(_) | Event::Example(_)) => {
+            Event::Preflight(preflight) => {
                 let command = job.command.clone();
-                self.hear_of_rows(&command, event);
+                self.hear_of_rows(command, preflight);
+            }
+            Event::Example(example) => {
+                if let Some(rows) = &mut self.rows {
+                    rows.examples.push(example);
+                }
             }
             Event::Preview(report) => {
                 if let Command::Preview { source, .. } = &job.command {
@@ -336,10 +341,15 @@ impl Session {
         self.jobs.values().rev().find(|job| kind(&job.command))
     }
 
-    /// The job of this kind that has not ended.
+    /// The jobs of this kind that have not ended.
+    pub fn open(&self, kind: impl Fn(&Command) -> bool) -> impl Iterator<Item = (JobId, &Job)> {
+        let open = move |job: &Job| kind(&job.command) && matches!(job.state, JobState::Waiting(_) | JobState::Running);
+        self.jobs.iter().filter(move |(_, job)| open(job)).map(|(id, job)| (*id, job))
+    }
+
+    /// The first of them.
     pub fn active(&self, kind: impl Fn(&Command) -> bool) -> Option<(JobId, &Job)> {
-        let open = |job: &Job| matches!(job.state, JobState::Waiting(_) | JobState::Running);
-        self.jobs.iter().find(|(_, job)| kind(&job.command) && open(job)).map(|(id, job)| (*id, job))
+        self.open(kind).next()
     }
 
     /// The training job that has not ended.

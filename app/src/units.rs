@@ -1,4 +1,6 @@
-//! Numbers as people read them.
+//! Numbers and rows as people read them.
+
+use smolforge_engine::protocol::ExampleReport;
 
 /// `1,234,567`
 pub fn count(number: u64) -> String {
@@ -45,6 +47,29 @@ pub fn rate(number: f64) -> String {
 /// A message on one line, whatever it was made of.
 pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Line breaks are shown and made; other signs without a shape, which a terminal would obey, are named.
+pub fn visible(text: &str) -> String {
+    let mut shown = String::new();
+    for char in text.chars() {
+        match char {
+            '\n' => shown.push_str("↵\n"),
+            '\t' => shown.push('→'),
+            char if char.is_control() => shown.push_str(&format!("<0x{:02X}>", char as u32)),
+            char => shown.push(char),
+        }
+    }
+    shown
+}
+
+/// `row 7 · spec · 6 tokens, 2 learned · 2 cut off`
+pub fn headline(example: &ExampleReport) -> String {
+    let ExampleReport { row, task, lost_tokens, pieces, .. } = example;
+    let task = task.as_ref().map(|task| format!(" · {task}")).unwrap_or_default();
+    let learned = pieces.iter().filter(|piece| piece.is_target).count();
+    let lost = if *lost_tokens > 0 { format!(" · {} cut off", count(*lost_tokens as u64)) } else { String::new() };
+    format!("row {row}{task} · {} tokens, {} learned{lost}", count(pieces.len() as u64), count(learned as u64))
 }
 
 /// `80 %`, `12.5 %`
@@ -101,6 +126,11 @@ mod tests {
         check(rate(f64::NAN), "–");
         check(percent(0.8), "80 %");
         check(percent(0.1254), "12.5 %");
+    }
+
+    #[test]
+    fn signs_without_a_shape_are_named() {
+        check(visible("a\n\tb\r\u{1b}[1m é"), "a↵\n→b<0x0D><0x1B>[1m é");
     }
 
     #[test]

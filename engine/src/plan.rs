@@ -198,7 +198,10 @@ async fn measure(
     Ok(micro_batch * config.accumulation as f64 + update)
 }
 
-/// Seconds of a micro-batch and of an update; the second of two runs counts.
+/// How long a first run may take for a second one to be worth it: what is made ready only once takes a small part of more.
+const WARM_UP_SECS: f64 = 10.0;
+
+/// Seconds of a micro-batch and of an update; the second of two runs counts, where the first was short.
 async fn measure_layers(
     layers: usize,
     shape: &LlamaConfig,
@@ -216,7 +219,7 @@ async fn measure_layers(
     let batch = random_batch(config.batch_size, config.sequence_length, shape.vocab_size, 1);
     let mut times = (0.0, 0.0);
     for _ in 0..2 {
-        if control.breathe().await == Flow::Stop {
+        if times.0 + times.1 > WARM_UP_SECS || control.breathe().await == Flow::Stop {
             break;
         }
         let started = Instant::now();

@@ -23,7 +23,7 @@ pub struct Args {
     precision: Precision,
 
     /// What the step trains: full (all weights), lora (rank 16 on all linear layers) or qlora (the same over 4 bits)
-    #[arg(long, value_parser = choice::<Method>(&["full", "lora", "qlora"]), default_value = "full")]
+    #[arg(long, value_parser = choice::<Method>(Method::WORDS), default_value = "full")]
     method: Method,
 
     /// Compute layers again for the gradients

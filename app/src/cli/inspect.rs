@@ -9,7 +9,7 @@ use smolforge_engine::protocol::{Command, Event, ExampleReport, Level, Preflight
 use super::flags::FinetuneFlags;
 use super::progress::Screen;
 use super::{Usage, drive};
-use crate::units::count;
+use crate::units::{count, headline, visible};
 
 /// Show rows token by token with what is learned of them, and check them before they are
 #[derive(Debug, clap::Args)]
@@ -87,10 +87,7 @@ fn show(screen: &Screen, report: &Preflight) -> io::Result<()> {
 }
 
 fn show_example(screen: &Screen, example: &ExampleReport) -> io::Result<()> {
-    let task = example.task.as_ref().map(|task| format!(" · {task}")).unwrap_or_default();
-    let lost = if example.lost_tokens > 0 { format!(" · {} tokens are cut off", example.lost_tokens) } else { String::new() };
-    let learned = example.pieces.iter().filter(|piece| piece.is_target).count();
-    screen.println(format!("\nrow {}{task} · {} tokens, {learned} learned{lost}", example.row, example.pieces.len()))?;
+    screen.println(format!("\n{}", headline(example)))?;
     let coloured = console::colors_enabled();
     let mut text = String::new();
     let mut open = false;
@@ -111,18 +108,4 @@ fn show_example(screen: &Screen, example: &ExampleReport) -> io::Result<()> {
         text.push('⟧');
     }
     screen.println(text)
-}
-
-/// Line breaks are shown and made; other controls, which a terminal would obey, are only shown.
-fn visible(text: &str) -> String {
-    let mut shown = String::new();
-    for char in text.chars() {
-        match char {
-            '\n' => shown.push_str("↵\n"),
-            '\t' => shown.push('→'),
-            char if char.is_control() => shown.push_str(&format!("<0x{:02X}>", char as u32)),
-            char => shown.push(char),
-        }
-    }
-    shown
 }

@@ -55,9 +55,13 @@ impl Text {
 
     /// Whether the two were asked for alike, only of different models or adapters.
     fn is_twin(&self, other: &Self) -> bool {
-        let GenerateRequest { model, adapters, .. } = self.request.clone();
-        let is_other = (&model, &adapters) != (&other.request.model, &other.request.adapters);
-        is_other && self.request == GenerateRequest { model, adapters, ..other.request.clone() }
+        let GenerateRequest { model, adapters, prompts, messages, date, device, max_new_tokens, num_samples, sampling, stop, alternatives } =
+            &self.request;
+        let other = &other.request;
+        (model, adapters) != (&other.model, &other.adapters)
+            && (prompts, messages, date, stop) == (&other.prompts, &other.messages, &other.date, &other.stop)
+            && (device, max_new_tokens, num_samples) == (&other.device, &other.max_new_tokens, &other.num_samples)
+            && (sampling, alternatives) == (&other.sampling, &other.alternatives)
     }
 }
 

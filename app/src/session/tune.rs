@@ -1,7 +1,7 @@
 //! What fine-tuning needs to know: the rows as a model reads them, and runs that are to go on.
 
 use serde::{Deserialize, Serialize};
-use smolforge_engine::protocol::{Command, Event, ExampleReport, FinetuneConfig, Preflight, TrainConfig};
+use smolforge_engine::protocol::{Command, ExampleReport, FinetuneConfig, Preflight, TrainConfig};
 
 use super::{JobState, Session};
 
@@ -21,6 +21,11 @@ impl Rows {
     pub fn count(&self) -> usize {
         self.preflight.lengths.bins.iter().map(|(_, count)| *count).sum()
     }
+
+    /// Where a row is among those that were asked for.
+    pub fn place(&self, row: &str) -> Option<usize> {
+        self.examples.iter().position(|example| example.row == row)
+    }
 }
 
 /// A run that is to go on.
@@ -37,18 +42,21 @@ pub enum Unfinished {
 }
 
 impl Unfinished {
-    /// What makes it go on as it was begun; its past is read beside.
-    pub fn commands(self) -> [Command; 2] {
+    /// What makes it go on as it was begun: only where it lies is told.
+    pub fn resume(self) -> Command {
         match self {
-            Self::Training(out) => {
-                let config = Box::new(TrainConfig { out: out.clone(), ..TrainConfig::default() });
-                [Command::OpenRun { path: out }, Command::Train { config, resume: true }]
-            }
+            Self::Training(out) => Command::Train { config: Box::new(TrainConfig { out, ..TrainConfig::default() }), resume: true },
             Self::Tuning { output_dir } => {
-                let config = Box::new(FinetuneConfig { output_dir: output_dir.clone(), ..FinetuneConfig::default() });
-                [Command::OpenRun { path: output_dir }, Command::Finetune { config, notes: Vec::new(), resume: true }]
+                let config = Box::new(FinetuneConfig { output_dir, ..FinetuneConfig::default() });
+                Command::Finetune { config, notes: Vec::new(), resume: true }
             }
         }
+    }
+
+    /// The same, and its past is read beside.
+    pub fn commands(self) -> [Command; 2] {
+        let (Self::Training(path) | Self::Tuning { output_dir: path }) = self.clone();
+        [Command::OpenRun { path }, self.resume()]
     }
 }
 
@@ -63,17 +71,11 @@ impl Session {
         self.training().is_some_and(|(_, job)| matches!(job.command, Command::Finetune { .. }))
     }
 
-    /// Folds what is told of rows.
-    pub(super) fn hear_of_rows(&mut self, command: &Command, event: Event) {
-        match event {
-            Event::Preflight(preflight) => {
-                self.rows = Some(Rows { command: command.clone(), preflight, examples: Vec::new() });
-                // Its model is here now, wherever it was before.
-                self.jobs.retain(|_, job| !matches!((&job.command, &job.state), (Command::Describe { .. }, JobState::Failed(_))));
-            }
-            Event::Example(example) => self.rows.iter_mut().for_each(|rows| rows.examples.push(example.clone())),
-            _ => {}
-        }
+    /// Folds what was found of rows.
+    pub(super) fn hear_of_rows(&mut self, command: Command, preflight: Preflight) {
+        self.rows = Some(Rows { command, preflight, examples: Vec::new() });
+        // Its model is here now, wherever it was before.
+        self.jobs.retain(|_, job| !matches!((&job.command, &job.state), (Command::Describe { .. }, JobState::Failed(_))));
     }
 
     /// Why a model is not known, where it was asked for in vain.
@@ -87,7 +89,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use smolforge_engine::protocol::{RunInfo, StepReport};
+    use smolforge_engine::protocol::{Event, RunInfo, StepReport};
 
     use super::*;
     use crate::session::Run;

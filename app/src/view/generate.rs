@@ -7,10 +7,10 @@ use smolforge_engine::protocol::{Command, GenerateRequest, Sampling};
 use smolforge_engine::train::checkpoint;
 
 use super::device::choose_device;
-use super::{Ask, START, STOP, named, pressed, with_keys};
+use super::{Ask, START, named, pressed, texts, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::Forms;
-use crate::session::{JobState, Session};
+use crate::session::Session;
 use crate::theme;
 
 /// Alternatives that are shown of every token.
@@ -54,12 +54,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
     if forms.generate.model.is_empty() {
         forms.generate.model = models(session).into_iter().next().unwrap_or_default();
     }
-    let running = session.texts.iter().find(|text| session.jobs.get(&text.job).is_some_and(|job| job.state == JobState::Running));
-    if let Some(text) = running
-        && pressed(ui, &STOP)
-    {
-        asks.push(Ask::Tell(text.job, Command::Stop));
-    }
+    texts::stop_by_keys(ui, session, asks);
     ui.horizontal_wrapped(|ui| {
         let second = !forms.compare || !forms.second.trim().is_empty();
         let ready = !forms.generate.model.trim().is_empty() && !forms.prompt.is_empty() && second;

@@ -4,7 +4,7 @@ use egui::{ScrollArea, Ui};
 use smolforge_engine::protocol::{Command, JobId};
 
 use super::{Ask, SAVE, STOP, pressed, run, with_keys};
-use crate::forms::Plots;
+use crate::forms::{Forms, Part, Plots, Tab};
 use crate::session::{Job, JobState, Session};
 use crate::units::amount;
 
@@ -61,4 +61,17 @@ pub fn live(ui: &mut Ui, session: &Session, tunes: bool, settings: &mut Plots) -
         run::show(ui, "this run", live, settings);
     });
     true
+}
+
+/// Says that what trains is what another tab shows.
+pub fn elsewhere(ui: &mut Ui, forms: &mut Forms, tab: Tab) {
+    ui.vertical_centered(|ui| {
+        ui.add_space(ui.available_height() * 0.3);
+        let (text, name) =
+            if tab == Tab::Tune { ("A model is being fine-tuned", "Tune") } else { ("A run on texts is in progress", "Train") };
+        ui.heading(text);
+        if ui.button(format!("look at it in {name}")).clicked() {
+            (forms.tab, forms.part) = (tab, Part::Run);
+        }
+    });
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use egui::{RichText, Ui};
 use serde_json::Value;
+use smolforge_engine::Result;
 use smolforge_engine::protocol::PlanReport;
 
 use super::plain;
+use crate::forms::Drafts;
 use crate::theme;
 use crate::units::{bytes, count, duration, percent};
 
@@ -40,6 +42,15 @@ pub fn show<'a>(ui: &mut Ui, plan: &'a PlanReport, current: bool) -> Option<&'a 
         }
     });
     wanted
+}
+
+/// Takes up what makes a run fit; `set` gives a key of its form another value.
+pub fn apply(suggestion: &BTreeMap<String, Value>, drafts: &mut Drafts, mut set: impl FnMut(&str, &str) -> Result<()>) {
+    for (key, value) in suggestion {
+        // A key that the form does not know stays as it is: the next plan says what is still missing.
+        let _ = set(key, &plain(value));
+        drafts.remove(key.as_str());
+    }
 }
 
 fn numbers(ui: &mut Ui, plan: &PlanReport) {

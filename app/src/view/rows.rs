@@ -2,47 +2,52 @@
 
 use egui::text::{LayoutJob, TextFormat};
 use egui::{FontId, Id, Rect, RichText, ScrollArea, Sense, Stroke, TextStyle, Ui, WidgetInfo, pos2, vec2};
-use smolforge_engine::config::finetune::FinetuneConfig;
+use smolforge_engine::config::finetune::{Files, FinetuneConfig};
 use smolforge_engine::protocol::{Command, ExampleReport, Lengths, Level, Piece, Preflight};
 
-use super::{Ask, settled, unless_hidden};
+use super::{Ask, settled, tune, unless_hidden};
 use crate::forms::{Forms, RowsShown};
 use crate::session::{JobState, Rows, Session};
 use crate::theme;
-use crate::units::count;
+use crate::units::{count, headline, visible};
 
-/// Examples that are asked for at once.
+/// Examples on a page.
 const PAGE: usize = 20;
+
+/// Examples that are asked for at once: for every question all rows are read and encoded.
+const BLOCK: usize = 10 * PAGE;
 
 /// Height of the histogram.
 const HEIGHT: f32 = 72.0;
 
 /// What has to be asked to see the rows of the form; `None` where there are none, or no model.
-pub fn wanted(forms: &Forms) -> Option<Command> {
-    let FinetuneConfig { model_name, dataset_format, columns, task_prefix_format, max_seq_length, chat_template, .. } = forms.tune.clone();
-    let FinetuneConfig { train_file, validation_file, date, loss_on, bad_rows, .. } = forms.tune.clone();
-    let mut train_file = if forms.rows.validation && !validation_file.0.is_empty() { validation_file } else { train_file };
-    train_file.0.retain(|file| !file.trim().is_empty());
-    if model_name.trim().is_empty() || train_file.0.is_empty() {
+pub fn wanted(session: &Session, forms: &Forms) -> Option<Command> {
+    let Forms { tune, rows: RowsShown { validation, first, row }, .. } = forms;
+    let evaluated = *validation && tune.validation_file.named().next().is_some();
+    let files = if evaluated { &tune.validation_file } else { &tune.train_file };
+    if tune.model_name.trim().is_empty() || files.named().next().is_none() {
         return None;
     }
     // Keys that change nothing of what is seen keep their defaults.
-    let config = FinetuneConfig {
-        model_name,
-        train_file,
-        dataset_format,
-        columns,
-        task_prefix_format,
-        max_seq_length,
-        chat_template,
-        date,
-        loss_on,
-        bad_rows,
+    let config = Box::new(FinetuneConfig {
+        model_name: tune.model_name.clone(),
+        train_file: Files(files.named().cloned().collect()),
+        dataset_format: tune.dataset_format,
+        columns: tune.columns.clone(),
+        task_prefix_format: tune.task_prefix_format.clone(),
+        max_seq_length: tune.max_seq_length,
+        chat_template: tune.chat_template.clone(),
+        date: tune.date.clone(),
+        loss_on: tune.loss_on,
+        bad_rows: tune.bad_rows,
         ..FinetuneConfig::default()
-    };
-    let RowsShown { first, row, .. } = forms.rows.clone();
-    let first = if row.is_some() { 0 } else { first };
-    Some(Command::Inspect { config: Box::new(config), first, count: PAGE, row })
+    });
+    let block = Command::Inspect { config: config.clone(), first: first / BLOCK * BLOCK, count: BLOCK, row: None };
+    let known = |row: &String| session.rows.as_ref().is_some_and(|rows| rows.command == block && rows.place(row).is_some());
+    match row {
+        Some(row) if !known(row) => Some(Command::Inspect { config, first: 0, count: 1, row: Some(row.clone()) }),
+        _ => Some(block),
+    }
 }
 
 /// The configuration in what is asked.
@@ -52,14 +57,14 @@ fn config_of(command: &Command) -> Option<&FinetuneConfig> {
 
 /// Asks in place of what was asked before.
 pub fn begin(session: &Session, wanted: Command, asks: &mut Vec<Ask>) {
-    let open = session.active(|command| matches!(command, Command::Inspect { .. })).filter(|(_, job)| !job.stopping);
+    let open = session.open(|command| matches!(command, Command::Inspect { .. })).filter(|(_, job)| !job.stopping);
     asks.extend(open.map(|(id, _)| Ask::Tell(id, Command::Stop)));
     asks.push(Ask::Begin(wanted));
 }
 
 /// The rows of the form, asked for when nobody types any more.
 pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
-    if !forms.tune.validation_file.0.is_empty() {
+    if forms.tune.validation_file.named().next().is_some() {
         ui.horizontal_wrapped(|ui| {
             let before = forms.rows.validation;
             ui.selectable_value(&mut forms.rows.validation, false, "to learn");
@@ -69,7 +74,7 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
             }
         });
     }
-    let Some(wanted) = wanted(forms) else {
+    let Some(wanted) = wanted(session, forms) else {
         ui.vertical_centered(|ui| {
             ui.add_space(ui.available_height() * 0.3);
             ui.heading("No rows yet");
@@ -92,7 +97,7 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
         }
         None if !free => drop(ui.weak("These rows are read when the run in progress has ended.")),
         Some(JobState::Done | JobState::Failed(_)) => {}
-        state => match session.unknown(model).filter(|_| state.is_none()) {
+        state => match tune::unknown(session, model).filter(|_| state.is_none()) {
             Some(why) => drop(ui.colored_label(theme::warning(ui.visuals().dark_mode), why)),
             None => drop(ui.horizontal(|ui| {
                 ui.spinner();
@@ -114,7 +119,7 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
             if rows.command != wanted {
                 ui.multiply_opacity(0.5);
             }
-            for row in &rows.examples {
+            for row in in_sight(rows, &forms.rows) {
                 unless_hidden(ui, Id::unique(("row", &row.row)), true, |ui| example(ui, row));
             }
         });
@@ -122,6 +127,16 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
             forms.rows.row = row;
         }
     });
+}
+
+/// Those of the rows that are looked at; while others are still being read, the nearest.
+fn in_sight<'a>(rows: &'a Rows, shown: &RowsShown) -> &'a [ExampleReport] {
+    let first = if let Command::Inspect { first, .. } = rows.command { first } else { 0 };
+    let (from, count) = match shown.row.as_ref().and_then(|row| rows.place(row)) {
+        Some(place) => (place, 1),
+        None => (shown.first.saturating_sub(first).min(rows.examples.len().saturating_sub(1) / PAGE * PAGE), PAGE),
+    };
+    &rows.examples[from..rows.examples.len().min(from + count)]
 }
 
 /// The checks, the worst first; the row that was clicked.
@@ -233,7 +248,7 @@ fn pages(ui: &mut Ui, rows: &Rows, shown: &mut RowsShown) {
             }
         }
         for (word, kind) in [("learned", Kind::Learned), ("read only", Kind::Read), ("cut off", Kind::Cut)] {
-            let TextFormat { color, background, .. } = format(ui, kind, 1);
+            let TextFormat { color, background, .. } = format(ui, kind, true);
             let text = RichText::new(word).color(color).background_color(background);
             ui.label(if kind == Kind::Cut { text.strikethrough() } else { text });
         }
@@ -244,11 +259,7 @@ fn pages(ui: &mut Ui, rows: &Rows, shown: &mut RowsShown) {
 fn example(ui: &mut Ui, row: &ExampleReport) {
     ui.group(|ui| {
         ui.set_width(ui.available_width());
-        let learned = row.pieces.iter().filter(|piece| piece.is_target).count();
-        let task = row.task.iter().map(|task| format!(" · {task}")).collect::<String>();
-        let lost = if row.lost_tokens > 0 { format!(" · {} cut off", count(row.lost_tokens as u64)) } else { String::new() };
-        let text = format!("row {}{task} · {} tokens, {} learned{lost}", row.row, count(row.pieces.len() as u64), count(learned as u64));
-        ui.label(RichText::new(text).small().weak());
+        ui.label(RichText::new(headline(row)).small().weak());
         tokens(ui, row);
     });
 }
@@ -262,8 +273,8 @@ enum Kind {
 }
 
 /// How a token is written; neighbours differ a little.
-fn format(ui: &Ui, kind: Kind, place: usize) -> TextFormat {
-    let (visuals, odd) = (ui.visuals(), place % 2 == 1);
+fn format(ui: &Ui, kind: Kind, odd: bool) -> TextFormat {
+    let visuals = ui.visuals();
     let font_id: FontId = TextStyle::Body.resolve(ui.style());
     match kind {
         Kind::Learned => {
@@ -279,6 +290,7 @@ fn format(ui: &Ui, kind: Kind, place: usize) -> TextFormat {
 
 /// The tokens of a row in one text; the one below the pointer says what it is.
 fn tokens(ui: &mut Ui, row: &ExampleReport) {
+    let formats = [Kind::Learned, Kind::Read, Kind::Cut].map(|kind| [false, true].map(|odd| format(ui, kind, odd)));
     let mut job = LayoutJob::default();
     job.wrap.max_width = ui.available_width();
     let mut ends = Vec::with_capacity(row.pieces.len() + row.cut.len());
@@ -296,11 +308,11 @@ fn tokens(ui: &mut Ui, row: &ExampleReport) {
         }
         chars += text.chars().count();
         ends.push(chars);
-        job.append(&text, 0.0, format(ui, *kind, place));
+        job.append(&text, 0.0, formats[*kind as usize][place % 2].clone());
     }
     let unseen = row.lost_tokens.saturating_sub(row.cut.len());
     if unseen > 0 {
-        job.append(&format!(" … and {} more", count(unseen as u64)), 0.0, format(ui, Kind::Cut, 0));
+        job.append(&format!(" … and {} more", count(unseen as u64)), 0.0, format(ui, Kind::Cut, false));
     }
     let said = job.text.clone();
     let galley = ui.painter().layout_job(job);
@@ -322,18 +334,4 @@ fn tokens(ui: &mut Ui, row: &ExampleReport) {
         }
     }
     ui.painter().galley(rect.min, galley, ui.visuals().text_color());
-}
-
-/// Line breaks are shown and made, other signs without a shape are named.
-fn visible(text: &str) -> String {
-    let mut shown = String::new();
-    for char in text.chars() {
-        match char {
-            '\n' => shown.push_str("↵\n"),
-            '\t' => shown.push('→'),
-            char if char.is_control() => shown.push_str(&format!("<0x{:02X}>", char as u32)),
-            char => shown.push(char),
-        }
-    }
-    shown
 }

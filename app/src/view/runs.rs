@@ -8,7 +8,7 @@ use web_time::{SystemTime, UNIX_EPOCH};
 use super::{Ask, compare, plots, run};
 use crate::files::{Pick, Picker};
 use crate::forms::{Forms, Part, Tab};
-use crate::session::{JobState, Run, Session};
+use crate::session::{JobState, Run, Session, Unfinished};
 use crate::theme;
 use crate::units::{bytes, count};
 
@@ -174,22 +174,13 @@ fn one(ui: &mut Ui, session: &Session, forms: &mut Forms, summary: &RunSummary, 
         let more = summary.state != RunState::Finished;
         let resume = ui.add_enabled(idle && more && config.is_some(), egui::Button::new("▶ resume"));
         let why = if more { "Something trains already" } else { "All its updates were made" };
-        if resume.on_hover_text("Go on from the last checkpoint").on_disabled_hover_text(why).clicked()
-            && let Some(config) = config
-        {
-            match &summary.tuning {
-                // As it was begun: only where it lies is told.
-                Some(_) => {
-                    let config = Box::new(FinetuneConfig { output_dir: path.clone(), ..FinetuneConfig::default() });
-                    asks.push(Ask::Begin(Command::Finetune { config, notes: Vec::new(), resume: true }));
-                    (forms.tab, forms.part) = (Tab::Tune, Part::Run);
-                }
-                None => {
-                    let config = Box::new(TrainConfig { out: path.clone(), ..config.clone() });
-                    asks.push(Ask::Begin(Command::Train { config, resume: true }));
-                    forms.tab = Tab::Train;
-                }
-            }
+        if resume.on_hover_text("Go on from the last checkpoint").on_disabled_hover_text(why).clicked() {
+            let (tab, run) = match &summary.tuning {
+                Some(_) => (Tab::Tune, Unfinished::Tuning { output_dir: path.clone() }),
+                None => (Tab::Train, Unfinished::Training(path.clone())),
+            };
+            (forms.tab, forms.part) = (tab, Part::Run);
+            asks.push(Ask::Begin(run.resume()));
         }
         let newest = summary.checkpoints.last();
         let adapter = summary.has_adapters();

@@ -5,19 +5,17 @@ use smolforge_engine::protocol::{Command, ExportDtype, GenerateRequest, Message,
 
 use super::generate::{model, numbers};
 use super::tune::{describe, description};
-use super::{Ask, START, STOP, named, pressed, texts, with_keys};
+use super::{Ask, START, named, pressed, texts, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::{Forms, Shelf};
-use crate::session::{JobState, Session, Text};
+use crate::session::{Session, Text};
 use crate::theme;
 
 /// Adapters, a question, and the answers side by side.
 pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, asks: &mut Vec<Ask>) {
-    let running = session.texts.iter().find(|text| session.jobs.get(&text.job).is_some_and(|job| job.state == JobState::Running));
-    if let Some(text) = running.filter(|_| session.training().is_none())
-        && pressed(ui, &STOP)
-    {
-        asks.push(Ask::Tell(text.job, Command::Stop));
+    // While something trains they stop that.
+    if session.training().is_none() {
+        texts::stop_by_keys(ui, session, asks);
     }
     let shelf = &mut forms.shelf;
     let runs: Vec<&RunSummary> = session.runs.iter().flatten().filter(|run| run.adapter.is_some()).collect();

@@ -299,8 +299,8 @@ fn a_run_is_resumed_packed_and_looked_at_along_its_steps() {
     let forms = Forms { selected: vec!["d/run".into()], ..Forms::default() };
     let mut harness = sized(egui::vec2(1024.0, 1600.0), on_disk(), forms, run_detail);
     assert_eq!(click(&mut harness, "pack"), [Ask::Begin(Command::Pack { folder: "d/run".into(), out: "d/run.zip".into() })]);
-    let config = Box::new(TrainConfig { out: "d/run".into(), ..config() });
-    assert_eq!(click(&mut harness, "▶ resume"), [Ask::Begin(Command::Train { config, resume: true })]);
+    let begun = Box::new(TrainConfig { out: "d/run".into(), ..TrainConfig::default() });
+    assert_eq!(click(&mut harness, "▶ resume"), [Ask::Begin(Command::Train { config: begun, resume: true })]);
     assert!(harness.query_by_label(" written at 40").is_some());
     harness.state_mut().forms.plots.at = Some(30);
     harness.run_steps(2);

@@ -4,7 +4,7 @@ use egui::{Align, Id, Label, Layout, RichText, ScrollArea, Ui, vec2};
 use smolforge_engine::protocol::{Command, GenerateRequest, JobId, Sampling};
 
 use super::generate::models;
-use super::{Ask, STOP, unless_hidden, with_keys};
+use super::{Ask, STOP, pressed, unless_hidden, with_keys};
 use crate::forms::Forms;
 use crate::session::{Job, JobState, Session, Text, Token};
 use crate::theme;
@@ -26,6 +26,14 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &Forms, asks: &mut Vec<Ask>) 
         return;
     }
     ScrollArea::vertical().id_salt("texts").auto_shrink([false, false]).show(ui, |ui| cards(ui, session, |_| true, asks));
+}
+
+/// Ends the text in progress where people press the keys for that.
+pub fn stop_by_keys(ui: &Ui, session: &Session, asks: &mut Vec<Ask>) {
+    let running = session.texts.iter().find(|text| session.jobs.get(&text.job).is_some_and(|job| job.state == JobState::Running));
+    if let Some(text) = running.filter(|_| pressed(ui, &STOP)) {
+        asks.push(Ask::Tell(text.job, Command::Stop));
+    }
 }
 
 /// Cards of texts, those that wait first.

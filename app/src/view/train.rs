@@ -8,9 +8,9 @@ use smolforge_engine::config::{FIELDS, TrainConfig};
 use smolforge_engine::protocol::{Command, DeviceChoice, JobId};
 
 use super::fields::Fields;
-use super::{Ask, START, jobs, mix, plain, plan, pressed, sources, with_keys};
+use super::{Ask, START, jobs, mix, plan, pressed, sources, with_keys};
 use crate::files::Picker;
-use crate::forms::{Forms, Part, Tab};
+use crate::forms::{Forms, Tab};
 use crate::session::{Job, Session};
 use crate::theme;
 
@@ -58,11 +58,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
 fn planned(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
     let Some((config, plan)) = &session.plan else { return };
     if let Some(suggestion) = plan::show(ui, plan, *config == forms.train) {
-        for (key, value) in suggestion {
-            // A key that this form does not know stays as it is: the next plan says what is still missing.
-            let _ = forms.train.set(key, &plain(value));
-            forms.drafts.remove(key.as_str());
-        }
+        plan::apply(suggestion, &mut forms.drafts, |key, text| forms.train.set(key, text));
         asks.push(Ask::Begin(Command::Plan { config: Box::new(forms.train.clone()), budget_bytes: None }));
     }
 }
@@ -111,22 +107,9 @@ pub fn progress(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Ve
         return;
     }
     match session.tunes() {
-        true => elsewhere(ui, forms, Tab::Tune),
+        true => jobs::elsewhere(ui, forms, Tab::Tune),
         false => welcome(ui, session, asks),
     }
-}
-
-/// Says that what trains is not what this tab shows.
-pub fn elsewhere(ui: &mut Ui, forms: &mut Forms, tab: Tab) {
-    ui.vertical_centered(|ui| {
-        ui.add_space(ui.available_height() * 0.3);
-        let (text, name) =
-            if tab == Tab::Tune { ("A model is being fine-tuned", "Tune") } else { ("A run on texts is in progress", "Train") };
-        ui.heading(text);
-        if ui.button(format!("look at it in {name}")).clicked() {
-            (forms.tab, forms.part) = (tab, Part::Run);
-        }
-    });
 }
 
 fn welcome(ui: &mut Ui, session: &Session, asks: &mut Vec<Ask>) {

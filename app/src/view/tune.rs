@@ -1,18 +1,19 @@
 //! Fine-tuning: a model, rows, what to change and how; beside it the rows, the run and the shelf of adapters.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use egui::{Grid, Id, RichText, ScrollArea, Slider, SliderClamping, TextEdit, Ui};
 use serde_json::Value;
 use smolforge_engine::config::finetune::{FINETUNE_FIELDS, Files, FinetuneConfig, Method, Targets};
-use smolforge_engine::model::adapter::layers;
+use smolforge_engine::model::LlamaConfig;
+use smolforge_engine::model::adapter::{AdapterConfig, layers};
 use smolforge_engine::protocol::{Command, JobId, ModelReport};
 use smolforge_engine::train::finetune;
 
 use super::fields::Fields;
 use super::generate::model;
-use super::{Ask, START, jobs, named, plain, plan, pressed, rows, settled, shelf, train, with_keys};
+use super::{Ask, START, jobs, named, plain, plan, pressed, rows, settled, shelf, with_keys};
 use crate::files::{Pick, Picker};
 use crate::forms::{Forms, Part, Tab};
 use crate::session::{Job, Session};
@@ -46,7 +47,7 @@ pub fn form(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker, 
             files(ui, "rows", &mut forms.tune.train_file, Pick::Rows, picker);
             ui.strong("Rows to evaluate on");
             files(ui, "validation rows", &mut forms.tune.validation_file, Pick::Validation, picker);
-            if forms.tune.validation_file.0.is_empty() && forms.tune.validation_split > 0.0 {
+            if forms.tune.validation_file.named().next().is_none() && forms.tune.validation_split > 0.0 {
                 ui.weak(format!("none: {} % of the others are kept for that", 100.0 * forms.tune.validation_split));
             }
             ui.add_space(theme::GAP);
@@ -86,7 +87,7 @@ fn controls(ui: &mut Ui, session: &Session, forms: &mut Forms, busy: Option<(Job
             if plan.on_hover_text("Memory, passes over the rows and time, before it starts").clicked() {
                 asks.push(Ask::Begin(Command::PlanFinetune { config: Box::new(forms.tune.clone()), budget_bytes: None }));
             }
-            let wanted = rows::wanted(forms);
+            let wanted = rows::wanted(session, forms);
             let look = ui.add_enabled(wanted.is_some(), egui::Button::new("look at the rows")).on_disabled_hover_text(&why_not);
             if let Some(wanted) = wanted.filter(|_| look.on_hover_text("Reads them anew, token by token").clicked()) {
                 rows::begin(session, wanted, asks);
@@ -105,7 +106,7 @@ fn why_not(forms: &Forms) -> Option<String> {
     if forms.tune.model_name.trim().is_empty() {
         return Some("Choose a model first".into());
     }
-    if forms.tune.train_file.0.iter().all(|file| file.trim().is_empty()) {
+    if forms.tune.train_file.named().next().is_none() {
         return Some("Add rows first".into());
     }
     if forms.tune_drafts.values().any(|(_, why)| why.is_some()) {
@@ -124,12 +125,19 @@ pub fn describe(ui: &Ui, session: &Session, model: &str, asks: &mut Vec<Ask>) {
     }
 }
 
+/// Why a model is not known, where it was asked for in vain, and what downloads it.
+pub fn unknown(session: &Session, model: &str) -> Option<String> {
+    let why = session.unknown(model)?;
+    let remedy = if why.ends_with("is not on this machine yet") { "; looking at the rows, plan and tune download it" } else { "" };
+    Some(format!("{why}{remedy}"))
+}
+
 /// What a model is, or why that is not known.
 pub fn description(ui: &mut Ui, session: &Session, model: &str) {
     if model.trim().is_empty() {
         return;
     }
-    if let Some(why) = session.unknown(model) {
+    if let Some(why) = unknown(session, model) {
         ui.add(egui::Label::new(RichText::new(why).small().color(theme::error(ui.visuals().dark_mode))).wrap());
         return;
     }
@@ -175,47 +183,51 @@ fn files(ui: &mut Ui, name: &str, files: &mut Files, pick: Pick, picker: &Picker
     });
 }
 
-/// What an adapter would be.
-#[derive(Debug, Clone)]
+/// What adapters on some of a model's layers would be.
 struct Figures {
-    parameters: u64,
-    size_bytes: u64,
-    /// Last parts of the names of the layers that it changes.
-    ends: BTreeSet<String>,
+    shape: LlamaConfig,
+    targets: Targets,
+    /// Last parts of the names of its linear layers, in its order.
+    ends: Vec<String>,
+    /// What is known of those with an adapter, or why there are none.
+    chosen: Result<Chosen, String>,
 }
 
-/// Last parts of the names of a model's linear layers, in its order.
-fn ends(model: &ModelReport) -> Vec<String> {
+/// Layers that have an adapter.
+struct Chosen {
+    /// Last parts of their names.
+    ends: BTreeSet<String>,
+    /// Numbers of an adapter of rank 1.
+    parameters: u64,
+    /// Its bytes on disk.
+    size_bytes: u64,
+}
+
+/// What the adapter of a configuration would be. All names of layers are gone through for it, so it is kept until they, or
+/// those that are wanted, change; rank and alpha only multiply.
+fn figures(ui: &Ui, shape: &LlamaConfig, config: &FinetuneConfig) -> Arc<Figures> {
+    let id = Id::unique("figures");
+    let known = ui.data(|data| data.get_temp::<Arc<Figures>>(id));
+    if let Some(known) = known.filter(|known| (&known.shape, &known.targets) == (shape, &config.target_modules)) {
+        return known;
+    }
+    let names: Vec<String> = layers(shape).into_iter().map(|(name, _)| name).collect();
     let mut ends: Vec<String> = Vec::new();
-    for (layer, _) in layers(&model.shape) {
-        let end = layer.rsplit('.').next().unwrap_or_default();
+    for end in names.iter().filter_map(|name| name.rsplit('.').next()) {
         if !ends.iter().any(|known| known == end) {
             ends.push(end.into());
         }
     }
-    ends
-}
-
-/// What the adapter of a configuration would be, worked out again when something changes.
-fn figures(ui: &Ui, model: &ModelReport, config: &FinetuneConfig) -> Result<Figures, String> {
-    let asked = finetune::adapter(config);
-    let (id, state) = (Id::unique("figures"), Id::unique(format!("{asked:?} {:?}", model.shape)));
-    if let Some((_, known)) = ui.data(|data| data.get_temp::<(Id, Result<Figures, String>)>(id)).filter(|(of, _)| *of == state) {
-        return known;
-    }
     let work_out = || {
-        let names: Vec<String> = layers(&model.shape).into_iter().map(|(name, _)| name).collect();
-        let chosen = asked.targets.choose(&names)?;
-        let left_out = |end: &String| names.iter().any(|name| name.rsplit('.').next() == Some(end) && !chosen.contains(name));
-        let ends = ends(model).into_iter().filter(|end| !left_out(end)).collect();
-        Ok::<_, smolforge_engine::Error>(Figures {
-            parameters: asked.parameters(&model.shape)?,
-            size_bytes: asked.size_bytes(&model.shape)?,
-            ends,
-        })
+        let one = AdapterConfig { r: 1, ..finetune::adapter(config) };
+        let chosen = one.targets.choose(&names)?;
+        let left_out = |end: &str| names.iter().any(|name| name.rsplit('.').next() == Some(end) && !chosen.contains(name));
+        let ends = ends.iter().filter(|end| !left_out(end)).cloned().collect();
+        Ok::<_, smolforge_engine::Error>(Chosen { ends, parameters: one.parameters(shape)?, size_bytes: one.size_bytes(shape)? })
     };
-    let found = work_out().map_err(|error| error.to_string());
-    ui.data_mut(|data| data.insert_temp(id, (state, found.clone())));
+    let chosen = work_out().map_err(|error| error.to_string());
+    let found = Arc::new(Figures { shape: shape.clone(), targets: config.target_modules.clone(), ends, chosen });
+    ui.data_mut(|data| data.insert_temp(id, found.clone()));
     found
 }
 
@@ -239,8 +251,8 @@ fn change(ui: &mut Ui, model: Option<&ModelReport>, forms: &mut Forms, picker: &
         }
         return;
     }
-    let found = model.map(|model| (model, figures(ui, model, &forms.tune)));
-    targets(ui, found.as_ref().map(|(model, found)| (*model, found)), forms, picker);
+    let found = model.map(|model| (model, figures(ui, &model.shape, &forms.tune)));
+    targets(ui, found.as_ref().map(|(_, found)| &**found), forms, picker);
     let tune = &mut forms.tune;
     ui.spacing_mut().slider_width = 180.0;
     Grid::new("rank").num_columns(2).min_col_width(130.0).show(ui, |ui| {
@@ -253,7 +265,8 @@ fn change(ui: &mut Ui, model: Option<&ModelReport>, forms: &mut Forms, picker: &
         ui.add(slider).labelled_by(label.id);
         ui.end_row();
     });
-    if let Some((model, Ok(Figures { parameters, size_bytes, .. }))) = found {
+    if let Some((model, Ok(chosen))) = found.as_ref().map(|(model, found)| (model, &found.chosen)) {
+        let [parameters, size_bytes] = [chosen.parameters, chosen.size_bytes].map(|of_one| of_one * tune.r as u64);
         let all = model.shape.parameters();
         let share = 100.0 * parameters as f64 / all.max(1) as f64;
         ui.label(format!("{} parameters train: {share:.2} % of {}", count(parameters), count(all)));
@@ -265,20 +278,20 @@ fn change(ui: &mut Ui, model: Option<&ModelReport>, forms: &mut Forms, picker: &
 }
 
 /// Which layers have an adapter.
-fn targets(ui: &mut Ui, found: Option<(&ModelReport, &Result<Figures, String>)>, forms: &mut Forms, picker: &Picker) {
-    let ends = found.map(|(model, _)| ends(model)).unwrap_or_default();
-    let on: BTreeSet<String> = found.iter().filter_map(|(_, found)| found.as_ref().ok()).flat_map(|found| found.ends.clone()).collect();
+fn targets(ui: &mut Ui, found: Option<&Figures>, forms: &mut Forms, picker: &Picker) {
+    let ends = found.map_or(&[][..], |found| &found.ends);
+    let on = |end: &String| found.is_some_and(|found| found.chosen.as_ref().is_ok_and(|chosen| chosen.ends.contains(end)));
     let mut other = None;
     ui.horizontal_wrapped(|ui| {
         let mut all = forms.tune.target_modules == Targets::Pattern("all-linear".into());
         if ui.checkbox(&mut all, "all-linear").on_hover_text("Every linear layer but the head").changed() {
-            let some = if ends.is_empty() { vec!["q_proj".into(), "v_proj".into()] } else { ends.clone() };
+            let some = if ends.is_empty() { vec!["q_proj".into(), "v_proj".into()] } else { ends.to_vec() };
             other = Some(if all { Targets::Pattern("all-linear".into()) } else { Targets::Names(some) });
         }
-        for end in &ends {
-            let mut checked = on.contains(end);
+        for end in ends {
+            let mut checked = on(end);
             if ui.checkbox(&mut checked, end).changed() {
-                let names = ends.iter().filter(|name| if *name == end { checked } else { on.contains(*name) });
+                let names = ends.iter().filter(|name| if *name == end { checked } else { on(name) });
                 other = Some(Targets::Names(names.cloned().collect()));
             }
         }
@@ -290,7 +303,7 @@ fn targets(ui: &mut Ui, found: Option<(&ModelReport, &Result<Figures, String>)>,
     Grid::new("targets").num_columns(2).min_col_width(130.0).show(ui, |ui| {
         fields(forms, picker, |fields| fields.named(ui, "target_modules"));
     });
-    if let Some((_, Err(why))) = found {
+    if let Some(Err(why)) = found.map(|found| &found.chosen) {
         ui.add(egui::Label::new(RichText::new(why).small().color(theme::error(ui.visuals().dark_mode))).wrap());
     }
 }
@@ -299,11 +312,7 @@ fn targets(ui: &mut Ui, found: Option<(&ModelReport, &Result<Figures, String>)>,
 fn planned(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<Ask>) {
     let Some((config, plan)) = &session.tune_plan else { return };
     if let Some(suggestion) = plan::show(ui, plan, *config == forms.tune) {
-        for (key, value) in suggestion {
-            // A key that this form does not know stays as it is: the next plan says what is still missing.
-            let _ = forms.tune.set(key, &plain(value));
-            forms.tune_drafts.remove(key.as_str());
-        }
+        plan::apply(suggestion, &mut forms.tune_drafts, |key, text| forms.tune.set(key, text));
         asks.push(Ask::Begin(Command::PlanFinetune { config: Box::new(forms.tune.clone()), budget_bytes: None }));
     }
 }
@@ -327,7 +336,7 @@ pub fn parts(ui: &mut Ui, session: &Session, forms: &mut Forms, picker: &Picker,
             rows::show(ui, session, forms, asks);
         }
         Part::Run if jobs::live(ui, session, true, &mut forms.plots) => {}
-        Part::Run if session.training().is_some() && !session.tunes() => train::elsewhere(ui, forms, Tab::Train),
+        Part::Run if session.training().is_some() && !session.tunes() => jobs::elsewhere(ui, forms, Tab::Train),
         Part::Run => drop(ui.vertical_centered(|ui| {
             ui.add_space(ui.available_height() * 0.3);
             ui.heading("No run yet");

@@ -260,6 +260,13 @@ impl DatasetFormat {
 #[serde(from = "OneOrMany", into = "OneOrMany")]
 pub struct Files(pub Vec<String>);
 
+impl Files {
+    /// Those that have a name: a form holds an empty one until something is typed.
+    pub fn named(&self) -> impl Iterator<Item = &String> {
+        self.0.iter().filter(|file| !file.trim().is_empty())
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, expecting = "files are a path or a list of paths")]
 enum OneOrMany {
@@ -448,7 +455,7 @@ impl FinetuneConfig {
         if self.model_name.trim().is_empty() {
             return Err(Error::Config("--model-name is missing: name a Hugging Face folder, a run or a model on the hub".into()));
         }
-        if self.train_file.0.iter().all(|file| file.trim().is_empty()) {
+        if self.train_file.named().next().is_none() {
             return Err(Error::Config("--train-file is missing: name a JSONL file of training rows".into()));
         }
         if self.output_dir.trim().is_empty() {

@@ -124,7 +124,7 @@ pub fn read(text: &str, format: &RowFormat) -> Rows {
     let mut rows = Rows { shape: format.shape, ..Rows::default() };
     if text.trim_start().starts_with('[') {
         match serde_json::from_str::<Vec<Value>>(text) {
-            Ok(values) => values.iter().zip(1..).for_each(|(value, line)| rows.add(line, Ok(value.clone()), format)),
+            Ok(values) => values.into_iter().zip(1..).for_each(|(value, line)| rows.add(line, Ok(value), format)),
             Err(e) => {
                 rows.bad.push(BadRow { place: e.line().into(), reason: format!("no JSON array of rows: {}", one_line(&e.to_string())) })
             }

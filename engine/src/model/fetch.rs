@@ -49,12 +49,11 @@ pub async fn folder(store: &Store, model: &str, control: &Control) -> Result<Opt
 /// The folder that `model` means where it is on this machine; nothing is downloaded.
 ///
 /// # Errors
-/// [`Error::File`] for a model of the hub that is not here, with what to do about it; [`Error::Config`] in a browser, which
-/// cannot download any.
+/// [`Error::File`] for a model of the hub that is not here; [`Error::Config`] in a browser, which cannot download any.
 pub async fn present(store: &Store, model: &str) -> Result<String> {
     let known = matches!(store, Store::Memory(_)) || store.exists(model).await;
     let Some((repo, revision)) = parse(model).filter(|_| !known) else { return Ok(model.into()) };
-    let reason = "is not on this machine yet; looking at the rows, plan and tune download it";
+    let reason = "is not on this machine yet";
     platform::cached_model(repo, revision.unwrap_or("main"))?.ok_or_else(|| Error::File { path: model.into(), reason: reason.into() })
 }
 

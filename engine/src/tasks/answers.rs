@@ -31,7 +31,7 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
         None => template_of(store, &request.adapters).await,
     };
     let speech = Speech::load(store, &config.model_name, template.as_deref(), config.date.as_deref()).await?;
-    let Some(mut read) = rows::read(&config, &config.train_file.0, store, control).await? else { return Ok(None) };
+    let Some(mut read) = rows::read(&config, &config.train_file, store, control).await? else { return Ok(None) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
     let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };
     let Some(encoded) = read.encode("rows", &encoder, &lenient, control).await? else { return Ok(None) };

@@ -24,7 +24,7 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, row: Optio
         return Err(Error::Config("--model is missing: name the model whose tokenizer and template the rows will meet".into()));
     }
     let speech = Speech::load(store, &config.model_name, config.chat_template.as_deref(), config.date.as_deref()).await?;
-    let Some(mut read) = rows::read(config, &config.train_file.0, store, control).await? else { return Ok(()) };
+    let Some(mut read) = rows::read(config, &config.train_file, store, control).await? else { return Ok(()) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
     let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };
     let Some(encoded) = read.encode("rows", &encoder, &lenient, control).await? else { return Ok(()) };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::finetune::{BadRows, FinetuneConfig};
+use crate::config::finetune::{BadRows, Files, FinetuneConfig};
 use crate::control::{Control, Flow};
 use crate::data::chat::{self, BadRow, Example, RowFormat};
 use crate::data::example::{Encoded, Encoder};
@@ -32,7 +32,7 @@ pub struct Read {
 ///
 /// # Errors
 /// [`Error::File`], [`Error::Data`] where no file is named, and for files without a usable row.
-pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, control: &Control) -> Result<Option<Read>> {
+pub async fn read(config: &FinetuneConfig, patterns: &Files, store: &Store, control: &Control) -> Result<Option<Read>> {
     let format = RowFormat {
         shape: config.dataset_format.shape(),
         keys: config.columns.clone(),
@@ -40,7 +40,7 @@ pub async fn read(config: &FinetuneConfig, patterns: &[String], store: &Store, c
     };
     format.check()?;
     let mut files = Vec::new();
-    for pattern in patterns.iter().filter(|pattern| !pattern.trim().is_empty()) {
+    for pattern in patterns.named() {
         files.extend(store.expand(pattern).await?);
     }
     let mut read = Read::default();
@@ -146,17 +146,16 @@ pub struct Prepared {
 pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control: &Control) -> Result<Option<Prepared>> {
     let speech = Speech::load(store, base, config.chat_template.as_deref(), config.date.as_deref()).await?;
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
-    let Some(mut read_training) = read(config, &config.train_file.0, store, control).await? else { return Ok(None) };
+    let Some(mut read_training) = read(config, &config.train_file, store, control).await? else { return Ok(None) };
     let Some(encoded) = read_training.encode("training rows", &encoder, config, control).await? else { return Ok(None) };
     let preflight = preflight(&encoder, &encoded, &read_training.bad, speech.shape.pad_token_id);
     let rows: Vec<_> = read_training.examples.into_iter().zip(encoded).collect();
-    let (training, held_out) = match config.validation_file.0.as_slice() {
-        files if files.iter().all(|file| file.trim().is_empty()) => split(rows, config),
-        files => {
-            let Some(mut validation) = read(config, files, store, control).await? else { return Ok(None) };
-            let Some(encoded) = validation.encode("validation rows", &encoder, config, control).await? else { return Ok(None) };
-            (rows, validation.examples.into_iter().zip(encoded).collect())
-        }
+    let (training, held_out) = if config.validation_file.named().next().is_none() {
+        split(rows, config)
+    } else {
+        let Some(mut validation) = read(config, &config.validation_file, store, control).await? else { return Ok(None) };
+        let Some(encoded) = validation.encode("validation rows", &encoder, config, control).await? else { return Ok(None) };
+        (rows, validation.examples.into_iter().zip(encoded).collect())
     };
     if held_out.is_empty() && config.load_best_model_at_end {
         control.warn("no rows are held out: load_best_model_at_end has nothing to go by, and the last step is taken");

@@ -33,7 +33,7 @@ fn pieces(texts: &[(&str, bool)]) -> Vec<Piece> {
 pub fn looked_at() -> Session {
     let mut session = Session::default();
     session.models.insert("m".into(), described(true));
-    session.sent(1, rows::wanted(&tuning()).expect("model and rows"));
+    session.sent(1, rows::wanted(&session, &tuning()).expect("model and rows"));
     session.apply(1, Event::Started { job: "inspect".into(), version: String::new() });
     let check = |level, line: &str, rows: &[usize]| Check { level, line: line.into(), rows: rows.iter().map(usize::to_string).collect() };
     let checks = vec![
@@ -121,21 +121,73 @@ fn rows_are_coloured_by_what_is_learned_of_them() {
 }
 
 #[test]
-fn other_rows_are_a_click_away() {
+fn rows_of_the_same_block_are_shown_unasked() {
     let mut harness = sized(egui::vec2(800.0, 900.0), looked_at(), tuning(), parts);
+    let [first, seventh] = ["row 1 · spec · 6 tokens, 2 learned", "row 7 · spec · 6 tokens, 2 learned · 2 cut off"];
     harness.get_by_label("7").click();
     harness.run_steps(5);
-    let Some(Ask::Begin(Command::Inspect { row, .. })) = harness.state().asks.first() else { panic!("{:?}", harness.state().asks) };
-    assert_eq!(row.as_deref(), Some("7"));
+    assert!(harness.query_by_label(first).is_none() && harness.query_by_label(seventh).is_some());
+    click(&mut harness, "all rows");
+    harness.get_by_label("▶").click();
+    harness.run_steps(5);
+    assert_eq!(harness.state().forms.rows.first, 20);
+    assert_eq!(harness.state().asks, []);
+}
+
+#[test]
+fn other_rows_are_a_click_away() {
+    let mut session = looked_at();
+    session.rows.as_mut().expect("they were looked at").preflight.lengths.bins = vec![(9, 450)];
+    let mut forms = tuning();
+    forms.rows.first = 180;
+    let mut harness = sized(egui::vec2(800.0, 900.0), session, forms, parts);
+    harness.get_by_label("3").click();
+    harness.run_steps(5);
+    let asks = std::mem::take(&mut harness.state_mut().asks);
+    assert!(matches!(asks.first(), Some(Ask::Begin(Command::Inspect { row: Some(row), .. })) if row == "3"), "{asks:?}");
     click(&mut harness, "all rows");
     harness.get_by_label("▶").click();
     harness.run_steps(5);
     let asks = std::mem::take(&mut harness.state_mut().asks);
-    assert!(matches!(asks.last(), Some(Ask::Begin(Command::Inspect { first: 20, row: None, .. }))), "{asks:?}");
-    harness.get_by_label("7").click();
-    harness.run_steps(5);
-    let asks = std::mem::take(&mut harness.state_mut().asks);
-    assert!(matches!(asks.last(), Some(Ask::Begin(Command::Inspect { first: 0, row: Some(_), .. }))), "{asks:?}");
+    assert!(matches!(asks.last(), Some(Ask::Begin(Command::Inspect { first: 200, count: 200, row: None, .. }))), "{asks:?}");
+}
+
+#[test]
+fn rows_that_nobody_wants_any_more_are_not_read() {
+    let mut session = looked_at();
+    let mut forms = tuning();
+    for job in 2..=4 {
+        forms.tune.max_seq_length = job as usize;
+        session.sent(job, rows::wanted(&session, &forms).expect("model and rows"));
+    }
+    session.told(2, &Command::Stop);
+    let wanted = rows::wanted(&session, &tuning()).expect("model and rows");
+    let mut asks = Vec::new();
+    rows::begin(&session, wanted.clone(), &mut asks);
+    assert_eq!(asks, [Ask::Tell(3, Command::Stop), Ask::Tell(4, Command::Stop), Ask::Begin(wanted)]);
+}
+
+#[test]
+fn an_empty_line_is_no_file() {
+    let mut forms = tuning();
+    forms.tune.validation_file.0.push(" ".into());
+    forms.rows.validation = true;
+    let wanted = rows::wanted(&looked_at(), &forms);
+    assert_eq!(wanted, rows::wanted(&looked_at(), &tuning()), "those to learn");
+    let harness = sized(egui::vec2(440.0, 900.0), looked_at(), forms.clone(), tune_form);
+    assert!(harness.query_by_label("none: 5 % of the others are kept for that").is_some());
+    let harness = sized(egui::vec2(800.0, 900.0), looked_at(), forms, parts);
+    assert!(harness.query_by_label("to evaluate on").is_none());
+}
+
+#[test]
+fn a_model_that_is_not_here_is_told_with_what_downloads_it() {
+    let mut session = Session::default();
+    session.sent(1, Command::Describe { model: "m".into() });
+    session.apply(1, Event::Failed { error: "m: is not on this machine yet".into(), defect: false });
+    let harness = sized(egui::vec2(440.0, 900.0), session, tuning(), tune_form);
+    let said = "m: is not on this machine yet; looking at the rows, plan and tune download it";
+    assert!(harness.query_by_label(said).is_some());
 }
 
 #[test]
@@ -150,7 +202,7 @@ fn rows_are_read_when_nobody_types_any_more() {
         assert_eq!(harness.state().asks, [], "it is being typed");
     }
     harness.run_steps(3);
-    let wanted = rows::wanted(&harness.state().forms).expect("model and rows");
+    let wanted = rows::wanted(&harness.state().session, &harness.state().forms).expect("model and rows");
     assert_eq!(harness.state().asks.first(), Some(&Ask::Begin(wanted.clone())));
     harness.state_mut().asks.clear();
     harness.state_mut().session.sent(2, wanted);
@@ -218,7 +270,7 @@ fn tune_begins_the_run_of_the_form() {
     assert_eq!(keys(&mut harness, Key::Enter), begin);
     let plan = Ask::Begin(Command::PlanFinetune { config: Box::new(forms.tune.clone()), budget_bytes: None });
     assert_eq!(click(&mut harness, "plan"), [plan]);
-    assert_eq!(click(&mut harness, "look at the rows"), [Ask::Begin(rows::wanted(&forms).expect("rows"))]);
+    assert_eq!(click(&mut harness, "look at the rows"), [Ask::Begin(rows::wanted(&looked_at(), &forms).expect("rows"))]);
     harness.state_mut().forms.tune.train_file.0.clear();
     harness.run_steps(2);
     assert_eq!(keys(&mut harness, Key::Enter), [], "there are no rows");

@@ -108,5 +108,6 @@ fn flags_take_lists_and_words() {
     assert_eq!(config.target_modules, Targets::Pattern(r".*\.(q|v)_proj".into()));
     config.set("train_file", "rows.jsonl").unwrap();
     assert_eq!(config.train_file, Files(vec!["rows.jsonl".into()]));
+    assert_eq!(Files(vec![" ".into(), "rows.jsonl".into(), String::new()]).named().collect::<Vec<_>>(), ["rows.jsonl"]);
     assert!(config.set("r", "x").unwrap_err().to_string().contains("--r x"));
 }
