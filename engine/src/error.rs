@@ -93,14 +93,10 @@ pub enum Error {
     },
 
     /// The prompt leaves no room in the model's context.
-    #[error(
-        "prompt has {prompt} tokens and {new} were asked for, but the model's context is {context}; shorten the prompt or lower --max-new-tokens"
-    )]
+    #[error("the prompt has {prompt} tokens, which leaves too little of the model's context of {context}; shorten the prompt")]
     Context {
         /// Tokens in the prompt.
         prompt: usize,
-        /// Tokens asked for.
-        new: usize,
         /// Context of the model in tokens.
         context: usize,
     },

@@ -82,8 +82,10 @@ fn show_run(screen: &Screen, run: &RunInfo) {
     };
     screen.line(format!("model   {} parameters{}, {}", count(run.parameters), trained, run.precision));
     screen.line(format!("device  {}", run.device));
-    screen.line(format!("plan    {steps} updates of {} tokens: {} tokens", count(run.tokens_per_step), count(total)));
-    let mut table = Table::new(&["source", ">training tokens", ">held-out tokens"]);
+    let tokens = run.tokens();
+    screen.line(format!("plan    {steps} updates of {} {tokens}: {} {tokens}", count(run.tokens_per_step), count(total)));
+    let [training, held_out] = ["training", "held-out"].map(|part| format!(">{part}, {tokens}"));
+    let mut table = Table::new(&["source", &training, &held_out]);
     for (name, (training, held_out)) in &run.sources {
         table.row([name.clone(), count(*training), count(*held_out)]);
     }

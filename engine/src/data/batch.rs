@@ -65,10 +65,10 @@ impl Batch {
         rows.map(|row| row.iter().rposition(|target| *target != IGNORED).map_or(0, |last| last + 1)).sum()
     }
 
-    /// Bytes of text that the targets stand for; the end of a text has none.
+    /// Bytes of text that the targets stand for; special tokens, which end texts and turns, have none.
     pub fn target_bytes(&self, tokenizer: &Tokenizer) -> u64 {
         let ids = self.targets.iter().filter_map(|target| u32::try_from(*target).ok());
-        ids.filter(|id| Some(*id) != tokenizer.end_of_text()).map(|id| tokenizer.token_bytes(id).len() as u64).sum()
+        ids.filter(|id| !tokenizer.is_special(*id)).map(|id| tokenizer.token_bytes(id).len() as u64).sum()
     }
 }
 

@@ -123,7 +123,7 @@ fn template(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
     };
     let changed = lines_of(examples, |example| example.found == Some(Found::Contents));
     if template.is_missing() {
-        let line = "plain ChatML, for the model has no chat template of its own: generation has to use it, too";
+        let line = "plain ChatML, for the model has no chat template of its own; what is trained carries it, and `chat` asks by it";
         return check(Level::Yellow, line.into(), Vec::new());
     }
     if !changed.is_empty() {
@@ -191,7 +191,9 @@ fn stop(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
     let lacking = lines_of(examples, |example| !learns(example));
     let (with, all) = (examples.len() - lacking.len(), examples.len());
     let ids = encoder.stops.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    let cut = examples.iter().all(|example| example.lost_tokens > 0);
+    // A long text may be cut; an answer that never comes to its end teaches to go on for ever.
+    let is_text = |example: &Encoded| example.found.is_none() && target_count(example) + 1 >= example.document.tokens.len();
+    let cut = examples.iter().all(|example| example.lost_tokens > 0 && is_text(example));
     let level = match with {
         0 if !cut => Level::Red,
         _ if with < all => Level::Yellow,
@@ -199,6 +201,12 @@ fn stop(encoder: &Encoder<'_>, examples: &[Encoded]) -> Check {
     };
     let line = match with {
         0 if cut => format!("all examples are cut before a stop token ({ids}) is learned: the model would not learn to stop"),
+        0 if examples.iter().any(|example| example.lost_tokens > 0) => {
+            format!(
+                "every example is cut at {} tokens before a stop token ({ids}): the model would never stop; raise --max-seq-length",
+                encoder.max_length
+            )
+        }
         0 => format!("no example teaches a stop token ({ids}): the model would never stop"),
         _ => format!("a stop token ({ids}) is learned in {with} of {all} examples"),
     };
@@ -326,7 +334,9 @@ mod tests {
         examples[2].lost_tokens = 1;
         finds(&look(&examples), Level::Yellow, "3 of 40", &[1, 2, 3]);
         finds(&look(&examples), Level::Green, "every example has something", &[]);
-        let cut = [encoded(1, &[1, 8, 9], &[1, 2], [4, 4])];
+        let mut cut = [encoded(1, &[1, 8, 9], &[1, 2], [4, 4])];
+        finds(&look(&cut), Level::Red, "every example is cut at 8 tokens before a stop token (2)", &[1]);
+        cut[0].found = None;
         finds(&look(&cut), Level::Yellow, "all examples are cut before a stop token (2)", &[1]);
         let whole = [encoded(1, &[1, 8, 9], &[1, 2], [0, 0])];
         finds(&look(&whole), Level::Red, "no example teaches a stop token (2)", &[1]);

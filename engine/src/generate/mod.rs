@@ -76,7 +76,7 @@ pub async fn generate(
     }
     let capacity = prompt.len() + limits.max_new_tokens;
     if capacity > model.positions() {
-        return Err(Error::Context { prompt: prompt.len(), new: limits.max_new_tokens, context: model.positions() });
+        return Err(Error::Context { prompt: prompt.len(), context: model.positions() });
     }
     let started = Instant::now();
     let device = model.norm.weight.tensor.device();
@@ -146,20 +146,25 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
     }
     let template = speech::template_of(store, &request.adapters).await;
     let speech = Speech::load(store, &request.model, template.as_deref(), request.date.as_deref()).await?;
+    if template.is_some() && request.messages.is_empty() {
+        control.notice("the prompt is taken as it is; `chat` asks by the chat template that the adapter carries");
+    }
     let prompts: Vec<Vec<u32>> = match request.messages.as_slice() {
         [] => request.prompts.iter().map(|prompt| prompt_ids(&speech.tokenizer, &speech.shape, prompt)).collect(),
         messages => vec![speech.prompt(messages)?],
     };
     let Speech { tokenizer, shape: config, stops: end, .. } = speech;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let positions = longest + request.max_new_tokens;
-    if positions > config.max_position_embeddings {
-        return Err(Error::Context { prompt: longest, new: request.max_new_tokens, context: config.max_position_embeddings });
+    let context = config.max_position_embeddings;
+    if longest >= context {
+        return Err(Error::Context { prompt: longest, context });
     }
+    let positions = (longest + request.max_new_tokens).min(context);
     let (compute, why) = Compute::open(request.device).await?;
     let model = loaded.model(request, &config, &compute, why, positions, store, control).await?;
-    let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &request.stop, end: &end };
     for (prompt, prompt_ids) in prompts.iter().enumerate() {
+        let max_new_tokens = request.max_new_tokens.min(context - prompt_ids.len());
+        let limits = Limits { max_new_tokens, stop: &request.stop, end: &end };
         for sample in 0..request.num_samples {
             let stream = (prompt * request.num_samples + sample) as u64;
             let mut random = Random::stream(request.sampling.seed, stream);

@@ -323,6 +323,17 @@ impl Llama {
         self.layers.iter().any(|layer| !layer.adapter().is_empty())
     }
 
+    /// What lies under its adapter, to be said after a precision; nothing where there is none.
+    pub fn base(&self) -> &'static str {
+        let first = self.layers.first().filter(|_| self.is_adapted()).map(|layer| &layer.self_attn.q_proj.weight);
+        match first {
+            None => "",
+            Some(Weight::Nf4(_)) => " over a base of 4 bits (NF4)",
+            Some(Weight::Dense(weight)) if weight.tensor.dtype() == DType::F16 => " over a base in f16",
+            Some(Weight::Dense(_)) => " over a base in f32",
+        }
+    }
+
     /// The matrices of its adapter, layer by layer.
     pub fn adapter(&self) -> Vec<&Parameter> {
         self.layers.iter().flat_map(Layer::adapter).collect()

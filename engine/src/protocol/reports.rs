@@ -20,7 +20,7 @@ pub struct RunInfo {
     pub trained: u64,
     /// Device as people know it.
     pub device: String,
-    /// `f32` or `mixed`.
+    /// `f32` or `mixed`, and what lies under an adapter.
     pub precision: String,
     /// Steps made before (a resumed run).
     pub step: u32,
@@ -28,10 +28,20 @@ pub struct RunInfo {
     pub steps: u32,
     /// Tokens per update.
     pub tokens_per_step: u64,
+    /// Whether only those are counted that are learned: prompts are read, and are not.
+    #[serde(default)]
+    pub learned_only: bool,
     /// Tokens of every source: training, held out.
     pub sources: BTreeMap<String, (u64, u64)>,
     /// Hash of configuration, tokenizer and data: what a resume must share.
     pub fingerprint: String,
+}
+
+impl RunInfo {
+    /// What is counted where a run counts tokens.
+    pub fn tokens(&self) -> &'static str {
+        if self.learned_only { "learned tokens" } else { "tokens" }
+    }
 }
 
 /// A run as a list shows it.

@@ -1,6 +1,6 @@
 //! Hugging Face's `tokenizer.json`, read by the `tokenizers` crate.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ struct Inner {
     hash: String,
     ids: HashMap<String, u32>,
     added: BTreeMap<u32, String>,
+    /// Those of the added tokens that are no text.
+    special: BTreeSet<u32>,
     vocab_size: usize,
     end_of_text: Option<u32>,
     /// What the tokens stand for, by their ids.
@@ -66,6 +68,9 @@ impl Tokenizer {
         if highest >= MOST_IDS {
             return Err(bad(&format!("id {highest} is larger than any vocabulary's")));
         }
+        let is_special = |row: &&Value| row["special"] == Value::Bool(true);
+        let rows = value["added_tokens"].as_array().into_iter().flatten();
+        let special = rows.filter(is_special).filter_map(|row| u32::try_from(row["id"].as_u64()?).ok()).collect();
         tokenizers::canonicalize_value(&mut value).map_err(|e| bad(&e))?;
         check_merges(&value, &ids).map_err(|why| bad(&why))?;
         complete_bytes(&mut value, &added, highest + 1);
@@ -87,6 +92,7 @@ impl Tokenizer {
             bytes: bytes_by_id(&pipeline, &added, highest),
             ids,
             added,
+            special,
             vocab_size: highest as usize + 1,
             end_of_text,
         };
@@ -141,6 +147,11 @@ impl Tokenizer {
     /// The bytes that a token stands for within a text (part of a character, maybe); none for unknown ids.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.inner.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// Whether a token is no text: the end of one, or a mark of a template.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.special.contains(&id) || Some(id) == self.inner.end_of_text
     }
 
     /// Highest id + 1, added tokens included: a model's vocabulary must be at least as large.

@@ -151,10 +151,11 @@ impl<'a> Run<'a> {
             parameters: run.model.config.parameters(),
             trained,
             device: format!("{} ({})", device.name, device.backend),
-            precision: if mixed { "mixed" } else { "f32" }.into(),
+            precision: format!("{}{}", if mixed { "mixed" } else { "f32" }, run.model.base()),
             step: run.state.step,
             steps: run.config.steps,
             tokens_per_step: run.feed.tokens_per_step(&run.config),
+            learned_only: matches!(run.feed, Feed::Examples(..)),
             sources: sizes,
             fingerprint: run.state.fingerprint.clone(),
         }))

@@ -82,14 +82,15 @@ impl TextLog {
 
 fn run(info: &RunInfo) -> String {
     let sources: Vec<String> =
-        info.sources.iter().map(|(name, (train, held_out))| format!("{name} {train} tokens (+ {held_out} held out)")).collect();
+        info.sources.iter().map(|(name, (train, held_out))| format!("{name} {train} {} (+ {held_out} held out)", info.tokens())).collect();
     let begins = if info.step == 0 { "begins".into() } else { format!("goes on after step {}", info.step) };
     format!(
-        "run {} {begins}: {} parameters, {} steps of {} tokens, {} on {}\nsources: {}\n",
+        "run {} {begins}: {} parameters, {} steps of {} {}, {} on {}\nsources: {}\n",
         info.path,
         info.parameters,
         info.steps,
         info.tokens_per_step,
+        info.tokens(),
         info.precision,
         info.device,
         sources.join(", ")

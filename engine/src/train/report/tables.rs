@@ -19,7 +19,7 @@ pub(super) fn header(title: &str, history: &History) -> String {
     if let Some(info) = history.run {
         facts.push(format!("{} parameters", count(info.parameters as f64)));
         facts.push(format!("{} · {}", info.device, info.precision));
-        facts.push(format!("{} tokens per update", grouped(info.tokens_per_step)));
+        facts.push(format!("{} {} per update", grouped(info.tokens_per_step), info.tokens()));
     }
     if let Some(begun) = history.begun.filter(|time| *time > 1e9) {
         facts.push(format!("begun {}", date(begun)));
@@ -55,12 +55,13 @@ pub(super) fn tiles(history: &History) -> String {
         1 => "1 update skipped".into(),
         n => format!("{n} updates skipped"),
     };
+    let learned_only = history.run.is_some_and(|info| info.learned_only);
     let tiles = [
         ("Training loss", loss),
         ("Best held-out loss", best),
         ("Updates", (grouped(u64::from(last)), planned)),
-        ("Tokens trained", (count(tokens as f64), format!("{} exactly", grouped(tokens)))),
-        ("Tokens per second", (speed, "median update".into())),
+        (if learned_only { "Tokens learned" } else { "Tokens trained" }, (count(tokens as f64), format!("{} exactly", grouped(tokens)))),
+        ("Tokens per second", (speed, if learned_only { "median update, prompts included" } else { "median update" }.into())),
         ("Training time", (duration(history.elapsed_secs), skipped)),
     ];
     let tiles: String = tiles
