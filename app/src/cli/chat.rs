@@ -6,7 +6,7 @@ use smolforge_engine::protocol::{AdapterChoice, Command, DeviceChoice, Event, Ge
 
 use super::generate::SamplingFlags;
 use super::progress::{dim, red};
-use super::{DEVICES, JobFailed, Shell, adapter, choice};
+use super::{DEVICES, JobFailed, Shell, adapter, choice, print_json};
 
 /// What may be said besides questions.
 const COMMANDS: &str = "/new begins anew, /undo takes back the last turn, /quit ends";
@@ -51,8 +51,11 @@ impl Args {
         let asks = io::stdin().is_terminal() && !json;
         let (mut turn, mut answered) = (0, false);
         let mut shell = Shell::start(false)?;
-        if !json {
-            look(&self.model, &self.adapter, asks, &mut shell)?;
+        let later = look(&self.model, &self.adapter, json, &mut shell)?;
+        if asks {
+            let named = |AdapterChoice { path, strength }: &AdapterChoice| format!(" + {path}:{strength}");
+            let adapters: String = self.adapter.iter().map(named).collect();
+            eprintln!("{}", dim(&format!("{}{adapters}{later} · {COMMANDS}", self.model)));
         }
         loop {
             if asks {
@@ -123,23 +126,20 @@ impl Args {
     }
 }
 
-/// Looks at model and adapters before anything is asked, and greets who sits at a terminal.
-fn look(model: &str, adapters: &[AdapterChoice], greets: bool, shell: &mut Shell) -> anyhow::Result<()> {
+/// Looks at model and adapters before anything is asked. Returns what is to be said of a model that is not here yet.
+fn look(model: &str, adapters: &[AdapterChoice], json: bool, shell: &mut Shell) -> anyhow::Result<&'static str> {
     let describe = Command::Describe { model: model.into(), adapters: adapters.to_vec() };
-    let mut later = "";
-    match shell.run(describe, false, |_| (), |_, _| Ok(())) {
+    let mut failed = None;
+    let note = |event: &Event| failed = matches!(event, Event::Failed { .. }).then(|| event.clone());
+    match shell.run(describe, false, note, |_, _| Ok(())) {
         Err(error) if error.is::<JobFailed>() && error.to_string().ends_with("is not on this machine yet") => {
-            later = " (downloaded with the first question)";
+            Ok(" (downloaded with the first question)")
         }
-        described => described?,
+        ended => {
+            failed.filter(|_| json).map_or(Ok(()), |event| print_json(&event))?;
+            ended.map(|()| "")
+        }
     }
-    if greets {
-        let strength = |of: f64| if of == 1.0 { String::new() } else { format!(" at {of}") };
-        let named = |adapter: &AdapterChoice| format!(" + {}{}", adapter.path, strength(adapter.strength));
-        let beside: String = adapters.iter().map(named).collect();
-        eprintln!("{}", dim(&format!("{model}{beside}{later} · {COMMANDS}")));
-    }
-    Ok(())
 }
 
 /// Whether a line is a word behind a `/`, which means a command of the conversation and no question.
