@@ -454,11 +454,14 @@ fn the_x_ray_shows_what_is_cut_off() {
 fn a_model_is_described_and_its_runs_are_known_as_what_they_are() {
     let (store, config) = small();
     let (control, _, events) = Control::connect();
-    block_on(describe::run("base", &store, &control)).unwrap();
+    block_on(describe::run("base", &[], &store, &control)).unwrap();
     let Some(Event::Described(model)) = events.try_recv().ok().map(|(_, event)| event) else { panic!("nothing was told") };
     assert!(model.has_chat && model.has_template);
     assert_eq!(model, serde_json::from_str(&serde_json::to_string(&model).unwrap()).unwrap());
-    assert!(block_on(describe::run(" ", &store, &control)).is_err());
+    assert!(block_on(describe::run(" ", &[], &store, &control)).is_err());
+    let no_adapter = [AdapterChoice { path: "base".into(), strength: 1.0 }];
+    let error = block_on(describe::run("base", &no_adapter, &store, &control)).unwrap_err().to_string();
+    assert!(error.contains("base/adapter_config.json"), "{error}");
     run(&store, &config, false, Some(3)).0.unwrap();
     let list = || block_on(runs::list(&store, "runs", &Default::default())).remove(0);
     let listed = list();

@@ -205,7 +205,7 @@ impl Session {
                 _ => {}
             },
             Event::Described(report) => {
-                if let Command::Describe { model } = &job.command {
+                if let Command::Describe { model, .. } = &job.command {
                     self.models.insert(model.clone(), report);
                 }
             }

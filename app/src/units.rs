@@ -25,7 +25,12 @@ pub fn limit(limit: u64) -> String {
 
 /// Amount with its unit, as [`Event::Progress`](smolforge_engine::protocol::Event::Progress) names it.
 pub fn amount(number: u64, unit: &str) -> String {
-    if unit == "bytes" { bytes(number) } else { format!("{} {unit}", count(number)) }
+    match (number, unit) {
+        (_, "bytes") => bytes(number),
+        (1, "batches") => "1 batch".into(),
+        (1, _) => format!("1 {}", unit.strip_suffix('s').unwrap_or(unit)),
+        _ => format!("{} {unit}", count(number)),
+    }
 }
 
 /// Tokens a second that a text took after its first token, whose time is the prompt's; nothing of a text of one token.
@@ -69,7 +74,7 @@ pub fn headline(example: &ExampleReport) -> String {
     let task = task.as_ref().map(|task| format!(" · {task}")).unwrap_or_default();
     let learned = pieces.iter().filter(|piece| piece.is_target).count();
     let lost = if *lost_tokens > 0 { format!(" · {} cut off", count(*lost_tokens as u64)) } else { String::new() };
-    format!("row {row}{task} · {} tokens, {} learned{lost}", count(pieces.len() as u64), count(learned as u64))
+    format!("row {row}{task} · {}, {} learned{lost}", amount(pieces.len() as u64, "tokens"), count(learned as u64))
 }
 
 /// `80 %`, `12.5 %`
@@ -120,6 +125,7 @@ mod tests {
         check(bytes(1023), "1023 B");
         check(bytes((5 << 40) + (1 << 39)), "5.50 TiB");
         check(amount(3, "windows"), "3 windows");
+        check(amount(1, "tokens"), "1 token");
         check(rate(41_600.2), "41,600");
         check(rate(53.04), "53.0");
         check(rate(0.0), "0.000");

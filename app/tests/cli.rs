@@ -198,10 +198,13 @@ fn missing_files_get_one_line_from_every_verb() {
         ("finetune --model hollow --train-file absent.jsonl", ["hollow", "config.json"]),
         ("finetune --model absent", ["--train-file", ""]),
         ("finetune absent.yaml", ["absent.yaml", "no such file"]),
+        ("finetune rows.jsonl", ["rows.jsonl", "--train-file rows.jsonl"]),
         ("finetune --resume --output-dir hollow", ["hollow", "no fine-tuning run"]),
         ("finetune --r 0 --model hollow --train-file story.txt", ["--r 0", ""]),
         ("inspect absent.jsonl --model hollow", ["hollow", "config.json"]),
         ("inspect absent.jsonl", ["--model", ""]),
+        ("chat --device cpu --model hollow", ["hollow", "config.json"]),
+        ("chat --device cpu --model hollow --adapter absent", ["absent", "adapter_config.json"]),
         ("merge --model hollow --adapter absent --out m", ["hollow", "config.json"]),
         ("eval --device cpu --model hollow --data absent.jsonl", ["hollow", "config.json"]),
         ("bench --device cpu --preset nanno", ["nanno", "nano"]),
@@ -287,6 +290,7 @@ fn a_model_is_fine_tuned_asked_and_merged() {
     let plan = folder.events("plan tune.yaml");
     assert!(plan.iter().any(|event| matches!(event, Event::Plan(plan) if plan.sources.contains_key("spec"))), "{plan:?}");
     folder.refused("plan tune.yaml --steps 3", &["--budget"]);
+    folder.refused("plan tune.yaml --num-epochs 3", &["--num-epochs", "--budget"]);
     let seen = folder.run("inspect tune.yaml --show 1");
     let text = String::from_utf8_lossy(&seen.stdout);
     assert!(seen.status.success() && text.contains("⟦0 mm<|endoftext|>⟧") && text.contains("stop token"), "{seen:?}");

@@ -272,7 +272,7 @@ impl TrainConfig {
 /// Sets one key of a configuration from text that is read as YAML.
 fn set_key<T: Serialize + DeserializeOwned>(config: &mut T, key: &str, text: &str, fields: &[Field], verb: &str) -> Result<()> {
     let flag = key.replace('_', "-");
-    let bad = |why: String| Error::Config(format!("--{flag} {text}: {why}"));
+    let bad = |why: String| Error::Config(format!("--{flag} {text}: {why}{}", example(key)));
     let mut map = serde_norway::to_value(&*config).map_err(|e| Error::Internal(e.to_string()))?;
     let object = map.as_mapping_mut().expect("a struct serialises to a map");
     let Some(old) = object.get_mut(key) else {
@@ -327,6 +327,11 @@ fn explain(message: &str, fields: &[Field], verb: &str) -> String {
         }
         None => message.to_string(),
     }
+}
+
+/// What a value that is hard to guess looks like, for the end of a message.
+fn example(key: &str) -> &'static str {
+    if key == "columns" { "; for example '{messages: dialog}'" } else { "" }
 }
 
 fn unknown_key(key: &str, fields: &[Field], verb: &str) -> String {

@@ -345,7 +345,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
             let Some(model) = folder_of(&model, store, control).await? else { return stopped(control) };
             merge::run(&model, &adapters_of(adapters, store).await, &out, dtype, store, control).await?;
         }
-        Command::Describe { model } => describe::run(&model, store, control).await?,
+        Command::Describe { model, adapters } => describe::run(&model, &adapters_of(adapters, store).await, store, control).await?,
         Command::Answers(mut request) => {
             let Some(model) = folder_of(&request.config.model_name, store, control).await? else { return stopped(control) };
             request.config.model_name = model;

@@ -104,6 +104,9 @@ pub enum Command {
     Describe {
         /// Hugging Face folder, run, or name on the hub of what was downloaded before.
         model: String,
+        /// Folders or runs of adapters that have to be readable.
+        #[serde(default)]
+        adapters: Vec<AdapterChoice>,
     },
     /// Count the tokens of files.
     Tokenize {

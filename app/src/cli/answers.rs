@@ -1,6 +1,6 @@
 //! `smolforge eval --data`: a model's answers against those of examples.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use smolforge_engine::config::finetune::{Files, FinetuneConfig};
@@ -85,21 +85,23 @@ impl AnswerFlags {
         let sampling = Sampling { greedy: self.temperature == 0.0, temperature: self.temperature, seed: self.seed, ..Sampling::default() };
         let request =
             AnswersRequest { config, adapters: self.adapter, device, limit: self.questions, max_new_tokens: self.max_new_tokens, sampling };
-        let mut found = Found::new();
+        let mut found = Found::new(&[]);
         drive(Command::Answers(Box::new(request)), json, |screen, event| found.show(screen, event))
     }
 }
 
 /// What is known of a model's answers until they are printed.
 pub struct Found {
+    /// What the next results stand below, if anything.
+    headings: VecDeque<&'static str>,
     scores: Table,
     wrong: Vec<AnswerReport>,
 }
 
 impl Found {
-    /// Nothing yet.
-    pub fn new() -> Self {
-        Self { scores: eval::table("task"), wrong: Vec::new() }
+    /// Nothing yet; `headings` are those of the results to come.
+    pub fn new(headings: &[&'static str]) -> Self {
+        Self { headings: headings.iter().copied().collect(), scores: eval::table("task"), wrong: Vec::new() }
     }
 
     /// Collects scores and wrong answers, and prints both when all questions are answered, or when the job ends before.
@@ -119,7 +121,12 @@ impl Found {
             event if is_last(event) => BTreeMap::new(),
             _ => return Ok(()),
         };
-        let Self { scores, wrong } = std::mem::replace(self, Self::new());
+        let (scores, wrong) = (std::mem::replace(&mut self.scores, eval::table("task")), std::mem::take(&mut self.wrong));
+        if !(scores.is_empty() && tasks.is_empty())
+            && let Some(heading) = self.headings.pop_front()
+        {
+            screen.println(format!("\n{heading}"))?;
+        }
         if !scores.is_empty() {
             screen.println(scores.to_string())?;
         }

@@ -6,7 +6,10 @@ use smolforge_engine::protocol::{AdapterChoice, Command, DeviceChoice, Event, Ge
 
 use super::generate::SamplingFlags;
 use super::progress::{dim, red};
-use super::{DEVICES, JobFailed, Shell, adapter, choice};
+use super::{DEVICES, JobFailed, Shell, adapter, choice, print_json};
+
+/// What may be said besides questions.
+const COMMANDS: &str = "/new begins anew, /undo takes back the last turn, /quit ends";
 
 /// Talk with a model: it sees the whole conversation by its chat template
 #[derive(Debug, clap::Args)]
@@ -48,6 +51,12 @@ impl Args {
         let asks = io::stdin().is_terminal() && !json;
         let (mut turn, mut answered) = (0, false);
         let mut shell = Shell::start(false)?;
+        let later = look(&self.model, &self.adapter, json, &mut shell)?;
+        if asks {
+            let named = |AdapterChoice { path, strength }: &AdapterChoice| format!(" + {path}:{strength}");
+            let adapters: String = self.adapter.iter().map(named).collect();
+            eprintln!("{}", dim(&format!("{}{adapters}{later} · {COMMANDS}", self.model)));
+        }
         loop {
             if asks {
                 print!("{} ", dim("you:"));
@@ -62,10 +71,19 @@ impl Args {
                 "/quit" | "/exit" => return Ok(()),
                 "/new" => {
                     messages.clone_from(&first);
+                    eprintln!("{}", dim("a new conversation: all that was said is forgotten"));
                     continue;
                 }
                 "/undo" => {
-                    messages.truncate(messages.len().saturating_sub(2).max(first.len()));
+                    let kept = messages.len().saturating_sub(2).max(first.len());
+                    let undone =
+                        if kept < messages.len() { "the last question and its answer are taken back" } else { "nothing was said yet" };
+                    messages.truncate(kept);
+                    eprintln!("{}", dim(undone));
+                    continue;
+                }
+                text if is_command(&line) => {
+                    eprintln!("{} there is no {text}; {COMMANDS} (a question may begin with / after a space)", red("error:"));
                     continue;
                 }
                 text => messages.push(Message::new("user", text)),
@@ -104,6 +122,41 @@ impl Args {
                 }
                 (Err(error), _) => return Err(error),
             }
+        }
+    }
+}
+
+/// Looks at model and adapters before anything is asked. Returns what is to be said of a model that is not here yet.
+fn look(model: &str, adapters: &[AdapterChoice], json: bool, shell: &mut Shell) -> anyhow::Result<&'static str> {
+    let describe = Command::Describe { model: model.into(), adapters: adapters.to_vec() };
+    let mut failed = None;
+    let note = |event: &Event| failed = matches!(event, Event::Failed { .. }).then(|| event.clone());
+    match shell.run(describe, false, note, |_, _| Ok(())) {
+        Err(error) if error.is::<JobFailed>() && error.to_string().ends_with("is not on this machine yet") => {
+            Ok(" (downloaded with the first question)")
+        }
+        ended => {
+            failed.filter(|_| json).map_or(Ok(()), |event| print_json(&event))?;
+            ended.map(|()| "")
+        }
+    }
+}
+
+/// Whether a line is a word behind a `/`, which means a command of the conversation and no question.
+fn is_command(line: &str) -> bool {
+    let word = line.strip_prefix('/').and_then(|rest| rest.split_whitespace().next());
+    word.is_some_and(|word| word.bytes().all(|byte| byte.is_ascii_alphabetic()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_behind_a_slash_is_a_command() {
+        for (line, expect) in [("/help\n", true), ("/undo it", true), (" /help", false), ("/usr/bin?", false), ("/", false), ("1/2", false)]
+        {
+            assert_eq!(is_command(line), expect, "{line:?}");
         }
     }
 }

@@ -46,7 +46,7 @@ impl Args {
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let Self { out, device, seed, steps, finetune, updates } = self;
         if finetune {
-            let mut found = Found::new();
+            let mut found = Found::new(&["Before fine-tuning", "After fine-tuning"]);
             return drive(Command::DemoFinetune { out, device, seed, steps, updates }, json, |screen, event| {
                 train::show(screen, event);
                 found.show(screen, event)

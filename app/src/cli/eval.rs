@@ -9,7 +9,11 @@ use crate::units::{count, percent};
 
 /// Measure loss, perplexity and bits per byte of text files, or loss and right answers of examples
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("what").args(["text", "data"]).required(true))]
+#[command(
+    group = clap::ArgGroup::new("what").args(["text", "data"]).required(true),
+    after_help = "Of answers, exact are those like the row's, capitals and spaces around them aside; partial those with the row's in \
+    them; right is both together."
+)]
 pub struct Args {
     /// Hugging Face folder, run, or name on the hub
     #[arg(long, value_name = "DIR|NAME")]

@@ -87,6 +87,9 @@ impl FinetuneFlags {
     /// continued without a file has frozen its own.
     pub fn config(&self, file: Option<&str>, resume: bool) -> anyhow::Result<(FinetuneConfig, Vec<String>)> {
         let (mut config, notes) = match file {
+            Some(rows) if rows.ends_with(".jsonl") => {
+                return Err(Usage(format!("{rows}: these are rows and no configuration; name them with --train-file {rows}")).into());
+            }
             Some(file) => {
                 let text = block_on(store().read_text(file))?;
                 FinetuneConfig::from_yaml(&text).with_context(|| file.to_string())?

@@ -11,7 +11,7 @@ use smolforge_engine::protocol::{AdapterChoice, Command, DeviceChoice, Event, Ge
 use super::progress::{Screen, dim};
 use super::table::Table;
 use super::{DEVICES, Usage, adapter, choice, drive, is_last, store};
-use crate::units::{count, duration, percent, rate, written_per_sec};
+use crate::units::{amount, duration, percent, rate, written_per_sec};
 
 /// Generate text from a model
 #[derive(Debug, clap::Args)]
@@ -203,11 +203,11 @@ impl Samples {
             Event::Generated { prompt, sample, prompt_tokens, tokens, finish, prefill_secs, decode_secs, .. } => {
                 let per_sec = |speed: Option<f64>| speed.map_or("–".into(), rate);
                 let stats = format!(
-                    "prompt: {} tokens in {} ({} tokens/s) · text: {} tokens in {} ({} tokens/s) · ended by {finish}",
-                    count(*prompt_tokens as u64),
+                    "prompt: {} in {} ({} tokens/s) · text: {} in {} ({} tokens/s) · ended by {finish}",
+                    amount(*prompt_tokens as u64, "tokens"),
                     duration(*prefill_secs),
                     per_sec((*prefill_secs > 0.0).then(|| *prompt_tokens as f64 / prefill_secs)),
-                    count(tokens.len() as u64),
+                    amount(tokens.len() as u64, "tokens"),
                     duration(*decode_secs),
                     per_sec(written_per_sec(tokens.len(), *decode_secs)),
                 );

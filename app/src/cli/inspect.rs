@@ -79,7 +79,9 @@ fn show(screen: &Screen, report: &Preflight) -> io::Result<()> {
         lengths.p95,
         lengths.max
     ))?;
-    for (up_to, number) in &lengths.bins {
+    let is_full = |(_, number): &(usize, usize)| *number > 0;
+    let (first, end) = (lengths.bins.iter().position(is_full), lengths.bins.iter().rposition(is_full).map_or(0, |last| last + 1));
+    for (up_to, number) in &lengths.bins[first.unwrap_or(0)..end] {
         let bar = "█".repeat((40 * number).div_ceil(most.max(1)));
         screen.println(format!("{up_to:>7}  {bar} {}", count(*number as u64)))?;
     }

@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use futures_lite::future::block_on;
 use serde::de::DeserializeOwned;
@@ -132,6 +132,14 @@ fn definition() -> clap::Command {
 /// What clap says about a command line, on one line: its synopsis is left to `--help`.
 fn usage_error(error: &clap::Error) -> String {
     let text = error.render().to_string();
+    let of_plan = text.split_once("\nUsage:").is_some_and(|(_, usage)| usage.contains(" plan "));
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+        && of_plan
+        && error.kind() == ErrorKind::UnknownArgument
+        && plan::is_finetuning(flag)
+    {
+        return format!("{flag}: {}", plan::ONLY_BUDGET);
+    }
     let said = text.split("\nUsage:").next().unwrap_or_default();
     let said = said.split("\nFor more information").next().unwrap_or_default();
     let said = one_line(said.strip_prefix("error: ").unwrap_or(said)).replace(" tip: ", "; ");
@@ -279,6 +287,9 @@ where
 fn adapter(text: &str) -> Result<AdapterChoice, String> {
     let (path, strength) = match text.rsplit_once(':') {
         Some((path, strength)) if strength.parse::<f64>().is_ok() => (path, strength.parse().unwrap_or(1.0)),
+        Some((path, strength)) if !block_on(store().exists(text)) && block_on(store().exists(path)) => {
+            return Err(format!("the strength {strength:?} is no number; write for example {path}:0.5"));
+        }
         _ => (text, 1.0),
     };
     if path.trim().is_empty() {
@@ -353,6 +364,21 @@ mod tests {
         let Verb::Train(args) = parse("smolforge train --steps 1 --source a=b --steps 2 --source a=c").verb else { panic!("another verb") };
         let args = format!("{args:?}");
         assert!(args.contains(r#"("steps", "2")"#) && args.contains(r#"["b", "c"]"#), "{args}");
+    }
+
+    #[test]
+    fn flags_of_fine_tuning_runs_are_refused_by_plan_with_what_it_takes() {
+        let said = |line: &str| usage_error(&definition().try_get_matches_from(line.split(' ')).expect_err("no such flag"));
+        assert_eq!(said("smolforge plan t.yaml --num-epochs 2"), format!("--num-epochs: {}", plan::ONLY_BUDGET));
+        assert!(said("smolforge plan t.yaml --nothing 2").contains("unexpected argument '--nothing'"));
+        assert!(said("smolforge train --num-epochs 2").contains("unexpected argument '--num-epochs'"));
+    }
+
+    #[test]
+    fn a_strength_is_a_number() {
+        assert_eq!(adapter("tuned:0.5"), Ok(AdapterChoice { path: "tuned".into(), strength: 0.5 }));
+        assert_eq!(adapter("C:\\tuned"), Ok(AdapterChoice { path: "C:\\tuned".into(), strength: 1.0 }));
+        assert_eq!(adapter("src:abc"), Err("the strength \"abc\" is no number; write for example src:0.5".into()));
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::io;
 
 use anyhow::Context;
 use futures_lite::future::block_on;
+use smolforge_engine::config::finetune::FINETUNE_FIELDS;
 use smolforge_engine::protocol::{Command, Event, FinetuneConfig, PlanReport};
+use smolforge_engine::train::run::quoted;
 
 use super::flags::RunFlags;
 use super::progress::{Screen, yellow};
@@ -12,8 +14,12 @@ use super::table::Table;
 use super::{Usage, drive, store};
 use crate::units::{bytes, count, duration};
 
+/// What flags of fine-tuning runs are answered with.
+pub const ONLY_BUDGET: &str = "of a fine-tuning run only --budget is taken here: put everything else into the file";
+
 /// Show memory, tokens, passes over the sources and expected time of a run before it starts
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Of a fine-tuning run only CONFIG and --budget are taken: everything else is read from the file.")]
 pub struct Args {
     /// YAML file, as for train or finetune
     config: Option<String>,
@@ -30,18 +36,26 @@ impl Args {
     /// Plans with the same file and flags that `train` takes.
     pub fn run(&self, json: bool) -> anyhow::Result<()> {
         let budget_bytes = self.budget;
+        let mut remedy = String::new();
         let command = match self.config.as_deref().map(finetuning).transpose()?.flatten() {
-            Some(config) if self.flags.is_empty() => Command::PlanFinetune { config, budget_bytes },
-            Some(_) => {
-                return Err(Usage("of a fine-tuning run only --budget is taken here: put everything else into the file".into()).into());
+            Some(config) if self.flags.is_empty() => {
+                remedy = format!("smolforge finetune {} ", quoted(self.config.as_deref().unwrap_or_default()));
+                Command::PlanFinetune { config, budget_bytes }
             }
+            Some(_) => return Err(Usage(ONLY_BUDGET.into()).into()),
             None => Command::Plan { config: Box::new(self.flags.config(self.config.as_deref())?), budget_bytes },
         };
         drive(command, json, |screen, event| match event {
-            Event::Plan(plan) => show(screen, plan),
+            Event::Plan(plan) => show(screen, plan, &remedy),
             _ => Ok(()),
         })
     }
+}
+
+/// Whether a flag is one of a fine-tuning run's.
+pub fn is_finetuning(flag: &str) -> bool {
+    let key = flag.trim_start_matches('-').replace('-', "_");
+    key == "model" || FINETUNE_FIELDS.iter().any(|field| field.name == key)
 }
 
 /// The configuration in a file, if it is one of a fine-tuning run.
@@ -53,7 +67,8 @@ fn finetuning(file: &str) -> anyhow::Result<Option<Box<FinetuneConfig>>> {
     Ok(Some(Box::new(FinetuneConfig::from_yaml(&text).with_context(|| file.to_string())?.0)))
 }
 
-fn show(screen: &Screen, plan: &PlanReport) -> io::Result<()> {
+/// `remedy` is the command that the flags which make a run fit belong to; nothing where those of `plan` do.
+fn show(screen: &Screen, plan: &PlanReport, remedy: &str) -> io::Result<()> {
     screen.println(format!("device      {}", plan.device))?;
     screen.println(format!("parameters  {}", count(plan.parameters)))?;
     screen.println(format!("tokens      {}", count(plan.tokens)))?;
@@ -81,7 +96,7 @@ fn show(screen: &Screen, plan: &PlanReport) -> io::Result<()> {
     }
     if let Some(keys) = &plan.suggestion {
         let flags: Vec<String> = keys.iter().map(|(key, value)| format!("--{} {value}", key.replace('_', "-"))).collect();
-        screen.println(format!("\nto make it fit: {}", flags.join(" ")))?;
+        screen.println(format!("\nto make it fit: {remedy}{}", flags.join(" ")))?;
     }
     plan.warnings.iter().for_each(|warning| screen.line(format!("{} {warning}", yellow("warning:"))));
     Ok(())

@@ -110,9 +110,9 @@ impl Screen {
             self.line(format!("{} step {}: update skipped: {why}", yellow("warning:"), step.step));
         }
         let steps: u64 = self.run.name.parse().unwrap_or(0);
-        let numbers =
-            format!("loss {:.4}  lr {:.2e}  {} tokens/s  ETA {}", step.loss, step.lr, rate(step.tokens_per_sec), duration(step.eta_secs));
         let last = u64::from(step.step) >= steps;
+        let eta = if last { String::new() } else { format!("  ETA {}", duration(step.eta_secs)) };
+        let numbers = format!("loss {:.4}  lr {:.2e}  {} tokens/s{eta}", step.loss, step.lr, rate(step.tokens_per_sec));
         if self.lines.live && !last {
             let bar = self.run.draw(&self.lines, steps, "[{bar:24.green/dim}] {human_pos}/{human_len}  {wide_msg}");
             bar.set_position(u64::from(step.step));

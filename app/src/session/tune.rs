@@ -80,7 +80,7 @@ impl Session {
 
     /// Why a model is not known, where it was asked for in vain.
     pub fn unknown(&self, model: &str) -> Option<&str> {
-        match &self.last(|command| matches!(command, Command::Describe { model: asked } if asked == model))?.state {
+        match &self.last(|command| matches!(command, Command::Describe { model: asked, .. } if asked == model))?.state {
             JobState::Failed(why) => Some(why),
             _ => None,
         }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn what_is_asked_while_people_type_makes_no_notices() {
         let mut session = Session::default();
-        session.sent(1, Command::Describe { model: "x".into() });
+        session.sent(1, Command::Describe { model: "x".into(), adapters: Vec::new() });
         session.apply(1, Event::Failed { error: "no such file".into(), defect: false });
         assert_eq!((session.unknown("x"), session.unknown("y")), (Some("no such file"), None));
         assert!(session.notices.is_empty());

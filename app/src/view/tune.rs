@@ -117,8 +117,8 @@ fn why_not(forms: &Forms) -> Option<String> {
 
 /// Asks what a model is, once nobody types its name any more.
 pub fn describe(ui: &Ui, session: &Session, model: &str, asks: &mut Vec<Ask>) {
-    let ask = Ask::Begin(Command::Describe { model: model.into() });
-    let open = session.active(|command| matches!(command, Command::Describe { model: asked } if asked == model)).is_some();
+    let ask = Ask::Begin(Command::Describe { model: model.into(), adapters: Vec::new() });
+    let open = session.active(|command| matches!(command, Command::Describe { model: asked, .. } if asked == model)).is_some();
     let known = model.trim().is_empty() || session.models.contains_key(model) || session.unknown(model).is_some();
     if !known && !open && settled(ui, Id::unique(("model", ui.scope_id())), model) && !asks.contains(&ask) {
         asks.push(ask);

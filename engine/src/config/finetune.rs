@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_norway::{Mapping, Value};
 
-use super::{DeviceChoice, Field, Precision, explain, set_key};
+use super::{DeviceChoice, Field, Precision, example, explain, set_key};
 use crate::data::chat::Shape;
 use crate::data::example::LossOn;
 use crate::error::{Error, Result, nearest};
@@ -535,15 +535,25 @@ impl Reading {
         let is_share = name == "warmup_steps" && value.as_f64().is_some_and(|share| share > 0.0 && share < 1.0);
         let name = if is_share { "warmup_ratio" } else { name };
         let known = SPELLINGS.iter().find(|(other, _)| *other == name).map_or(name, |(_, known)| known);
+        let place = if section.is_empty() { String::new() } else { format!(" in {section}") };
         let Some(field) = FINETUNE_FIELDS.iter().find(|field| field.name == known) else {
-            let place = if section.is_empty() { String::new() } else { format!(" in {section}") };
-            let names = FINETUNE_FIELDS.iter().map(|field| field.name).chain(SPELLINGS.iter().map(|(other, _)| *other));
-            return Err(Error::Config(match nearest(name, names) {
+            let keys = FINETUNE_FIELDS.iter().map(|field| field.name).chain(SPELLINGS.iter().map(|(other, _)| *other));
+            let sections = SECTIONS.into_iter().filter(|_| section.is_empty() && value.is_mapping());
+            return Err(Error::Config(match nearest(name, keys.chain(sections)) {
                 Some(near) => format!("unknown key `{name}`{place}; did you mean `{near}`?"),
                 None => format!("unknown key `{name}`{place}; `smolforge finetune --help` lists the keys"),
             }));
         };
         let value = self.number(field, value);
+        // Alone, so that what is wrong with it names it.
+        let alone = Mapping::from_iter([(field.name.into(), value.clone())]);
+        if let Err(error) = serde_norway::from_value::<FinetuneConfig>(Value::Mapping(alone)) {
+            return Err(Error::Config(format!(
+                "{name}{place}: {}{}",
+                explain(&error.to_string(), FINETUNE_FIELDS, "finetune"),
+                example(known)
+            )));
+        }
         self.map.insert(field.name.into(), value);
         Ok(())
     }

@@ -107,6 +107,20 @@ pub struct BadRow {
     pub reason: String,
 }
 
+/// Different reasons that are told of bad rows.
+const MOST_REASONS: usize = 3;
+
+/// What is wrong with some bad rows, every reason once with the first row of it: `row 6: not JSON; row 9: no key `text``.
+pub fn reasons(bad: &[BadRow]) -> String {
+    let mut told: Vec<&BadRow> = Vec::new();
+    for row in bad {
+        if told.len() < MOST_REASONS && told.iter().all(|other| other.reason != row.reason) {
+            told.push(row);
+        }
+    }
+    told.iter().map(|row| format!("row {}: {}", row.place, row.reason)).collect::<Vec<_>>().join("; ")
+}
+
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rows {
@@ -246,6 +260,14 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_is_told_once_with_its_first_row() {
+        let reason = |line: usize, reason: &str| BadRow { place: line.into(), reason: reason.into() };
+        assert_eq!(reasons(&[]), "");
+        let bad = [reason(2, "a"), reason(3, "a"), reason(5, "b"), reason(6, "c"), reason(7, "d")];
+        assert_eq!(reasons(&bad), "row 2: a; row 5: b; row 6: c");
+    }
+
+    #[test]
     fn keys_can_have_other_names() {
         let keys = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
         let format = RowFormat { keys: keys(&[("messages", "dialog")]), ..RowFormat::default() };
@@ -320,7 +342,10 @@ mod tests {
     fn bad_rows_say_what_is_wrong() {
         refused("{", "not JSON");
         refused("7", "a number");
-        refused("{}", "none of the keys");
+        refused("{}", "none of the keys `messages`, `conversations`, `instruction`, `prompt`, `text`; the row is empty");
+        refused(r#"{"id":"7","dialog":[]}"#, "there are: `id`, `dialog`; name them with --columns, e.g. --columns '{messages: dialog}'");
+        refused(r#"{"id":7,"question":"q","answer":"a"}"#, "--columns '{prompt: question, completion: answer}'");
+        refused(r#"{"body":"b"}"#, "--columns '{text: body}'");
         refused(r#"{"messages":"x"}"#, "`messages` is no list");
         refused(r#"{"messages":[]}"#, "no turn of the assistant");
         refused(r#"{"messages":[7]}"#, "message 1: a number");

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::chat::{BadRow, Place};
+use crate::data::chat::{BadRow, Place, reasons};
 use crate::data::example::{Encoded, Encoder};
 use crate::text::template::Found;
 
@@ -111,8 +111,8 @@ fn rows(examples: &[Encoded], bad: &[BadRow]) -> Check {
     } else {
         Level::Yellow
     };
-    let reason = bad.first().map(|bad| format!("; first: row {}: {}", bad.place, bad.reason)).unwrap_or_default();
-    let line = format!("{} examples, {} rows skipped{reason}", examples.len(), bad.len());
+    let reasons = if bad.is_empty() { String::new() } else { format!("; {}", reasons(bad)) };
+    let line = format!("{} examples, {} rows skipped{reasons}", examples.len(), bad.len());
     check(level, line, bad.iter().map(|bad| &bad.place).collect())
 }
 
@@ -349,7 +349,7 @@ mod tests {
         // The first token is never predicted, so example 3 has nothing to learn.
         let examples = [encoded(1, &[1, 9, 2], &[2], [0, 0]), encoded(2, &[1, 9, 2], &[2], [0, 0]), encoded(3, &[1, 2], &[0], [0, 0])];
         let found = preflight(&encoder(&tokenizer, None), &examples, &bad, None);
-        finds(&found, Level::Red, "3 examples, 20 rows skipped; first: row 20: not JSON", &(20..30).collect::<Vec<_>>());
+        finds(&found, Level::Red, "3 examples, 20 rows skipped; row 20: not JSON", &(20..30).collect::<Vec<_>>());
         let some = preflight(&encoder(&tokenizer, None), &examples, &bad[..3], None);
         finds(&some, Level::Yellow, "3 examples, 3 rows skipped", &[20, 21, 22]);
         finds(&found, Level::Yellow, "1 examples (33.3 %) repeat", &[2]);

@@ -18,11 +18,7 @@ pub async fn folder(store: &Store, model: &str, control: &Control) -> Result<Opt
         return here;
     }
     let Some((repo, revision)) = parse(model) else { return here };
-    let owner = repo.split('/').next().unwrap_or_default();
-    if revision.is_none() && store.is_folder(owner).await {
-        let reason = format!("no such file or folder in {owner}; if a model of the hub is meant, write {model}@main");
-        return Err(Error::File { path: model.into(), reason });
-    }
+    check_owner(store, model, repo, revision).await?;
     let download = platform::download_model(repo, revision.unwrap_or("main"))?;
     let task = format!("downloading {repo}");
     loop {
@@ -46,6 +42,16 @@ pub async fn folder(store: &Store, model: &str, control: &Control) -> Result<Opt
     }
 }
 
+/// Refuses what could be a name at the hub, but stands below a folder that is here: it is rather a path with a slip.
+async fn check_owner(store: &Store, model: &str, repo: &str, revision: Option<&str>) -> Result<()> {
+    let owner = repo.split('/').next().unwrap_or_default();
+    if revision.is_none() && store.is_folder(owner).await {
+        let reason = format!("no such file or folder in {owner}; if a model of the hub is meant, write {model}@main");
+        return Err(Error::File { path: model.into(), reason });
+    }
+    Ok(())
+}
+
 /// The folder that `model` means where it is on this machine; nothing is downloaded.
 ///
 /// # Errors
@@ -53,6 +59,7 @@ pub async fn folder(store: &Store, model: &str, control: &Control) -> Result<Opt
 pub async fn present(store: &Store, model: &str) -> Result<String> {
     let known = matches!(store, Store::Memory(_)) || store.exists(model).await;
     let Some((repo, revision)) = parse(model).filter(|_| !known) else { return Ok(model.into()) };
+    check_owner(store, model, repo, revision).await?;
     let reason = "is not on this machine yet";
     platform::cached_model(repo, revision.unwrap_or("main"))?.ok_or_else(|| Error::File { path: model.into(), reason: reason.into() })
 }
@@ -155,6 +162,7 @@ mod tests {
         assert!(error.contains("is not on this machine yet"), "{error}");
         let error = block_on(folder(&store, "owner/other", &control)).unwrap_err().to_string();
         assert_eq!(error, "owner/other: no such file or folder in owner; if a model of the hub is meant, write owner/other@main");
+        assert_eq!(block_on(present(&store, "owner/other")).unwrap_err().to_string(), error);
         assert_eq!(block_on(folder(&Store::memory(), "a/b", &control)).unwrap().as_deref(), Some("a/b"));
         std::fs::remove_dir_all(root).unwrap();
     }

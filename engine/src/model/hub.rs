@@ -276,7 +276,14 @@ pub async fn shape(store: &Store, preset: &str) -> Result<LlamaConfig> {
 pub async fn read_config(store: &Store, folder: &str) -> Result<LlamaConfig> {
     let path = inside(folder, "config.json");
     if !store.exists(&path).await {
-        return Err(Error::File { path, reason: "no such file; a Hugging Face model folder holds a config.json".into() });
+        let within = inside(folder, "model");
+        return Err(if store.exists(&inside(&within, "config.json")).await {
+            Error::File { path, reason: format!("no such file; {within} holds a model") }
+        } else if store.exists(folder).await {
+            Error::File { path, reason: "no such file; a Hugging Face model folder holds a config.json".into() }
+        } else {
+            Error::File { path: folder.into(), reason: "no such file or folder, and no name on the hub (OWNER/NAME)".into() }
+        });
     }
     let text = store.read_text(&path).await?;
     let mut config = LlamaConfig::from_hf_json(&text, &path)?;
@@ -529,7 +536,11 @@ mod tests {
     #[test]
     fn broken_config_files_are_one_line() {
         let store = Store::memory();
-        refused(block_on(read_config(&store, "m")), "m/config.json: no such file; a Hugging Face");
+        refused(block_on(read_config(&store, "m")), "m: no such file or folder, and no name on the hub (OWNER/NAME)");
+        block_on(store.write("demo/rows.jsonl", b"")).unwrap();
+        refused(block_on(read_config(&store, "demo")), "demo/config.json: no such file; a Hugging Face");
+        block_on(store.write("demo/model/config.json", b"{}")).unwrap();
+        refused(block_on(read_config(&store, "demo")), "demo/config.json: no such file; demo/model holds a model");
         block_on(write_config_files(&store, "m", &tiny(), "float32", None)).unwrap();
         for (text, expect) in [("{", "not valid JSON"), ("[]", "object"), (r#"{"eos_token_id":[77]}"#, "holds 77")] {
             block_on(store.write("m/generation_config.json", text.as_bytes())).unwrap();

@@ -33,8 +33,8 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     let speech = Speech::load(store, &config.model_name, template.as_deref(), config.date.as_deref()).await?;
     let Some(mut read) = rows::read(&config, &config.train_file, store, control).await? else { return Ok(None) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
-    let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };
-    let Some(encoded) = read.encode("rows", &encoder, &lenient, control).await? else { return Ok(None) };
+    let Some(encoded) = read.encode("rows", &encoder, control).await? else { return Ok(None) };
+    read.leave_out("rows", BadRows::Skip, control)?;
     let kinds = rows::kinds(read.examples.iter());
     let kinded: Vec<_> = encoded.into_iter().map(|done| (rows::kind(&kinds, done.task.as_deref()), done.document)).collect();
     let examples = Examples::new(kinds.clone(), kinded, Vec::new(), [1, 1], None, 1, 0)?;

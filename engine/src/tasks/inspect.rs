@@ -18,7 +18,7 @@ const MOST_CUT: usize = 200;
 /// Tells the pre-flight list of all rows, then `count` examples from the `first`-th on, or that of a row.
 ///
 /// # Errors
-/// What is wrong with model, files or rows; [`Error::Data`] where the list has a red line.
+/// What is wrong with model, files or rows; [`Error::Data`] where the list has a red line, or bad rows are to be refused.
 pub async fn run(config: &FinetuneConfig, first: usize, count: usize, row: Option<&str>, store: &Store, control: &Control) -> Result<()> {
     if config.model_name.trim().is_empty() {
         return Err(Error::Config("--model is missing: name the model whose tokenizer and template the rows will meet".into()));
@@ -26,8 +26,7 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, row: Optio
     let speech = Speech::load(store, &config.model_name, config.chat_template.as_deref(), config.date.as_deref()).await?;
     let Some(mut read) = rows::read(config, &config.train_file, store, control).await? else { return Ok(()) };
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
-    let lenient = FinetuneConfig { bad_rows: BadRows::Skip, ..config.clone() };
-    let Some(encoded) = read.encode("rows", &encoder, &lenient, control).await? else { return Ok(()) };
+    let Some(encoded) = read.encode("rows", &encoder, control).await? else { return Ok(()) };
     let report = preflight(&encoder, &encoded, &read.bad, speech.shape.pad_token_id);
     control.emit(Event::Preflight(report.clone()));
     let wanted = |place: &Place| row.is_none_or(|row| place.to_string() == row || place.line.to_string() == row);
@@ -47,7 +46,10 @@ pub async fn run(config: &FinetuneConfig, first: usize, count: usize, row: Optio
     if let Some(row) = row.filter(|_| !encoded.iter().any(|example| wanted(&example.place))) {
         return Err(Error::Data(format!("there is no example of row {row}; the last one is row {}", encoded[encoded.len() - 1].place)));
     }
-    rows::refuse(&report)
+    if config.bad_rows == BadRows::Refuse {
+        read.leave_out("rows", config.bad_rows, control)?;
+    }
+    rows::refuse(&report, "mend it before training")
 }
 
 /// The first of the tokens that an example loses by being cut after `kept`.

@@ -58,10 +58,11 @@ pub async fn read(config: &FinetuneConfig, patterns: &Files, store: &Store, cont
             places.chain(rows.bad.iter_mut().map(|bad| &mut bad.place)).for_each(|place| place.file = Some(name.clone()));
         }
         if rows.examples.is_empty() {
-            let why = rows.bad.first().map(|bad| format!("line {}: {}", bad.place.line, bad.reason));
-            return Err(Error::Data(match why {
-                Some(why) => {
-                    format!("{file} holds no row that can be used; {why}; mend the rows, or tell other names of keys with --columns")
+            return Err(Error::Data(match rows.bad.first() {
+                Some(BadRow { place, reason }) => {
+                    let told = reason.contains("--columns");
+                    let remedy = if told { "" } else { "; mend the rows, or tell other names of keys with --columns" };
+                    format!("{file} holds no row that can be used; line {}: {reason}{remedy}", place.line)
                 }
                 None => format!("{file} holds no rows"),
             }));
@@ -74,17 +75,11 @@ pub async fn read(config: &FinetuneConfig, patterns: &Files, store: &Store, cont
 
 impl Read {
     /// Makes ids of the rows. What the template refuses is bad, and what loses all that is to be learned to the limit of
-    /// length; bad rows are told, and left out or refused. `part` is what the rows are for. `None` where it was stopped.
+    /// length. `part` is what the rows are for. `None` where it was stopped.
     ///
     /// # Errors
-    /// [`Error::Data`] where no row is left, or bad ones are to be refused.
-    pub async fn encode(
-        &mut self,
-        part: &str,
-        encoder: &Encoder<'_>,
-        config: &FinetuneConfig,
-        control: &Control,
-    ) -> Result<Option<Vec<Encoded>>> {
+    /// [`Error::Data`] where no row is left.
+    pub async fn encode(&mut self, part: &str, encoder: &Encoder<'_>, control: &Control) -> Result<Option<Vec<Encoded>>> {
         let total = self.examples.len() as u64;
         let (mut examples, mut encoded) = (Vec::new(), Vec::new());
         for (index, example) in std::mem::take(&mut self.examples).into_iter().enumerate() {
@@ -108,19 +103,29 @@ impl Read {
             self.bad.push(BadRow { place: example.place, reason });
         }
         self.examples = examples;
-        let Some(first) = self.bad.first() else { return Ok(Some(encoded)) };
-        let (count, first) = (self.bad.len(), format!("row {}: {}", first.place, first.reason));
-        if encoded.is_empty() {
-            return Err(Error::Data(format!("none of the {part} can be used; {first}")));
+        if encoded.is_empty() && !self.bad.is_empty() {
+            return Err(Error::Data(format!("none of the {part} can be used; {}", chat::reasons(&self.bad))));
         }
-        if config.bad_rows == BadRows::Refuse {
-            let more = if count > 1 { format!(" (and {} more rows)", count - 1) } else { String::new() };
-            return Err(Error::Data(format!("{first}{more}; mend the rows, or leave bad ones out with --bad-rows skip")));
+        Ok(Some(encoded))
+    }
+
+    /// Tells which rows are bad and why: they are left out, or refused. `part` is what the rows are for.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where bad rows are to be refused.
+    pub fn leave_out(&self, part: &str, bad_rows: BadRows, control: &Control) -> Result<()> {
+        if self.bad.is_empty() {
+            return Ok(());
         }
         let places: Vec<String> = self.bad.iter().take(MOST_NAMED).map(|bad| bad.place.to_string()).collect();
-        let more = if count > MOST_NAMED { ", …" } else { "" };
-        control.warn(format!("{count} of the {part} cannot be used and are left out (rows {}{more}); {first}", places.join(", ")));
-        Ok(Some(encoded))
+        let more = if self.bad.len() > MOST_NAMED { ", …" } else { "" };
+        let (count, rows, reasons) = (self.bad.len(), format!("rows {}{more}", places.join(", ")), chat::reasons(&self.bad));
+        if bad_rows == BadRows::Refuse {
+            let remedy = "mend the rows, or leave bad ones out with --bad-rows skip";
+            return Err(Error::Data(format!("{count} of the {part} cannot be used ({rows}); {reasons}; {remedy}")));
+        }
+        control.warn(format!("{count} of the {part} cannot be used and are left out ({rows}); {reasons}"));
+        Ok(())
     }
 }
 
@@ -147,14 +152,16 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
     let speech = Speech::load(store, base, config.chat_template.as_deref(), config.date.as_deref()).await?;
     let encoder = speech.encoder(config.loss_on, config.max_seq_length);
     let Some(mut read_training) = read(config, &config.train_file, store, control).await? else { return Ok(None) };
-    let Some(encoded) = read_training.encode("training rows", &encoder, config, control).await? else { return Ok(None) };
+    let Some(encoded) = read_training.encode("training rows", &encoder, control).await? else { return Ok(None) };
+    read_training.leave_out("training rows", config.bad_rows, control)?;
     let preflight = preflight(&encoder, &encoded, &read_training.bad, speech.shape.pad_token_id);
     let rows: Vec<_> = read_training.examples.into_iter().zip(encoded).collect();
     let (training, held_out) = if config.validation_file.named().next().is_none() {
         split(rows, config)
     } else {
         let Some(mut validation) = read(config, &config.validation_file, store, control).await? else { return Ok(None) };
-        let Some(encoded) = validation.encode("validation rows", &encoder, config, control).await? else { return Ok(None) };
+        let Some(encoded) = validation.encode("validation rows", &encoder, control).await? else { return Ok(None) };
+        validation.leave_out("validation rows", config.bad_rows, control)?;
         (rows, validation.examples.into_iter().zip(encoded).collect())
     };
     if held_out.is_empty() && config.load_best_model_at_end {
@@ -162,7 +169,7 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
     }
     let kinds = kinds(training.iter().chain(&held_out).map(|(example, _)| example));
     let kind = |task: &Option<String>| kind(&kinds, task.as_deref());
-    refuse(&preflight)?;
+    refuse(&preflight, "look at them with `smolforge inspect`")?;
     let mut prompts: Vec<(String, Vec<u32>)> = Vec::new();
     let asked = if held_out.is_empty() { &training } else { &held_out };
     for index in 0..kinds.len() {
@@ -183,16 +190,16 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
     Ok(Some(Prepared { speech, examples, prompts, preflight }))
 }
 
-/// Refuses what would teach something wrong.
+/// Refuses what would teach something wrong; `remedy` ends what is said.
 ///
 /// # Errors
 /// [`Error::Data`] with the first red check and its rows.
-pub fn refuse(preflight: &Preflight) -> Result<()> {
+pub fn refuse(preflight: &Preflight, remedy: &str) -> Result<()> {
     match preflight.checks.iter().find(|check| check.level == Level::Red) {
         None => Ok(()),
         Some(check) => {
             let rows = if check.rows.is_empty() { String::new() } else { format!(" (rows {})", check.rows.join(", ")) };
-            Err(Error::Data(format!("pre-flight: {}{rows}; look at them with `smolforge inspect`", check.line)))
+            Err(Error::Data(format!("pre-flight: {}{rows}; {remedy}", check.line)))
         }
     }
 }

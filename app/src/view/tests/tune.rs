@@ -183,7 +183,7 @@ fn an_empty_line_is_no_file() {
 #[test]
 fn a_model_that_is_not_here_is_told_with_what_downloads_it() {
     let mut session = Session::default();
-    session.sent(1, Command::Describe { model: "m".into() });
+    session.sent(1, Command::Describe { model: "m".into(), adapters: Vec::new() });
     session.apply(1, Event::Failed { error: "m: is not on this machine yet".into(), defect: false });
     let harness = sized(egui::vec2(440.0, 900.0), session, tuning(), tune_form);
     let said = "m: is not on this machine yet; looking at the rows, plan and tune download it";
@@ -215,7 +215,7 @@ fn rows_are_read_when_nobody_types_any_more() {
     harness.state_mut().forms.tune.model_name = "owner/not-here".into();
     harness.run_steps(6);
     let asks = std::mem::take(&mut harness.state_mut().asks);
-    let describe = Ask::Begin(Command::Describe { model: "owner/not-here".into() });
+    let describe = Ask::Begin(Command::Describe { model: "owner/not-here".into(), adapters: Vec::new() });
     assert!(asks.iter().all(|ask| *ask == describe) && !asks.is_empty(), "nothing is downloaded unasked: {asks:?}");
 }
 

@@ -88,7 +88,10 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     refused("qlora: { lora_alfa: 1 }", "did you mean `lora_alpha`?");
     refused("validation: held-out.jsonl", "unknown key `validation`; did you mean `validation_file`?");
     refused("zzz: 1", "unknown key `zzz`; `smolforge finetune --help` lists the keys");
-    refused("r: many", "r");
+    refused("hugingface: { r: 1 }", "unknown key `hugingface`; did you mean `huggingface`?");
+    refused("r: many", "r: invalid type: string \"many\", expected a whole number");
+    refused("training: { epochs: three }", "epochs in training: invalid type: string \"three\", expected a number");
+    refused("columns: msgs", "columns: invalid type: string \"msgs\", expected a map; for example '{messages: dialog}'");
     refused("- 1", "a configuration is a map");
     refused("optim: sgd", "sgd");
     refused("a: [", "line 2");
@@ -110,4 +113,5 @@ fn flags_take_lists_and_words() {
     assert_eq!(config.train_file, Files(vec!["rows.jsonl".into()]));
     assert_eq!(Files(vec![" ".into(), "rows.jsonl".into(), String::new()]).named().collect::<Vec<_>>(), ["rows.jsonl"]);
     assert!(config.set("r", "x").unwrap_err().to_string().contains("--r x"));
+    assert!(config.set("columns", "msgs").unwrap_err().to_string().ends_with("; for example '{messages: dialog}'"));
 }

@@ -89,9 +89,28 @@ pub(super) fn shape(row: &Value, format: &RowFormat) -> Result<Shape, String> {
     ];
     shapes.iter().find(|(key, _)| has(key)).map(|(_, shape)| *shape).ok_or_else(|| {
         let known = shapes.map(|(key, _)| format!("`{}`", name(key, format))).join(", ");
-        let found: Vec<String> = row.try_iter().into_iter().flatten().take(8).map(|key| format!("`{key}`")).collect();
-        format!("none of the keys {known}; there are: {}; name them with --columns", found.join(", "))
+        let found: Vec<String> = row.try_iter().into_iter().flatten().take(8).map(|key| key.to_string()).collect();
+        if found.is_empty() {
+            return format!("none of the keys {known}; the row is empty");
+        }
+        let named: Vec<String> = found.iter().map(|key| format!("`{key}`")).collect();
+        let example = columns(row, &found);
+        format!("none of the keys {known}; there are: {}; name them with --columns, e.g. --columns '{example}'", named.join(", "))
     })
+}
+
+/// What the keys of a row could be called, as a value of `--columns`.
+fn columns(row: &Value, keys: &[String]) -> String {
+    let are = |kind: ValueKind| {
+        let is_kind = move |key: &&String| row.get_attr(key).is_ok_and(|value| value.kind() == kind);
+        keys.iter().filter(is_kind).collect::<Vec<_>>()
+    };
+    match (are(ValueKind::Seq).as_slice(), are(ValueKind::String).as_slice()) {
+        ([list, ..], _) => format!("{{messages: {list}}}"),
+        (_, [prompt, completion, ..]) => format!("{{prompt: {prompt}, completion: {completion}}}"),
+        (_, [text]) => format!("{{text: {text}}}"),
+        _ => "{messages: dialog}".into(),
+    }
 }
 
 pub(super) fn example(line: usize, row: &Value, shape: Shape, format: &RowFormat) -> Result<Example, String> {
