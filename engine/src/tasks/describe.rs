@@ -16,7 +16,7 @@ pub async fn run(model: &str, store: &Store, control: &Control) -> Result<()> {
     if model.trim().is_empty() {
         return Err(Error::Config("--model is empty: name a Hugging Face folder, a run or a model on the hub".into()));
     }
-    let path = checkpoint::newest_of(store, &fetch::present(store, model).await?).await;
+    let path = checkpoint::model_of(store, &fetch::present(store, model).await?, ["--model", "--adapter"]).await?;
     let Speech { shape, template, .. } = Speech::load(store, &path, None, None).await?;
     let template = template.filter(|template| !template.is_broken());
     let has_template = template.as_ref().is_some_and(|template| !template.is_missing());
