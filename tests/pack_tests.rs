@@ -24,7 +24,7 @@ fn packed(store: &Store, folder: &str) -> Vec<u8> {
 fn unpacked(bytes: &[u8], out: &str) -> (Store, Result<()>) {
     let store = Store::memory();
     block_on(store.write("x.zip", bytes)).unwrap();
-    let result = block_on(unpack::run("x.zip", out, &store, &Control::connect().0));
+    let result = block_on(unpack::run("x.zip", out, &store, &Control::connect().0)).map(drop);
     (store, result)
 }
 
