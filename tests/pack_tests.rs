@@ -119,6 +119,11 @@ fn a_model_is_packed_and_nothing_else() {
     assert_eq!(found, ["copy/config.json", "copy/deep/a.txt", "copy/model.safetensors"]);
     assert_eq!(block_on(elsewhere.read_text("copy/model.safetensors")).unwrap(), "weights");
 
+    block_on(store.write("a/adapter_config.json", b"{}")).unwrap();
+    let (elsewhere, result) = unpacked(&packed(&store, "a"), "copy");
+    result.unwrap();
+    assert!(block_on(elsewhere.exists("copy/adapter_config.json")), "an adapter alone is enough");
+
     let (control, signals, _) = Control::connect();
     let refused = |folder: &str, out: &str| block_on(pack::run(folder, out, &store, &control)).unwrap_err().to_string();
     assert!(refused("m/deep", "y.zip").contains("neither a run nor a model"));
