@@ -269,6 +269,25 @@ fn bad_rows_are_counted_and_left_out() {
     assert!(warned, "{events:?}");
 }
 
+#[test]
+fn what_is_not_held_out_is_told() {
+    let (store, config) = small();
+    let told = |config: &FinetuneConfig, part: &str| {
+        let (ended, events) = run(&store, config, false, None);
+        ended.unwrap();
+        let told = events.iter().any(|event| matches!(event, Event::Notice { warning: false, text } if text.contains(part)));
+        assert!(told, "{part}: {events:?}");
+    };
+    let config = FinetuneConfig { max_steps: 1, max_seq_length: 999, ..config };
+    told(&config, "--max-seq-length 999: the model's context of 128 tokens is the limit");
+    let named = |out: &str| FinetuneConfig { output_dir: out.into(), ..config.clone() };
+    told(&FinetuneConfig { validation_file: Files::default(), validation_split: 0.01, ..named("runs/none") }, "holds out none of 24 rows");
+    let text = block_on(store.read_text("val.jsonl")).unwrap();
+    let first = text.lines().next().unwrap();
+    block_on(store.write("val.jsonl", first.as_bytes())).unwrap();
+    told(&named("runs/some"), "no rows of steps are held out");
+}
+
 /// Warnings of a run.
 fn warnings(events: &[Event]) -> Vec<&str> {
     events.iter().filter_map(|event| if let Event::Notice { warning: true, text } = event { Some(text.as_str()) } else { None }).collect()
@@ -470,6 +489,8 @@ fn a_model_is_described_and_its_runs_are_known_as_what_they_are() {
     let listed = list();
     assert_eq!(listed.adapter.as_deref(), Some("runs/tuned/adapter"));
     assert!(listed.has_adapters() && listed.tuning.as_ref().is_some_and(|tuning| tuning.train_file == config.train_file && tuning.r == 8));
+    let error = block_on(describe::run("runs/tuned", &[], &store, &control)).unwrap_err().to_string();
+    assert_eq!(error, "runs/tuned: holds an adapter, which needs its base: --model base --adapter runs/tuned");
     // The figure that a form shows is what was written.
     let adapter = block_on(Adapter::load(&store, "runs/tuned")).err().map(|_| ());
     assert!(adapter.is_some(), "a run is no adapter by itself");

@@ -24,7 +24,7 @@ fn packed(store: &Store, folder: &str) -> Vec<u8> {
 fn unpacked(bytes: &[u8], out: &str) -> (Store, Result<()>) {
     let store = Store::memory();
     block_on(store.write("x.zip", bytes)).unwrap();
-    let result = block_on(unpack::run("x.zip", out, &store, &Control::connect().0));
+    let result = block_on(unpack::run("x.zip", out, &store, &Control::connect().0)).map(drop);
     (store, result)
 }
 
@@ -118,6 +118,11 @@ fn a_model_is_packed_and_nothing_else() {
     found.sort();
     assert_eq!(found, ["copy/config.json", "copy/deep/a.txt", "copy/model.safetensors"]);
     assert_eq!(block_on(elsewhere.read_text("copy/model.safetensors")).unwrap(), "weights");
+
+    block_on(store.write("a/adapter_config.json", b"{}")).unwrap();
+    let (elsewhere, result) = unpacked(&packed(&store, "a"), "copy");
+    result.unwrap();
+    assert!(block_on(elsewhere.exists("copy/adapter_config.json")), "an adapter alone is enough");
 
     let (control, signals, _) = Control::connect();
     let refused = |folder: &str, out: &str| block_on(pack::run(folder, out, &store, &control)).unwrap_err().to_string();

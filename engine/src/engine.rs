@@ -378,7 +378,10 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
         }
         Command::Preview { source, page } => source::preview(&source, page, store, control).await?,
         Command::Pack { folder, out } => pack::run(&folder, &out, store, control).await?,
-        Command::Unpack { file, out } => unpack::run(&file, &out, store, control).await?,
+        Command::Unpack { file, out } => {
+            let hints = unpack::run(&file, &out, store, control).await?;
+            return stopped(control).map(|(ended, _)| (ended, hints));
+        }
         Command::SelfTest { device } => self_test::run(device, control).await?,
         // About a job, and no job.
         Command::Stop | Command::Pause | Command::Continue | Command::Save | Command::Move { .. } | Command::Reweight { .. } => {}
@@ -395,7 +398,7 @@ fn stopped(control: &Control) -> Outcome {
 /// the download was stopped.
 async fn folder_of(model: &str, store: &Store, control: &Control) -> Result<Option<String>> {
     match fetch::folder(store, model, control).await? {
-        Some(folder) => Ok(Some(checkpoint::newest_of(store, &folder).await)),
+        Some(folder) => checkpoint::model_of(store, &folder, ["--model", "--adapter"]).await.map(Some),
         None => Ok(None),
     }
 }

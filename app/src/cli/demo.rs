@@ -1,6 +1,7 @@
 //! `smolforge demo`: the whole main job on text that the program writes itself.
 
 use smolforge_engine::protocol::{Command, DeviceChoice};
+use smolforge_engine::tasks::demo::{SEED, finetune};
 
 use super::answers::Found;
 use super::generate::Samples;
@@ -8,10 +9,6 @@ use super::{DEVICES, choice, drive, train};
 
 /// Updates of the whole curriculum: some minutes on two CPU cores.
 const STEPS: u32 = 600;
-/// Updates of the base that is fine-tuned.
-const BASE_STEPS: &str = "300";
-/// Updates of its adapter.
-const UPDATES: u32 = 800;
 
 /// Run everything once, offline: corpora, tokenizer, five stages, evaluation, FP16 export, generation
 #[derive(Debug, clap::Args)]
@@ -25,27 +22,28 @@ pub struct Args {
     device: DeviceChoice,
 
     /// Seed of corpora, weights and samples
-    #[arg(long, value_name = "N", default_value_t = 1337)]
+    #[arg(long, value_name = "N", default_value_t = SEED)]
     seed: u64,
 
-    /// Updates of the whole run; the curriculum is scaled to them
-    #[arg(long, value_name = "N", default_value_t = STEPS, default_value_if("finetune", "true", BASE_STEPS))]
-    steps: u32,
+    /// Updates of the whole run, 600 where none are given; the curriculum is scaled to them
+    #[arg(long, value_name = "N")]
+    steps: Option<u32>,
 
-    /// Fine-tune instead: a small base of 300 updates, LoRA on rows about a made-up machine, and held-out questions before and after
+    /// Fine-tune instead: a small base of 300 updates, LoRA on rows about a made-up machine, held-out questions before and after; goes on where it was stopped
     #[arg(long)]
     finetune: bool,
 
     /// Updates of the adapter
-    #[arg(long, value_name = "N", default_value_t = UPDATES, requires = "finetune")]
+    #[arg(long, value_name = "N", default_value_t = finetune::UPDATES, requires = "finetune")]
     updates: u32,
 }
 
 impl Args {
     /// Runs the demo and shows it as `train` and `generate` show theirs.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
-        let Self { out, device, seed, steps, finetune, updates } = self;
-        if finetune {
+        let Self { out, device, seed, steps, finetune: tunes, updates } = self;
+        let steps = steps.unwrap_or(if tunes { finetune::STEPS } else { STEPS });
+        if tunes {
             let mut found = Found::new(&["Before fine-tuning", "After fine-tuning"]);
             return drive(Command::DemoFinetune { out, device, seed, steps, updates }, json, |screen, event| {
                 train::show(screen, event);

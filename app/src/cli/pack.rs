@@ -1,4 +1,4 @@
-//! `smolforge pack` and `smolforge unpack`: a run or a model as one file, and back.
+//! `smolforge pack` and `smolforge unpack`: a run, a model or an adapter as one file, and back.
 
 use std::path::Path;
 
@@ -7,11 +7,12 @@ use smolforge_engine::protocol::Command;
 
 use super::drive;
 
-/// Write a run or a model's folder as one .zip
+/// Write the folder of a run, a model or an adapter as one .zip
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The .zip of a run holds its checkpoints, its log and the tokens of its texts: it can be resumed anywhere.")]
+#[command(after_help = "The .zip of a run holds its checkpoints, its log and the tokens of its texts: it can be resumed anywhere. \
+                  A fine-tuning run needs its rows and its base there, too.")]
 pub struct PackArgs {
-    /// Folder of the run or model
+    /// Folder of the run, model or adapter
     folder: String,
 
     /// File to write
@@ -21,7 +22,7 @@ pub struct PackArgs {
 
 /// Make a folder of what `smolforge pack` wrote
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Go on with an unpacked run: smolforge train --resume --out DIR")]
+#[command(after_help = "Go on with an unpacked run: smolforge train --resume --out DIR, or smolforge finetune --resume --output-dir DIR")]
 pub struct UnpackArgs {
     /// The .zip
     file: String,

@@ -7,7 +7,7 @@ use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use smolforge_engine::protocol::{Event, StepReport};
 
-use crate::units::{amount, duration, percent, rate};
+use crate::units::{amount, count, duration, percent, rate};
 
 /// Time between lines where there is no terminal to redraw.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
@@ -32,6 +32,8 @@ struct Bar {
     name: String,
     drawn: Option<ProgressBar>,
     last_line: Option<Instant>,
+    /// Whether a line was printed that is not the last one.
+    open: bool,
 }
 
 impl Screen {
@@ -91,17 +93,22 @@ impl Screen {
         if self.task.name != task {
             self.task.clear();
             // The line of a task that is over at once says nothing: the first one waits its turn.
-            self.task = Bar { name: task.into(), drawn: None, last_line: Some(Instant::now()) };
+            self.task = Bar { name: task.into(), drawn: None, last_line: Some(Instant::now()), open: false };
         }
-        let of = if total == 0 { String::new() } else { format!(" of {}", amount(total, unit)) };
+        let part = match (total, unit) {
+            (0, _) => amount(done, unit),
+            (_, "bytes") => format!("{} of {}", amount(done, unit), amount(total, unit)),
+            _ => format!("{} of {}", count(done), amount(total, unit)),
+        };
         if self.lines.live {
             let bar = self.task.draw(&self.lines, total, "  {prefix} [{bar:24.cyan/dim}] {wide_msg}");
             bar.set_prefix(task.to_string());
             bar.set_position(done);
-            bar.set_message(format!("{}{of}", amount(done, unit)));
-        } else if self.task.is_due() {
+            bar.set_message(part);
+        } else if self.task.is_due() || (self.task.open && done == total) {
             let share = if total == 0 { String::new() } else { format!(" ({})", percent(done as f64 / total as f64)) };
-            self.line(format!("{task}: {}{of}{share}", amount(done, unit)));
+            self.line(format!("{task}: {part}{share}"));
+            self.task.open = done != total;
         }
     }
 

@@ -268,17 +268,26 @@ impl Adapter {
         Some(Self { config, pairs })
     }
 
-    /// Warns where it was trained beside a model of another name than the one in the folder `model`, which fits its sizes.
+    /// Warns where it was trained beside a model of another name than the one in the folder `model`, which fits its sizes;
+    /// says so where names say nothing and the paths differ.
     pub async fn compare_base(&self, path: &str, model: &str, store: &Store, control: &Control) {
         let base = &self.config.base_model;
         let written = hub::written_name(store, model).await.filter(|_| !model.contains("models--")); // the hub's own name is the right one
-        let names: Vec<&str> = [Some(model), written.as_deref()].into_iter().flatten().filter_map(fetch::title).collect();
-        if let (Some(title), [name, ..]) = (fetch::title(base), names.as_slice())
-            && !names.iter().any(|name| name.eq_ignore_ascii_case(title))
-        {
-            control.warn(format!(
-                "{path}: the adapter was trained beside {base}, and this is {name}; it needs the very weights of that model"
-            ));
+        let paths: Vec<&str> = [Some(model), written.as_deref()].into_iter().flatten().collect();
+        let names: Vec<&str> = paths.iter().copied().filter_map(fetch::title).collect();
+        let differs = |name: &str| {
+            format!("{path}: the adapter was trained beside {base}, and this is {name}; it needs the very weights of that model")
+        };
+        if let (Some(title), [name, ..]) = (fetch::title(base), names.as_slice()) {
+            if !names.iter().any(|name| name.eq_ignore_ascii_case(title)) {
+                control.warn(differs(name));
+            }
+            return;
+        }
+        let of_run = model.strip_suffix("/model"); // a run stands for the model that it has tuned
+        let known = paths.into_iter().chain(of_run).any(|path| fetch::may_be_one(base, path));
+        if !base.is_empty() && !known {
+            control.remark(differs(model));
         }
     }
 

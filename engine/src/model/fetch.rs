@@ -97,14 +97,38 @@ const SILENT: [&str; 16] = [
     "adapter",
 ];
 
+/// Whether a part of a path says only which version of a model lies there.
+fn is_version(part: &str) -> bool {
+    let is_commit = part.len() == 40 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_commit || part == "snapshots" || part.starts_with("step_") || part.starts_with("checkpoint-")
+}
+
+/// Whether two names or paths may mean one folder: one is the end of the other, versions and ways up and down aside.
+pub fn may_be_one(a: &str, b: &str) -> bool {
+    let (a, b) = (place(a), place(b));
+    a.ends_with(&b) || b.ends_with(&a)
+}
+
+/// The parts of a name or path that tell where a model lies.
+fn place(model: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    for part in parse(model).map_or(model, |(repo, _)| repo).split(['/', '\\']) {
+        match part.strip_prefix("models--") {
+            Some(cached) => parts.extend(cached.split("--")),
+            None if part == ".." => drop(parts.pop()),
+            None if part.is_empty() || part == "." || is_version(part) => {}
+            None => parts.push(part),
+        }
+    }
+    parts
+}
+
 /// What a model is called: the last part of its name or path, without revision and what says only how it is stored. None
 /// where that is a name for any model, such as `export`.
 pub fn title(model: &str) -> Option<&str> {
     let model = parse(model).map_or(model, |(repo, _)| repo);
-    let is_commit = |part: &str| part.len() == 40 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let is_step = |part: &str| part.starts_with("step_") || part.starts_with("checkpoint-");
     let mut parts = model.trim_end_matches(['/', '\\']).rsplit(['/', '\\']);
-    let last = parts.find(|part| !(is_step(part) || is_commit(part) || *part == "snapshots"))?;
+    let last = parts.find(|part| !is_version(part))?;
     let name = last.strip_prefix("models--").and_then(|cached| cached.split_once("--")).map_or(last, |(_, name)| name);
     let stored = ["-unsloth-bnb-4bit", "-bnb-4bit", "-4bit"].into_iter().find_map(|end| name.strip_suffix(end));
     let name = stored.unwrap_or(name);
@@ -146,6 +170,21 @@ mod tests {
         ] {
             assert_eq!(super::title(path), title, "{path}");
         }
+    }
+
+    #[test]
+    fn two_ways_to_write_one_folder_are_known() {
+        let check = |a: &str, b: &str, one: bool| assert_eq!((may_be_one(a, b), may_be_one(b, a)), (one, one), "{a} {b}");
+        check("demo/model", "./demo/model/", true);
+        check("demo/model", "/home/me/demo/model", true);
+        check("demo/model", "../work/../demo/model", true);
+        check("demo/model", ".", true);
+        check("runs/base", "runs/base/step_000300", true);
+        check("owner/model@v1", "/h/models--owner--model/snapshots/0123456789012345678901234567890123456789", true);
+        check("demo\\model", "demo/model", true);
+        check("demo/model", "demo/base", false);
+        check("demo/model", "other/model", false);
+        check("demo/model", "my-demo/model", false);
     }
 
     #[test]

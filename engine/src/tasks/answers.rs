@@ -76,7 +76,6 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
     let mut matches: BTreeMap<String, Matches> = BTreeMap::new();
     let total = questions.len() as u64;
     for (done, (example, (question, prompt, expected))) in questions.into_iter().enumerate() {
-        control.progress("answer", done as u64, total, "questions");
         let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &[], end: &speech.stops };
         let mut random = Random::stream(request.sampling.seed, done as u64);
         let answer =
@@ -98,6 +97,7 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
             stopped,
             matched,
         }));
+        control.progress("asked", done as u64 + 1, total, "questions");
     }
     control.emit(Event::Matches { tasks: matches.clone() });
     Ok((control.flow() != Flow::Stop).then_some(matches))

@@ -12,6 +12,9 @@ use crate::store::Store;
 use crate::tasks::export;
 use crate::train::{Ended, pretrain};
 
+/// Seed where none is asked for.
+pub const SEED: u64 = 1337;
+
 /// Bytes of each of the three corpora.
 const CORPUS_BYTES: usize = 1 << 20;
 
@@ -42,16 +45,11 @@ pub fn config(out: &str, device: DeviceChoice, seed: u64, steps: u32) -> TrainCo
     }
 }
 
-/// Refuses too few updates, and a folder that holds a demo.
-async fn may_begin(run: &str, out: &str, steps: u32, store: &Store) -> Result<()> {
-    if steps < 5 {
-        return Err(Error::Config(format!("--steps {steps}: the demo has five stages and needs at least 5")));
-    }
-    match store.exists(&format!("{run}/config.yaml")).await {
-        true => Err(Error::Config(format!(
-            "{out}: there is a demo already; go on with it by `smolforge train --resume --out {run}`, or choose another --out"
-        ))),
-        false => Ok(()),
+/// Refuses too few updates.
+fn check_steps(steps: u32) -> Result<()> {
+    match steps {
+        ..5 => Err(Error::Config(format!("--steps {steps}: the demo has five stages and needs at least 5"))),
+        _ => Ok(()),
     }
 }
 
@@ -73,7 +71,12 @@ async fn corpora(out: &str, seed: u64, store: &Store, control: &Control) -> Resu
 /// # Errors
 /// As [`pretrain::run`].
 pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
-    may_begin(&format!("{out}/run"), out, steps, store).await?;
+    check_steps(steps)?;
+    if store.exists(&format!("{out}/run/config.yaml")).await {
+        return Err(Error::Config(format!(
+            "{out}: there is a demo already; go on with it by `smolforge train --resume --out {out}/run`, or choose another --out"
+        )));
+    }
     if !corpora(out, seed, store, control).await? {
         return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]));
     }

@@ -20,7 +20,7 @@ pub async fn run(model: &str, adapters: &[AdapterChoice], store: &Store, control
     for adapter in adapters {
         Adapter::load(store, &adapter.path).await?;
     }
-    let path = checkpoint::newest_of(store, &fetch::present(store, model).await?).await;
+    let path = checkpoint::model_of(store, &fetch::present(store, model).await?, ["--model", "--adapter"]).await?;
     let Speech { shape, template, .. } = Speech::load(store, &path, None, None).await?;
     let template = template.filter(|template| !template.is_broken());
     let has_template = template.as_ref().is_some_and(|template| !template.is_missing());

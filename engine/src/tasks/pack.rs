@@ -1,4 +1,4 @@
-//! A run or a model as one `.zip`.
+//! A run, a model or an adapter as one `.zip`.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -8,6 +8,7 @@ use zip::result::ZipError;
 use zip::write::{SimpleFileOptions, StreamWriter, ZipWriter};
 use zip::{CompressionMethod, DateTime};
 
+use crate::config::finetune::FinetuneConfig;
 use crate::control::{Control, Flow};
 use crate::data::shard;
 use crate::error::{Error, Result};
@@ -15,35 +16,61 @@ use crate::protocol::Event;
 use crate::store::{Entry, Store, Writer};
 use crate::train::{runs, tokens};
 
+/// What a folder that trained is called.
+pub(super) const RUN: &str = "run";
+
 /// Bytes that are read and written at once.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
-/// Writes a folder as a `.zip`: of a run everything that it needs to be resumed, the tokens of its texts included; hidden
-/// files (locks, temporaries, caches) and what was packed before are left out. A file that exists is replaced.
+/// Writes a folder as a `.zip`: of a run everything that it needs to be resumed, the tokens of its texts included, but not
+/// the rows and the base of one that fine-tunes; hidden files (locks, temporaries, caches) and what was packed before are left out. A file that exists is replaced.
 ///
 /// # Errors
-/// [`Error::Config`] for what is no run or model, and where a folder has the name; [`Error::File`] while the run is in
+/// [`Error::Config`] for what is no run, model or adapter, and where a folder has the name; [`Error::File`] while the run is in
 /// progress; [`Error::DiskFull`]. Nothing is left behind then.
 pub async fn run(folder: &str, out: &str, store: &Store, control: &Control) -> Result<()> {
     let folder = folder.trim_end_matches('/');
-    let is_run = runs::is_run(store, folder).await;
-    if !is_run && !store.exists(&format!("{folder}/config.json")).await {
+    let Some(what) = kind(store, folder).await else {
         return Err(Error::Config(format!(
-            "{folder}: neither a run nor a model's folder; there is no config.yaml and no config.json in it"
+            "{folder}: neither a run nor a model or adapter; there is no config.yaml, config.json or adapter_config.json in it"
         )));
-    }
+    };
+    let is_run = what == RUN;
     if store.is_folder(out).await {
         return Err(Error::Config(format!("--out {out}: is a folder; choose another file")));
     }
     let _lock = if is_run { Some(runs::hold(store, folder).await?) } else { None };
     let mut entries = files(store, folder).await?;
-    if is_run {
+    if store.exists(&format!("{folder}/{}", runs::TUNING)).await {
+        tell_needed(store, folder, control).await?;
+    } else if is_run {
         add_tokens(store, folder, &mut entries, control).await?;
     }
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     if zip(store, &entries, out, control).await? == Flow::Continue {
-        control.emit(Event::Wrote { what: if is_run { "run" } else { "model" }.into(), path: out.into() });
+        control.emit(Event::Wrote { what: what.into(), path: out.into() });
     }
+    Ok(())
+}
+
+/// What a folder holds that can be packed.
+pub(super) async fn kind(store: &Store, folder: &str) -> Option<&'static str> {
+    let has = async |file: &str| store.exists(&format!("{folder}/{file}")).await;
+    match () {
+        () if runs::is_run(store, folder).await => Some(RUN),
+        () if has("config.json").await => Some("model"),
+        () if has("adapter_config.json").await => Some("adapter"),
+        () => None,
+    }
+}
+
+/// Says what a fine-tuning run needs wherever it goes on, and does not bring along.
+async fn tell_needed(store: &Store, run: &str, control: &Control) -> Result<()> {
+    let (config, _) = FinetuneConfig::from_yaml(&store.read_text(&format!("{run}/{}", runs::TUNING)).await?)?;
+    let FinetuneConfig { model_name, train_file, validation_file, chat_template, .. } = config;
+    let files = train_file.named().chain(validation_file.named()).chain(&chat_template);
+    let files: Vec<&str> = files.chain([&model_name]).map(String::as_str).collect();
+    control.notice(format!("to go on elsewhere it needs its rows and its base there, too, under the same names: {}", files.join(", ")));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! A `.zip` of a run or a model as a folder. Nothing in the file is believed.
+//! A `.zip` of a run, a model or an adapter as a folder. Nothing in the file is believed.
 
 use std::collections::HashSet;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -7,11 +7,12 @@ use zip::ZipArchive;
 use zip::read::ZipFile;
 use zip::result::ZipError;
 
-use super::pack::PIECE_BYTES;
+use super::pack::{self, PIECE_BYTES};
 use crate::control::{Control, Flow};
 use crate::error::{Error, Result};
 use crate::protocol::Event;
 use crate::store::{Blob, Store};
+use crate::train::run::quoted;
 use crate::train::runs;
 
 /// Files in a `.zip`.
@@ -26,12 +27,12 @@ const MOST_RATIO: u64 = 100;
 /// Text compresses well: so much is fine whatever the `.zip` measures.
 const FREE_BYTES: u64 = 64 << 20;
 
-/// Makes a folder of a `.zip`.
+/// Makes a folder of a `.zip`; returns what to tell the user.
 ///
 /// # Errors
-/// [`Error::Config`] for a folder that exists, [`Error::Format`] for a file that is damaged, hostile, or holds neither a
-/// run nor a model, [`Error::DiskFull`]. Nothing is left behind then.
-pub async fn run(file: &str, out: &str, store: &Store, control: &Control) -> Result<()> {
+/// [`Error::Config`] for a folder that exists, [`Error::Format`] for a file that is damaged, hostile, or holds no run, model
+/// or adapter, [`Error::DiskFull`]. Nothing is left behind then.
+pub async fn run(file: &str, out: &str, store: &Store, control: &Control) -> Result<Vec<String>> {
     let out = out.trim_end_matches('/');
     if store.exists(out).await {
         return Err(Error::Config(format!("--out {out}: exists already; choose another folder")));
@@ -42,13 +43,18 @@ pub async fn run(file: &str, out: &str, store: &Store, control: &Control) -> Res
     match unpack(file, &temporary, store, control).await {
         Ok(Flow::Continue) => {
             store.rename(&temporary, out).await?;
-            let is_run = runs::is_run(store, out).await;
-            control.emit(Event::Wrote { what: if is_run { "run" } else { "model" }.into(), path: out.into() });
-            Ok(())
+            let what = pack::kind(store, out).await.unwrap_or_default();
+            control.emit(Event::Wrote { what: what.into(), path: out.into() });
+            let command = match store.exists(&format!("{out}/{}", runs::TUNING)).await {
+                true => "finetune --resume --output-dir",
+                false => "train --resume --out",
+            };
+            let hint = || format!("where its updates are not all made, go on with: smolforge {command} {}", quoted(out));
+            Ok((what == pack::RUN).then(hint).into_iter().collect())
         }
         ended => {
             store.remove(&temporary).await?;
-            ended.map(drop)
+            ended.map(|_| Vec::new())
         }
     }
 }
@@ -148,8 +154,10 @@ fn check(zip: &mut ZipArchive<BufReader<Reading>>, size_bytes: u64) -> Result<Ve
         return Err(format!("{name}: a folder in its name is a file, too"));
     }
     let has = |name: &str| files.contains(name);
-    if !(has("config.json") || has("config.yaml") && has("events.jsonl")) {
-        return Err("holds neither a run nor a model: no config.yaml with events.jsonl, and no config.json".into());
+    if !(has("config.json") || has("adapter_config.json") || has("config.yaml") && has("events.jsonl")) {
+        return Err(
+            "holds neither a run nor a model or adapter: no config.yaml with events.jsonl, config.json or adapter_config.json".into()
+        );
     }
     Ok(names)
 }

@@ -9,6 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{LossScale, Moments, Optimizer, is_full};
+use super::run::quoted;
 use super::runs::TUNING;
 use crate::config::finetune::Optim;
 use crate::data::batch::Cursor;
@@ -23,7 +24,7 @@ use crate::model::safetensors::{Dtype, SafeFile, SafeWriter};
 use crate::model::{Adapter, Llama, LlamaConfig};
 use crate::ops::quant::adamw8::Moments8;
 use crate::ops::quant::dynamic8::BLOCK;
-use crate::store::Store;
+use crate::store::{Store, inside};
 
 /// Everything besides tensors that a run needs to go on exactly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,6 +103,21 @@ pub async fn newest_of(store: &Store, name: &str) -> String {
         Some(step) if !store.exists(&format!("{run}/model.safetensors")).await => folder(run, step),
         _ => name.into(),
     }
+}
+
+/// As [`newest_of`], for a model that must be whole; `flags` are those that name a model and an adapter.
+///
+/// # Errors
+/// [`Error::Config`] for what holds an adapter alone, with the base that it needs.
+pub async fn model_of(store: &Store, name: &str, flags: [&str; 2]) -> Result<String> {
+    let folder = newest_of(store, name).await;
+    let path = inside(&folder, "adapter_config.json");
+    if store.exists(&inside(&folder, "config.json")).await || !store.exists(&path).await {
+        return Ok(folder);
+    }
+    let base = AdapterConfig::from_peft_json(&store.read_text(&path).await?, &path)?.base_model;
+    let ([model, adapter], base, own) = (flags, quoted(&base), quoted(name));
+    Err(Error::Config(format!("{name}: holds an adapter, which needs its base: {model} {base} {adapter} {own}")))
 }
 
 /// The adapter that a name stands for: of a run the one that it ended with, else its newest checkpoint's.

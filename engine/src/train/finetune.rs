@@ -5,7 +5,7 @@ use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
 use super::rows::{self, Prepared};
 use super::run::{Kind, Ready, Run, claim, quoted};
-use super::runs::TUNING;
+use super::runs::{self, TUNING};
 use super::{Ended, resume};
 use crate::config::finetune::{BaseDtype, Decay, FinetuneConfig, Interval, Method};
 use crate::config::{SourceConfig, TrainConfig};
@@ -49,9 +49,13 @@ pub struct Tuning {
 /// Everything that can be wrong with configuration, examples, model, adapter, checkpoint or device.
 pub async fn run(config: &FinetuneConfig, resume: bool, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
     let config = if resume { frozen(config, store).await? } else { config.clone() };
-    match prepare(config, resume, store, control).await? {
-        Some(run) => run.complete().await,
-        None => Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
+    let (out, new) = (config.output_dir.clone(), !store.exists(&config.output_dir).await);
+    match prepare(config, resume, store, control).await {
+        Ok(Some(run)) => run.complete().await,
+        ended => {
+            runs::withdraw(store, &out, new).await;
+            ended.map(|_| (Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]))
+        }
     }
 }
 
@@ -98,7 +102,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     control.notice(why);
     let mut mixed = super::pretrain::mixed(config.precision(), &compute)?;
     let Some(base) = fetch::folder(store, &config.model_name, control).await? else { return Ok(None) };
-    let base = checkpoint::newest_of(store, &base).await;
+    let base = checkpoint::model_of(store, &base, ["--model-name", "--init-adapter"]).await?;
     let Some(Prepared { speech, mut examples, prompts, preflight }) = rows::prepare(&config, &base, store, control).await? else {
         return Ok(None);
     };
@@ -181,6 +185,7 @@ async fn first_adapter(
     control: &Control,
 ) -> Result<Adapter> {
     let Some(folder) = &config.init_adapter else { return Adapter::begin(&asked, frozen, config.seed) };
+    let folder = &checkpoint::adapter_of(store, folder).await;
     let brought = Adapter::load(store, folder).await?;
     brought.compare_base(folder, base, store, control).await;
     let Adapter { config: brought, pairs } = brought;

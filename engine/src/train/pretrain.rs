@@ -6,7 +6,7 @@ use super::checkpoint::{self, State};
 use super::log::RunLog;
 use super::optimizer::{LossScale, Optimizer};
 use super::run::{Kind, Ready, Run, claim};
-use super::{Ended, resume, tokens};
+use super::{Ended, resume, runs, tokens};
 use crate::config::{Precision, TrainConfig};
 use crate::control::Control;
 use crate::data::batch::Loader;
@@ -27,9 +27,13 @@ use crate::text::tokenizer::Tokenizer;
 /// Everything that can be wrong with configuration, data, tokenizer, checkpoint or device.
 pub async fn run(config: &TrainConfig, resume: bool, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
     let config = if resume { resume::frozen(config, store).await? } else { config.clone() };
-    let run = match prepare(config, resume, store, control).await? {
-        Some(run) => run,
-        None => return Ok((Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()])),
+    let (out, new) = (config.out.clone(), !store.exists(&config.out).await);
+    let run = match prepare(config, resume, store, control).await {
+        Ok(Some(run)) => run,
+        ended => {
+            runs::withdraw(store, &out, new).await;
+            return ended.map(|_| (Ended::Stopped, vec!["stopped before the first step; nothing was lost".into()]));
+        }
     };
     if run.state.step == run.config.steps {
         let last = checkpoint::folder(&run.config.out, run.state.step);

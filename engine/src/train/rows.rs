@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::finetune::{BadRows, Files, FinetuneConfig};
+use crate::config::finetune::{BadRows, Files, FinetuneConfig, Interval};
 use crate::control::{Control, Flow};
 use crate::data::chat::{self, BadRow, Example, RowFormat};
 use crate::data::example::{Encoded, Encoder};
@@ -170,6 +170,16 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
     let kinds = kinds(training.iter().chain(&held_out).map(|(example, _)| example));
     let kind = |task: &Option<String>| kind(&kinds, task.as_deref());
     refuse(&preflight, "look at them with `smolforge inspect`")?;
+    let context = speech.shape.max_position_embeddings;
+    if config.max_seq_length > context && config.max_seq_length != FinetuneConfig::default().max_seq_length {
+        control.remark(format!("--max-seq-length {}: the model's context of {context} tokens is the limit", config.max_seq_length));
+    }
+    let is_held_out = |index: &usize| held_out.iter().any(|(example, _)| kind(&example.task) == *index);
+    let (known, unknown): (Vec<usize>, Vec<usize>) = (0..kinds.len()).partition(is_held_out);
+    if !known.is_empty() || config.validation_split > 0.0 {
+        let unknown: Vec<&str> = unknown.into_iter().map(|index| kinds[index].as_str()).collect();
+        remark_unknown(config, known.is_empty().then_some(training.len()), &unknown, control);
+    }
     let mut prompts: Vec<(String, Vec<u32>)> = Vec::new();
     let asked = if held_out.is_empty() { &training } else { &held_out };
     for index in 0..kinds.len() {
@@ -188,6 +198,23 @@ pub async fn prepare(config: &FinetuneConfig, base: &str, store: &Store, control
     let pad = speech.shape.pad_token_id.or(speech.stops.first().copied()).unwrap_or(0);
     let examples = Examples::new(kinds, training, held_out, size, packing, config.seed, pad)?;
     Ok(Some(Prepared { speech, examples, prompts, preflight }))
+}
+
+/// Says of which tasks no rows are held out; `rows`: how many there are, where none of all are.
+fn remark_unknown(config: &FinetuneConfig, rows: Option<usize>, tasks: &[&str], control: &Control) {
+    let remedy = match config.validation_file.named().next() {
+        Some(_) => "add some to --validation-file",
+        None => "raise --validation-split, or give --validation-file",
+    };
+    if config.eval_strategy == Interval::No || tasks.is_empty() {
+        return;
+    }
+    control.remark(match rows {
+        Some(rows) => {
+            format!("--validation-split {}: holds out none of {rows} rows, nothing is evaluated; {remedy}", config.validation_split)
+        }
+        None => format!("no rows of {} are held out: evaluations leave that out; {remedy}", tasks.join(", ")),
+    });
 }
 
 /// Refuses what would teach something wrong; `remedy` ends what is said.

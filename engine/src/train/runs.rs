@@ -285,6 +285,19 @@ pub async fn hold(store: &Store, path: &str) -> Result<Lock> {
     store.lock(&format!("{path}/{LOCK}")).await.map_err(busy)
 }
 
+/// Takes back what a run that could not begin has made: its lock, and its folder where that is `new`.
+pub async fn withdraw(store: &Store, path: &str, new: bool) {
+    let path = path.trim_end_matches('/');
+    let lock = format!("{path}/{LOCK}");
+    let is_alone = matches!(store.list(path).await.as_deref(), Ok([entry]) if entry.name == lock);
+    if !is_alone || hold(store, path).await.is_err() || store.remove(&lock).await.is_err() {
+        return;
+    }
+    if new && store.list(path).await.is_ok_and(|entries| entries.is_empty()) {
+        let _ = store.remove(path).await; // an empty folder does no harm
+    }
+}
+
 /// Every file below a folder.
 ///
 /// # Errors
@@ -480,6 +493,27 @@ mod tests {
         block_on(delete(&store, "runs/b")).unwrap();
         assert!(block_on(store.exists("runs/a/merged/model.safetensors")), "a folder of that name is no part of a run of texts");
         assert!(!block_on(store.exists("runs/b")));
+    }
+
+    #[test]
+    fn a_run_that_could_not_begin_leaves_nothing() {
+        let folder = std::env::temp_dir().join(format!("smolforge-withdraw-{}", std::process::id()));
+        let store = Store::folder(folder.to_str().unwrap());
+        let left = |path: &str, new: bool| {
+            block_on(withdraw(&store, path, new));
+            (block_on(store.exists(path)), block_on(store.exists(&format!("{path}/{LOCK}"))))
+        };
+        let locked = |path: &str| block_on(store.lock(&format!("{path}/{LOCK}"))).unwrap();
+        let lock = locked("a");
+        assert_eq!(left("a", true), (true, true), "another run begins there");
+        drop(lock);
+        assert_eq!(left("a", true), (false, false));
+        drop(locked("b"));
+        assert_eq!(left("b", false), (true, false), "a folder that was there before stays");
+        drop(locked("c"));
+        write(&store, "c/note.txt", "words");
+        assert_eq!(left("c", true), (true, true), "so does what others have put there");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -178,14 +178,15 @@ impl Job {
     /// The commit that the revision stands for, and the names of its files.
     fn list(&self, client: &Client) -> Step<(String, Vec<String>)> {
         let path = format!("api/models/{}/revision/{}", self.repo, self.revision.replace('/', "%2F"));
-        let mut answer = client.get(&path, 0).map_err(|reason| self.error(client.unreachable(&reason)))?;
+        let unreachable = |reason: &str| self.error(format!("there is no such folder here, and {}", client.unreachable(reason)));
+        let mut answer = client.get(&path, 0).map_err(|reason| unreachable(&reason))?;
         if !answer.status().is_success() {
             return Err(self.error(client.refusal(&answer, &self.repo, &self.revision)).into());
         }
         let strange = || self.error(format!("{} does not answer as a hub of models does; is HF_ENDPOINT right?", self.settings.endpoint));
         let mut text = Vec::new();
         let read = answer.body_mut().with_config().limit(MAX_TEXT_BYTES).reader().read_to_end(&mut text);
-        read.map_err(|e| self.error(client.unreachable(&e.to_string())))?;
+        read.map_err(|e| unreachable(&e.to_string()))?;
         let listing: Value = serde_json::from_slice(&text).map_err(|_| strange())?;
         let commit = listing["sha"].as_str().filter(|commit| is_commit(commit)).ok_or_else(strange)?;
         let files = listing["siblings"].as_array().ok_or_else(strange)?;

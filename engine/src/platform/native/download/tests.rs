@@ -373,7 +373,11 @@ fn without_a_hub_the_cache_is_used_or_one_line_says_why_not() {
     let error = run(offline(true), "main").0.unwrap_err().to_string();
     assert!(error.starts_with("owner/name: HF_HUB_OFFLINE is set, and the cache "), "{error}");
     let error = run(offline(false), "main").0.unwrap_err().to_string();
-    assert!(error.starts_with(&format!("owner/name: {closed} cannot be reached (")) && error.contains("HF_ENDPOINT"), "{error}");
+    assert!(
+        error.starts_with(&format!("owner/name: there is no such folder here, and {closed} cannot be reached ("))
+            && error.contains("HF_ENDPOINT"),
+        "{error}"
+    );
 
     let (hub, address) = Hub::serve(&model(), no_fault());
     let folder = run(settings(&address, cache.path()), "main").0.unwrap();
