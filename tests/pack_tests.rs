@@ -119,11 +119,6 @@ fn a_model_is_packed_and_nothing_else() {
     assert_eq!(found, ["copy/config.json", "copy/deep/a.txt", "copy/model.safetensors"]);
     assert_eq!(block_on(elsewhere.read_text("copy/model.safetensors")).unwrap(), "weights");
 
-    block_on(store.write("a/adapter_config.json", b"{}")).unwrap();
-    let (elsewhere, result) = unpacked(&packed(&store, "a"), "copy");
-    result.unwrap();
-    assert!(block_on(elsewhere.exists("copy/adapter_config.json")), "an adapter alone is enough");
-
     let (control, signals, _) = Control::connect();
     let refused = |folder: &str, out: &str| block_on(pack::run(folder, out, &store, &control)).unwrap_err().to_string();
     assert!(refused("m/deep", "y.zip").contains("neither a run nor a model"));
@@ -138,6 +133,15 @@ fn a_model_is_packed_and_nothing_else() {
     block_on(unpack::run("x.zip", "z", &store, &control)).unwrap();
     assert!(!block_on(store.exists("z")) && !block_on(store.exists(".z.unpacking")));
     assert!(block_on(unpack::run("x.zip", "m", &store, &control)).unwrap_err().to_string().contains("exists already"));
+}
+
+#[test]
+fn an_adapter_alone_is_packed() {
+    let store = Store::memory();
+    block_on(store.write("a/adapter_config.json", b"{}")).unwrap();
+    let (elsewhere, result) = unpacked(&packed(&store, "a"), "copy");
+    result.unwrap();
+    assert!(block_on(elsewhere.exists("copy/adapter_config.json")));
 }
 
 /// A file of a `.zip` made by hand.

@@ -164,6 +164,9 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
     let model = loaded.model(request, &config, &compute, why, positions, store, control).await?;
     for (prompt, prompt_ids) in prompts.iter().enumerate() {
         let max_new_tokens = request.max_new_tokens.min(context - prompt_ids.len());
+        if max_new_tokens < request.max_new_tokens && request.messages.is_empty() {
+            control.notice(format!("--max-new-tokens: the context of {context} tokens has room for {max_new_tokens} after the prompt"));
+        }
         let limits = Limits { max_new_tokens, stop: &request.stop, end: &end };
         for sample in 0..request.num_samples {
             let stream = (prompt * request.num_samples + sample) as u64;
