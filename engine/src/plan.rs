@@ -118,11 +118,13 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trai
     let layers = wide(shape.num_hidden_layers);
     let logits = (32u64 << 20).min(4 * tokens * shape.vocab_size as u64) * if compute.is_cpu() { 1 } else { 4 };
     let table = if trained == Trained::All { 4 * wide(shape.vocab_size) * d } else { 0 };
-    // Layers that are computed again are there one after the other, and not while the head works.
+    // Layers that are computed again are there one after the other, and not while the head works: what they keep, and as
+    // much of gradients, of which frozen weights need half.
     let together = tokens.min(wide(together(config.sequence_length)) * t);
+    let at_once = if trained == Trained::All { 2 * kept } else { kept };
     let (activations, at_work) = match config.gradient_checkpointing {
         false => (tokens * kept * layers, ("logits and head", logits)),
-        true => (tokens * d * (layers + 3), ("a layer, or the head", logits.max(4 * together * 2 * kept))),
+        true => (tokens * d * (layers + 3), ("a layer, or the head", logits.max(4 * together * at_once))),
     };
     let gradients = 4 * numbers * if config.accumulation > 1 { 2 } else { 1 };
     let moments = if config.optim == Optim::Adamw { 8 * numbers } else { 2 * numbers + 8 * numbers / 256 };

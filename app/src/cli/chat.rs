@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
+use smolforge_engine::model::fetch::NOT_HERE;
 use smolforge_engine::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, Message, Sampling};
 
 use super::generate::SamplingFlags;
@@ -132,9 +133,7 @@ fn look(model: &str, adapters: &[AdapterChoice], json: bool, shell: &mut Shell) 
     let mut failed = None;
     let note = |event: &Event| failed = matches!(event, Event::Failed { .. }).then(|| event.clone());
     match shell.run(describe, false, note, |_, _| Ok(())) {
-        Err(error) if error.is::<JobFailed>() && error.to_string().ends_with("is not on this machine yet") => {
-            Ok(" (downloaded with the first question)")
-        }
+        Err(error) if error.is::<JobFailed>() && error.to_string().ends_with(NOT_HERE) => Ok(" (downloaded with the first question)"),
         ended => {
             failed.filter(|_| json).map_or(Ok(()), |event| print_json(&event))?;
             ended.map(|()| "")

@@ -78,7 +78,7 @@ fn scrub(ui: &mut Ui, run: &Run, settings: &mut Plots) {
     let Some(moment) = settings.at.and_then(|at| run.steps.at(at)) else { return };
     ui.horizontal_wrapped(|ui| {
         ui.strong(format!("step {}", count(moment.step.into())));
-        facts(moment, run.info.as_ref().is_some_and(|info| info.learned_only)).into_iter().for_each(|text| drop(ui.label(text)));
+        facts(moment, run).into_iter().for_each(|text| drop(ui.label(text)));
         let sources = run.sources();
         for (name, loss) in run.steps.source_losses_at(moment.step) {
             let place = sources.iter().position(|known| known == name).unwrap_or(0);
@@ -102,22 +102,18 @@ fn numbers(ui: &mut Ui, run: &Run) {
         let eta = if step.step < total { format!("{} to go", duration(step.eta_secs)) } else { "finished".into() };
         let stage = run.stages.iter().rev().find(|(start, _, _)| *start < step.step).map(|(_, _, name)| format!("stage {name}"));
         let saved = run.saved.as_ref().map(|(step, _)| format!("saved at step {}", count(u64::from(*step))));
-        facts(step, run.info.as_ref().is_some_and(|info| info.learned_only))
-            .into_iter()
-            .chain([eta])
-            .chain(stage)
-            .chain(saved)
-            .for_each(|text| drop(ui.label(text)));
+        facts(step, run).into_iter().chain([eta]).chain(stage).chain(saved).for_each(|text| drop(ui.label(text)));
     });
 }
 
 /// The numbers of an update.
-fn facts(moment: &Moment, learned_only: bool) -> [String; 5] {
+fn facts(moment: &Moment, run: &Run) -> [String; 5] {
+    let done = if run.info.as_ref().is_some_and(|info| info.learned_only) { "learned" } else { "seen" };
     [
         format!("loss {:.4}", moment.loss),
         format!("learning rate {:.2e}", moment.lr),
         format!("gradient norm {:.3}", moment.grad_norm),
         format!("{} tokens/s", rate(moment.tokens_per_sec)),
-        format!("{} tokens {}", count(moment.total_tokens), if learned_only { "learned" } else { "seen" }),
+        format!("{} tokens {done}", count(moment.total_tokens)),
     ]
 }

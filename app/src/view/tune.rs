@@ -8,6 +8,7 @@ use serde_json::Value;
 use smolforge_engine::config::finetune::{FINETUNE_FIELDS, Files, FinetuneConfig, Method, Targets};
 use smolforge_engine::model::LlamaConfig;
 use smolforge_engine::model::adapter::{AdapterConfig, layers};
+use smolforge_engine::model::fetch::NOT_HERE;
 use smolforge_engine::protocol::{Command, JobId, ModelReport};
 use smolforge_engine::train::finetune;
 
@@ -128,7 +129,7 @@ pub fn describe(ui: &Ui, session: &Session, model: &str, asks: &mut Vec<Ask>) {
 /// Why a model is not known, where it was asked for in vain, and what downloads it.
 pub fn unknown(session: &Session, model: &str) -> Option<String> {
     let why = session.unknown(model)?;
-    let remedy = if why.ends_with("is not on this machine yet") { "; looking at the rows, plan and tune download it" } else { "" };
+    let remedy = if why.ends_with(NOT_HERE) { "; looking at the rows, plan and tune download it" } else { "" };
     Some(format!("{why}{remedy}"))
 }
 

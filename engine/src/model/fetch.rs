@@ -52,6 +52,9 @@ async fn check_owner(store: &Store, model: &str, repo: &str, revision: Option<&s
     Ok(())
 }
 
+/// How the error ends of a model of the hub that was not downloaded.
+pub const NOT_HERE: &str = "is not on this machine yet";
+
 /// The folder that `model` means where it is on this machine; nothing is downloaded.
 ///
 /// # Errors
@@ -60,8 +63,7 @@ pub async fn present(store: &Store, model: &str) -> Result<String> {
     let known = matches!(store, Store::Memory(_)) || store.exists(model).await;
     let Some((repo, revision)) = parse(model).filter(|_| !known) else { return Ok(model.into()) };
     check_owner(store, model, repo, revision).await?;
-    let reason = "is not on this machine yet";
-    platform::cached_model(repo, revision.unwrap_or("main"))?.ok_or_else(|| Error::File { path: model.into(), reason: reason.into() })
+    platform::cached_model(repo, revision.unwrap_or("main"))?.ok_or_else(|| Error::File { path: model.into(), reason: NOT_HERE.into() })
 }
 
 /// Owner and name, and what stands behind an `@`; `None` for what can only be a path.
@@ -176,7 +178,7 @@ mod tests {
     fn two_ways_to_write_one_folder_are_known() {
         let check = |a: &str, b: &str, one: bool| assert_eq!((may_be_one(a, b), may_be_one(b, a)), (one, one), "{a} {b}");
         check("demo/model", "./demo/model/", true);
-        check("demo/model", "/home/me/demo/model", true);
+        check("demo/model", "/data/demo/model", true);
         check("demo/model", "../work/../demo/model", true);
         check("demo/model", ".", true);
         check("runs/base", "runs/base/step_000300", true);

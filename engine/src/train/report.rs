@@ -49,6 +49,11 @@ struct History<'a> {
 }
 
 impl<'a> History<'a> {
+    /// Whether its tokens are those that are learned alone.
+    fn learned_only(&self) -> bool {
+        self.run.is_some_and(|info| info.learned_only)
+    }
+
     fn new(events: &'a [(f64, Event)]) -> Self {
         let mut history = Self { begun: events.first().map(|(time, _)| *time), ..Self::default() };
         let mut session = 0.0f64;

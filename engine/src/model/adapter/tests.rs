@@ -178,7 +178,7 @@ fn an_adapter_of_a_model_of_another_name_is_noticed() {
     check("HuggingFaceTB/SmolLM2-360M-Instruct", "export", "HuggingFaceTB/SmolLM2-360M", warned);
     check("demo/model", "demo/base/step_000300", "", noticed);
     check("demo/model", "othername", "", noticed);
-    check("demo/model", "/home/me/demo/model", "", None);
+    check("demo/model", "/data/demo/model", "", None);
     check("demo/model", "othername", "demo/model", None);
     check("runs/x", "runs/x/model", "", None);
     check("base", "models/mine", "", noticed);

@@ -78,8 +78,7 @@ fn loss(history: &History, span: usize) -> Plot {
     let mut lines = raw_and_smoothed("training", None, numbers(history, |report| report.loss), history, span);
     let held_out: Points = history.evaluated.iter().map(|(step, (loss, _))| (f64::from(*step), *loss)).collect();
     if !held_out.is_empty() {
-        let learned_only = history.run.is_some_and(|info| info.learned_only);
-        let name = if learned_only { "held-out, per learned token" } else { "held-out, weighted as the last stage" };
+        let name = if history.learned_only() { "held-out, per learned token" } else { "held-out, weighted as the last stage" };
         lines.push(line(name, Some(4), Look::Dotted, held_out));
     }
     let bold = if span > 1 { format!(" · bold: mean of {span} updates") } else { String::new() };

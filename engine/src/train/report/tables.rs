@@ -55,7 +55,7 @@ pub(super) fn tiles(history: &History) -> String {
         1 => "1 update skipped".into(),
         n => format!("{n} updates skipped"),
     };
-    let learned_only = history.run.is_some_and(|info| info.learned_only);
+    let learned_only = history.learned_only();
     let tiles = [
         ("Training loss", loss),
         ("Best held-out loss", best),
