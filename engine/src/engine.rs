@@ -24,7 +24,7 @@ use crate::plan;
 use crate::platform;
 use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId};
 use crate::store::Store;
-use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, self_test, unpack};
+use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, reason, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::runs::{self, ReadLogs};
 use crate::train::{Ended, checkpoint, eval, finetune, pretrain};
@@ -367,6 +367,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
             plan::finetune::run(&config, &model, budget_bytes, store, control).await?;
         }
         Command::Bench(request) => bench::run(&request, store, control).await?,
+        Command::Reason { config, verb } => return reason::run(&config, verb, store, control).await,
         Command::Runs { folder } if folder != "." && !store.exists(&folder).await => {
             return Err(Error::File { path: folder, reason: "no such folder".into() });
         }

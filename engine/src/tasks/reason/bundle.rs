@@ -1,0 +1,1 @@
+//! A submission as one `.zip`, written and read.

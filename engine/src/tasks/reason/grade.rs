@@ -1,0 +1,1 @@
+//! The reference's grader: its parts, bounds, limits and points.

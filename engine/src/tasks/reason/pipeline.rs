@@ -1,0 +1,1 @@
+//! The whole task in order, stage by stage; what is done already is left out.

@@ -1,0 +1,1 @@
+//! `report.html` of a task: its funnel, accuracies, samples and sizes.
