@@ -16,7 +16,7 @@ use crate::error::Error;
 pub use crate::data::example::{LossOn, Piece};
 pub use crate::data::preflight::{Check, Lengths, Level, Preflight};
 pub use crate::text::template::Message;
-pub use reasoning::{BudgetReport, Capped, FunnelReport, GradeCase, GradeReport, ReasonVerb, Reply, Tally, TestReport};
+pub use reasoning::{BudgetReport, Capped, FunnelReport, GradeCase, GradeReport, ReasonVerb, Reject, Reply, Tally, TestReport};
 pub use reports::{
     AnswerReport, DeviceInfo, ExampleReport, KernelReport, Match, Matches, MemoryReport, ModelReport, PlanReport, PreviewReport, RunInfo,
     RunState, RunSummary, SourcePlan, StepReport, TextScore,
@@ -419,6 +419,13 @@ pub enum Event {
     Tested(TestReport),
     /// How far a rollout is, and what it has yielded.
     Funnel(FunnelReport),
+    /// Questions of a rollout without a right sample.
+    Rejected {
+        /// File of the rollout's rows.
+        data: String,
+        /// The questions.
+        rejects: Vec<Reject>,
+    },
     /// The points of a submission.
     Graded(GradeReport),
     /// What limits a task's adapters.

@@ -193,7 +193,9 @@ impl ReasonConfig {
         for (key, value) in [("train_questions", self.train_questions), ("valid_questions", self.valid_questions)] {
             range(key, value as f64, 1.0, 1e6)?;
         }
-        for (key, value) in [("test_questions", self.test_questions), ("max_new_tokens", self.max_new_tokens), ("oversample", self.oversample)] {
+        for (key, value) in
+            [("test_questions", self.test_questions), ("max_new_tokens", self.max_new_tokens), ("oversample", self.oversample)]
+        {
             range(key, value as f64, 1.0, 1e6)?;
         }
         range("tolerance", self.tolerance, 1e-9, 1.0)?;

@@ -36,6 +36,20 @@ pub enum ReasonVerb {
         /// JSON file of [question, answer, reasoning] to write.
         out: String,
     },
+    /// List the questions of a rollout without a right sample: [`Event::Rejected`](super::Event::Rejected).
+    Rejects {
+        /// What the rollout wrote, or is writing.
+        data: String,
+    },
+    /// Put reasoning that people wrote into a rollout's rows, for a question without a right sample.
+    Mend {
+        /// What the rollout wrote.
+        data: String,
+        /// The question.
+        question: String,
+        /// The reasoning; its answer must be right.
+        reasoning: String,
+    },
     /// Teach the student reasoning, and test it.
     Rft {
         /// What a rollout wrote.
@@ -184,6 +198,18 @@ impl FunnelReport {
     pub fn pass_at_k(&self) -> f64 {
         self.solved as f64 / self.done.max(1) as f64
     }
+}
+
+/// A question that no sample of a rollout answers rightly.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reject {
+    /// The question.
+    pub question: String,
+    /// Its answer.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub expected: f64,
+    /// What the teacher wrote.
+    pub samples: Vec<String>,
 }
 
 /// A part of the grade.

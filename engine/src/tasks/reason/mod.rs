@@ -3,8 +3,8 @@
 //! Yuan et al. 2023 (rejection-sampling fine-tuning), <https://arxiv.org/abs/2308.01825>
 
 pub mod answer;
-pub mod bundle;
 pub mod budget;
+pub mod bundle;
 pub mod conversion;
 pub mod grade;
 pub mod learn;

@@ -54,7 +54,13 @@ impl Examinee {
     ///
     /// # Errors
     /// Prompts that do not fit the context.
-    pub async fn write(&self, questions: &[&str], prompt: &Prompt, config: &ReasonConfig, control: &Control) -> Result<Option<Vec<String>>> {
+    pub async fn write(
+        &self,
+        questions: &[&str],
+        prompt: &Prompt,
+        config: &ReasonConfig,
+        control: &Control,
+    ) -> Result<Option<Vec<String>>> {
         todo!("{questions:?} {} {:?}", config.out, (matches!(prompt, Prompt::Plain), control.flow()))
     }
 
