@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod architecture_tests;
+mod batch_tests;
 mod demo_tests;
 mod f16_tests;
 mod finetune_tests;
