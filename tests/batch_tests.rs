@@ -35,9 +35,10 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn side_by_side(compute: &Compute, sampling: &Sampling, limits: &Limits<'_>, rows: usize) -> Vec<Vec<Generation>> {
-    let (model, prompts, control) = (golden_model("tiny_llama", compute), prompts(), Control::connect().0);
+    let (model, tokenizer, prompts) = (golden_model("tiny_llama", compute), tokenizer(), prompts());
+    let control = Control::connect().0;
     let mut found: Vec<Vec<Option<Generation>>> = prompts.iter().map(|prompt| vec![None; prompt.samples]).collect();
-    let flow = batch::generate(&model, &tokenizer(), &prompts, sampling, limits, rows, &control, |prompt, sample, generation| {
+    let flow = batch::generate(&model, &tokenizer, &prompts, sampling, limits, rows, &control, |prompt, sample, generation| {
         assert_eq!(found[prompt][sample].replace(generation), None, "a sample came twice");
         Ok(())
     });
@@ -72,11 +73,12 @@ fn long_samples_make_the_cache_tidy_itself_up() {
 
 #[test]
 fn prompts_that_cannot_be_continued_are_refused() {
-    let (model, control) = (golden_model("tiny_llama", &cpu()), Control::connect().0);
+    let (model, tokenizer, control) = (golden_model("tiny_llama", &cpu()), tokenizer(), Control::connect().0);
+    let sampling = Sampling::default();
     let refused = |ids: Vec<u32>, max_new_tokens| {
         let limits = Limits { max_new_tokens, stop: &[], end: &[] };
         let prompts = [Prompt { ids, samples: 1, stream: 0 }];
-        let done = batch::generate(&model, &tokenizer(), &prompts, &Sampling::default(), &limits, 4, &control, |_, _, _| Ok(()));
+        let done = batch::generate(&model, &tokenizer, &prompts, &sampling, &limits, 4, &control, |_, _, _| Ok(()));
         block_on(done).unwrap_err().to_string()
     };
     assert!(refused(Vec::new(), 5).contains("empty"));
@@ -86,10 +88,11 @@ fn prompts_that_cannot_be_continued_are_refused() {
 
 #[test]
 fn a_batch_can_be_stopped() {
-    let (model, (control, signals, _events)) = (golden_model("tiny_llama", &cpu()), Control::connect());
+    let (model, tokenizer, prompts) = (golden_model("tiny_llama", &cpu()), tokenizer(), prompts());
+    let ((control, signals, _events), sampling) = (Control::connect(), Sampling::default());
     let limits = Limits { max_new_tokens: 30, stop: &[], end: &[] };
     let mut done = 0;
-    let flow = batch::generate(&model, &tokenizer(), &prompts(), &Sampling::default(), &limits, 2, &control, |_, _, _| {
+    let flow = batch::generate(&model, &tokenizer, &prompts, &sampling, &limits, 2, &control, |_, _, _| {
         done += 1;
         signals.stop();
         Ok(())

@@ -4,9 +4,10 @@ use serde_json::json;
 
 use super::questions::{self, Question};
 use super::{answer, budget, test};
-use crate::config::finetune::{DatasetFormat, Decay, Files, FinetuneConfig, Interval, LossOn, Method, Targets};
+use crate::config::finetune::{DatasetFormat, Decay, Files, FinetuneConfig, Interval, Method, Targets};
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
+use crate::data::example::LossOn;
 use crate::error::{Error, Result};
 use crate::model::hub;
 use crate::store::Store;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::learn::Lesson;
 use super::questions::{self, Question};
-use super::{ask, budget, bundle, data_files, grade, learn, make_data, report, rollout, shots};
+use super::{ask, bundle, data_files, grade, learn, make_data, report, rollout, shots};
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
 use crate::error::{Error, Result};

@@ -165,7 +165,8 @@ impl Examinee {
             questions.iter().map(|question| Ok(batch::Prompt { ids: prompt.ids(question, &self.speech)?, samples: 1, stream: 0 }));
         let prompts = prompts.collect::<Result<Vec<_>>>()?;
         let (mut texts, mut done, mut tokens) = (vec![String::new(); questions.len()], 0, 0);
-        let flow = self.continue_all(&prompts, &greedy(), config, control, |place, _, sample| {
+        let greedy = greedy();
+        let flow = self.continue_all(&prompts, &greedy, config, control, |place, _, sample| {
             texts[place] = sample.text;
             (done, tokens) = (done + 1, tokens + sample.tokens.len() as u64);
             control.progress("answer", done, questions.len() as u64, "questions");
