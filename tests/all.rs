@@ -11,6 +11,7 @@ mod lora_tests;
 mod ops_tests;
 mod pack_tests;
 mod quant_tests;
+mod reason_tests;
 mod reweight_tests;
 mod run_tests;
 mod shader_tests;
