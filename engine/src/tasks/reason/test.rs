@@ -19,6 +19,7 @@ pub struct Examinee {
 }
 
 /// What a question is asked with.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
     /// Nothing.
     Plain,
@@ -31,6 +32,14 @@ impl Prompt {
     pub fn worked(system: &str, shots: &[Question]) -> Self {
         todo!("{system} {shots:?}")
     }
+}
+
+/// The folder of a model; `None` where the download was stopped.
+///
+/// # Errors
+/// Where there is no such model.
+pub async fn folder_of(model: &str, store: &Store, control: &Control) -> Result<Option<String>> {
+    todo!("{model} {store:?} {:?}", control.flow())
 }
 
 impl Examinee {
@@ -46,7 +55,7 @@ impl Examinee {
         positions: usize,
         store: &Store,
         control: &Control,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
         todo!("{} {model} {adapter:?} {positions} {:?}", config.out, (store, control.flow()))
     }
 
@@ -60,7 +69,7 @@ impl Examinee {
         prompt: &Prompt,
         config: &ReasonConfig,
         control: &Control,
-    ) -> Result<Option<Vec<String>>> {
+    ) -> Result<Option<(Vec<String>, u64)>> {
         todo!("{questions:?} {} {:?}", config.out, (matches!(prompt, Prompt::Plain), control.flow()))
     }
 
@@ -74,7 +83,7 @@ impl Examinee {
         prompt: &Prompt,
         config: &ReasonConfig,
         control: &Control,
-    ) -> Result<Option<Vec<String>>> {
+    ) -> Result<Option<(Vec<String>, u64)>> {
         todo!("{questions:?} {} {:?}", config.out, (matches!(prompt, Prompt::Plain), control.flow()))
     }
 
