@@ -177,5 +177,6 @@ async fn named(flag: &str, name: Option<&str>, store: &Store) -> Result<Option<(
 /// What is said of a model with too many parameters, the adapter's included.
 fn too_many(parameters: u64, config: &ReasonConfig) -> Option<String> {
     let most = config.max_params;
-    (parameters > most).then(|| format!("the model has {parameters} parameters, its adapter's included; {most} are the most (--max-params)"))
+    (parameters > most)
+        .then(|| format!("the model has {parameters} parameters, its adapter's included; {most} are the most (--max-params)"))
 }
