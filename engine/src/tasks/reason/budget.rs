@@ -25,7 +25,7 @@ const EXAMPLE_TOKENS: usize = 128;
 
 /// Bytes of megabytes, which have a million of them.
 pub fn bytes(mb: f64) -> u64 {
-    (mb * 1e6) as u64
+    (mb * 1e6).round() as u64
 }
 
 /// Megabytes of bytes.
