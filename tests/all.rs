@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod architecture_tests;
+mod batch_tests;
 mod demo_tests;
 mod f16_tests;
 mod finetune_tests;
@@ -11,6 +12,7 @@ mod lora_tests;
 mod ops_tests;
 mod pack_tests;
 mod quant_tests;
+mod reason_tests;
 mod reweight_tests;
 mod run_tests;
 mod shader_tests;
