@@ -7,6 +7,7 @@ mod demo_tests;
 mod f16_tests;
 mod finetune_tests;
 mod golden_tests;
+mod grade_tests;
 mod lora_tests;
 mod ops_tests;
 mod pack_tests;
