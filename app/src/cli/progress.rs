@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use smolforge_engine::protocol::{Event, StepReport};
+use smolforge_engine::protocol::{Event, FunnelReport, StepReport};
 
-use crate::units::{amount, count, duration, percent, rate};
+use crate::units::{amount, count, duration, percent, rate, yielded};
 
 /// Time between lines where there is no terminal to redraw.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
@@ -73,6 +73,9 @@ impl Screen {
         if let Event::Progress { task, done, total, unit } = event {
             return self.progress(task, *done, *total, unit);
         }
+        if let Event::Funnel(report) = event {
+            return self.funnel(report);
+        }
         self.task.clear();
         match event {
             Event::Run(run) => self.run.name = run.steps.to_string(),
@@ -90,24 +93,34 @@ impl Screen {
     }
 
     fn progress(&mut self, task: &str, done: u64, total: u64, unit: &str) {
-        if self.task.name != task {
-            self.task.clear();
-            // The line of a task that is over at once says nothing: the first one waits its turn.
-            self.task = Bar { name: task.into(), drawn: None, last_line: Some(Instant::now()), open: false };
-        }
         let part = match (total, unit) {
             (0, _) => amount(done, unit),
             (_, "bytes") => format!("{} of {}", amount(done, unit), amount(total, unit)),
             _ => format!("{} of {}", count(done), amount(total, unit)),
         };
+        self.part(task, done, total, &part, "");
+    }
+
+    fn funnel(&mut self, report: &FunnelReport) {
+        let part = format!("{} of {}", count(report.done), amount(report.questions, "questions"));
+        self.part("rollout", report.done, report.questions, &part, &format!(" · {}", yielded(report)));
+    }
+
+    /// Redraws the bar of a task, or prints its line where one is due; `more` stands at the end of either.
+    fn part(&mut self, task: &str, done: u64, total: u64, part: &str, more: &str) {
+        if self.task.name != task {
+            self.task.clear();
+            // The line of a task that is over at once says nothing: the first one waits its turn.
+            self.task = Bar { name: task.into(), drawn: None, last_line: Some(Instant::now()), open: false };
+        }
         if self.lines.live {
             let bar = self.task.draw(&self.lines, total, "  {prefix} [{bar:24.cyan/dim}] {wide_msg}");
             bar.set_prefix(task.to_string());
             bar.set_position(done);
-            bar.set_message(part);
+            bar.set_message(format!("{part}{more}"));
         } else if self.task.is_due() || (self.task.open && done == total) {
             let share = if total == 0 { String::new() } else { format!(" ({})", percent(done as f64 / total as f64)) };
-            self.line(format!("{task}: {part}{share}"));
+            self.line(format!("{task}: {part}{share}{more}"));
             self.task.open = done != total;
         }
     }

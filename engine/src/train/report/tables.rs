@@ -201,7 +201,7 @@ pub(super) fn trouble(history: &History) -> String {
 }
 
 /// The frozen configuration, folded away.
-pub(super) fn config(yaml: &str) -> String {
+pub(crate) fn config(yaml: &str) -> String {
     if yaml.trim().is_empty() {
         return String::new();
     }
@@ -218,7 +218,7 @@ fn mix(values: &BTreeMap<String, f64>, write: impl Fn(f64) -> String, history: &
     format!("<div class=\"mix\" title=\"{}\">{entries}</div>", escape(&shares(values)))
 }
 
-fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
@@ -244,7 +244,7 @@ fn significant(x: f64) -> String {
 }
 
 /// `12,345,678`.
-pub(super) fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
