@@ -12,6 +12,10 @@ use crate::units::{amount, count, duration, percent, rate, yielded};
 /// Time between lines where there is no terminal to redraw.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
+/// A bar with one message beside it, and one with a message of its own line.
+const ONE_LINE: &str = "  {prefix} [{bar:24.cyan/dim}] {wide_msg}";
+const TWO_LINES: &str = "  {prefix} [{bar:24.cyan/dim}]\n  {wide_msg}";
+
 /// Standard error, and standard output where both meet on one terminal.
 pub struct Screen {
     lines: Lines,
@@ -103,10 +107,10 @@ impl Screen {
 
     fn funnel(&mut self, report: &FunnelReport) {
         let part = format!("{} of {}", count(report.done), amount(report.questions, "questions"));
-        self.part("rollout", report.done, report.questions, &part, &format!(" · {}", yielded(report)));
+        self.part("rollout", report.done, report.questions, &part, &yielded(report));
     }
 
-    /// Redraws the bar of a task, or prints its line where one is due; `more` stands at the end of either.
+    /// Redraws the bar of a task, or prints its line where one is due; `more` stands below the bar, or at the line's end.
     fn part(&mut self, task: &str, done: u64, total: u64, part: &str, more: &str) {
         if self.task.name != task {
             self.task.clear();
@@ -114,12 +118,13 @@ impl Screen {
             self.task = Bar { name: task.into(), drawn: None, last_line: Some(Instant::now()), open: false };
         }
         if self.lines.live {
-            let bar = self.task.draw(&self.lines, total, "  {prefix} [{bar:24.cyan/dim}] {wide_msg}");
-            bar.set_prefix(task.to_string());
+            let bar = self.task.draw(&self.lines, total, if more.is_empty() { ONE_LINE } else { TWO_LINES });
+            bar.set_prefix(if more.is_empty() { task.to_string() } else { format!("{task}: {part}") });
             bar.set_position(done);
-            bar.set_message(format!("{part}{more}"));
+            bar.set_message(if more.is_empty() { part } else { more }.to_string());
         } else if self.task.is_due() || (self.task.open && done == total) {
             let share = if total == 0 { String::new() } else { format!(" ({})", percent(done as f64 / total as f64)) };
+            let more = if more.is_empty() { String::new() } else { format!(" · {more}") };
             self.line(format!("{task}: {part}{share}{more}"));
             self.task.open = done != total;
         }

@@ -162,7 +162,7 @@ enum Verb {
         #[command(flatten)]
         flags: ReasonFlags,
     },
-    /// Write a submission as one .zip, and grade from it
+    /// Write a submission as one .zip; with --data it is then graded as it lies there
     #[command(after_help = EXIT_CODES)]
     Bundle {
         /// Adapter that gives answers: folder or run
@@ -181,10 +181,6 @@ enum Verb {
         #[arg(long, value_name = "DIR")]
         folder: Option<String>,
 
-        /// JSON array of [question, answer]: the .zip is then graded as grade would
-        #[arg(long, value_name = "FILE")]
-        data: Option<String>,
-
         #[command(flatten)]
         flags: ReasonFlags,
     },
@@ -199,8 +195,8 @@ enum Verb {
     },
 }
 
-const EXIT_CODES: &str = "Exit code 0 where every part of the grade was looked at, however few its points; 1 where one has none because of an \
-    error, a limit of time or a model with too many parameters.";
+const EXIT_CODES: &str = "Exit code 0 where every part of the grade was looked at, however few its points; 1 where one could not be: there is no \
+    adapter for it, the model has too many parameters, or something failed.";
 
 /// Reasoning with its `<answer>…</answer>`.
 #[derive(Debug, clap::Args)]
@@ -216,55 +212,42 @@ struct Reasoning {
 }
 
 impl Args {
-    /// Does what the verb asks for, and after bundling grades where there are questions to grade by.
+    /// Does what the verb asks for.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let Task::UnitConversion { verb } = self.task;
-        let (config, verbs) = verb.asked()?;
-        let saves = |verb: &ReasonVerb| {
-            matches!(verb, ReasonVerb::Sft { .. } | ReasonVerb::Rft { .. } | ReasonVerb::Rollout { .. } | ReasonVerb::Run)
-        };
-        let mut shell = Shell::start(verbs.iter().any(saves))?;
-        let mut teller = Teller::default();
-        for verb in verbs {
-            let (mut grade, mut stopped) = (GradeReport::default(), false);
-            let note = |event: &Event| match event {
-                Event::Graded(report) => grade = report.clone(),
-                Event::Done { stopped: early, .. } => stopped = *early,
-                _ => {}
-            };
-            let command = Command::Reason { config: Box::new(config.clone()), verb };
-            shell.run(command, json, note, |screen, event| teller.show(screen, event))?;
-            if stopped {
-                break;
+        let (config, verb) = verb.asked()?;
+        let saves = matches!(verb, ReasonVerb::Sft { .. } | ReasonVerb::Rft { .. } | ReasonVerb::Rollout { .. } | ReasonVerb::Run);
+        let (mut teller, mut grade) = (Teller::default(), GradeReport::default());
+        let note = |event: &Event| {
+            if let Event::Graded(report) = event {
+                grade = report.clone();
             }
-            ungraded(&grade).map_or(Ok(()), |why| Err(JobFailed(why)))?;
-        }
-        Ok(())
+        };
+        let command = Command::Reason { config: Box::new(config), verb };
+        Shell::start(saves)?.run(command, json, note, |screen, event| teller.show(screen, event))?;
+        ungraded(&grade).map_or(Ok(()), |why| Err(JobFailed(why).into()))
     }
 }
 
 impl Verb {
-    /// The settings, and what the engine is asked for, one after the other.
-    fn asked(self) -> anyhow::Result<(ReasonConfig, Vec<ReasonVerb>)> {
-        let (flags, file, verbs) = match self {
-            Self::MakeData { to: out, flags } => (flags, None, vec![ReasonVerb::MakeData { out }]),
-            Self::Cot { data, flags } => (flags, None, vec![ReasonVerb::Cot { data }]),
-            Self::Sft { data, to: out, resume, flags } => (flags, None, vec![ReasonVerb::Sft { data, out, resume }]),
-            Self::Rollout { data, to: out, flags } => (flags, None, vec![ReasonVerb::Rollout { data, out }]),
-            Self::Rejects { data, flags } => (flags, None, vec![ReasonVerb::Rejects { data }]),
+    /// The settings, and what the engine is asked for.
+    fn asked(self) -> anyhow::Result<(ReasonConfig, ReasonVerb)> {
+        let (flags, file, verb) = match self {
+            Self::MakeData { to: out, flags } => (flags, None, ReasonVerb::MakeData { out }),
+            Self::Cot { data, flags } => (flags, None, ReasonVerb::Cot { data }),
+            Self::Sft { data, to: out, resume, flags } => (flags, None, ReasonVerb::Sft { data, out, resume }),
+            Self::Rollout { data, to: out, flags } => (flags, None, ReasonVerb::Rollout { data, out }),
+            Self::Rejects { data, flags } => (flags, None, ReasonVerb::Rejects { data }),
             Self::Mend { data, question, reasoning, flags } => {
-                (flags, None, vec![ReasonVerb::Mend { data, question, reasoning: reasoning.read()? }])
+                (flags, None, ReasonVerb::Mend { data, question, reasoning: reasoning.read()? })
             }
-            Self::Rft { data, to: out, resume, flags } => (flags, None, vec![ReasonVerb::Rft { data, out, resume }]),
-            Self::Test { data, adapter, flags } => (flags, None, vec![ReasonVerb::Test { adapter, data }]),
-            Self::Grade { submission, data, sft, rft, flags } => (flags, None, vec![ReasonVerb::Grade { data, submission, sft, rft }]),
-            Self::Bundle { sft, rft, to: out, folder, data, flags } => {
-                let grade = data.map(|data| ReasonVerb::Grade { data, submission: Some(out.clone()), sft: None, rft: None });
-                (flags, None, [ReasonVerb::Bundle { sft, rft, folder, out }].into_iter().chain(grade).collect())
-            }
-            Self::Run { config, flags } => (flags, config, vec![ReasonVerb::Run]),
+            Self::Rft { data, to: out, resume, flags } => (flags, None, ReasonVerb::Rft { data, out, resume }),
+            Self::Test { data, adapter, flags } => (flags, None, ReasonVerb::Test { adapter, data }),
+            Self::Grade { submission, data, sft, rft, flags } => (flags, None, ReasonVerb::Grade { data, submission, sft, rft }),
+            Self::Bundle { sft, rft, to: out, folder, flags } => (flags, None, ReasonVerb::Bundle { sft, rft, folder, out }),
+            Self::Run { config, flags } => (flags, config, ReasonVerb::Run),
         };
-        Ok((flags.config(file.as_deref())?, verbs))
+        Ok((flags.config(file.as_deref())?, verb))
     }
 }
 
@@ -294,20 +277,20 @@ mod tests {
     use super::super::{Cli, Usage, Verb as CliVerb, definition};
     use super::*;
 
-    fn asked_of(cli: Cli) -> anyhow::Result<(ReasonConfig, Vec<ReasonVerb>)> {
+    fn asked_of(cli: Cli) -> anyhow::Result<(ReasonConfig, ReasonVerb)> {
         let CliVerb::Task(Args { task: Task::UnitConversion { verb } }) = cli.verb else { panic!("another verb") };
         verb.asked()
     }
 
     /// What a line after `smolforge task unit-conversion` asks for.
     #[track_caller]
-    fn asked(line: &str) -> (ReasonConfig, Vec<ReasonVerb>) {
+    fn asked(line: &str) -> (ReasonConfig, ReasonVerb) {
         asked_of(parse(&format!("smolforge task unit-conversion {line}"))).expect("values of the right kind")
     }
 
     #[track_caller]
     fn check(line: &str, config: ReasonConfig, verb: ReasonVerb) {
-        assert_eq!(asked(line), (config, vec![verb]), "{line}");
+        assert_eq!(asked(line), (config, verb), "{line}");
     }
 
     fn help(verb: &str) -> String {
@@ -387,13 +370,11 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_is_graded_from_the_zip_where_there_are_questions() {
-        let (config, verbs) = asked("bundle --model M --sft a --rft b --out n.zip --data v --max-zip-mb 30");
-        assert_eq!(config, ReasonConfig { student: "M".into(), max_zip_mb: 30.0, ..ReasonConfig::default() });
-        let bundle = ReasonVerb::Bundle { sft: "a".into(), rft: "b".into(), folder: None, out: "n.zip".into() };
-        let grade = ReasonVerb::Grade { data: "v".into(), submission: Some("n.zip".into()), sft: None, rft: None };
-        assert_eq!(verbs, [bundle.clone(), grade]);
-        assert_eq!(asked("bundle --sft a --rft b --out n.zip").1, [bundle]);
+    fn a_bundle_is_graded_where_there_are_questions() {
+        let verb = ReasonVerb::Bundle { sft: "a".into(), rft: "b".into(), folder: None, out: "n.zip".into() };
+        let config = ReasonConfig { student: "M".into(), max_zip_mb: 30.0, valid_file: Some("v".into()), ..ReasonConfig::default() };
+        check("bundle --model M --sft a --rft b --out n.zip --data v --max-zip-mb 30", config, verb.clone());
+        check("bundle --sft a --rft b --out n.zip", ReasonConfig::default(), verb);
     }
 
     #[test]
@@ -404,9 +385,9 @@ mod tests {
             sft: sft.map(String::from),
             rft: None,
         };
-        assert_eq!(asked("grade n.zip").1, [of(Some("n.zip"), None)]);
-        assert_eq!(asked("grade --adapter a").1, [of(None, Some("a"))]);
-        assert_eq!(asked("grade --sft a").1, [of(None, Some("a"))]);
+        assert_eq!(asked("grade n.zip").1, of(Some("n.zip"), None));
+        assert_eq!(asked("grade --adapter a").1, of(None, Some("a")));
+        assert_eq!(asked("grade --sft a").1, of(None, Some("a")));
         let both = "smolforge task unit-conversion grade n.zip --rft b";
         definition().try_get_matches_from(both.split(' ')).expect_err("two submissions");
     }

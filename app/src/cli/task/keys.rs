@@ -22,7 +22,7 @@ const VERBS: &[(&str, &[&[&str]])] = &[
     ("rft", &[STUDENT, LEARNED, RFT, ANSWERS, TEST]),
     ("test", &[STUDENT, ANSWERS, TEST]),
     ("grade", &[STUDENT, WORKED, ANSWERS, TEST, GRADED]),
-    ("bundle", &[STUDENT, WORKED, ANSWERS, TEST, GRADED, &["warn_zip_mb"]]),
+    ("bundle", &[STUDENT, WORKED, ANSWERS, TEST, GRADED, &["valid_file", "warn_zip_mb"]]),
 ];
 
 /// Whether a key is a flag of a verb.
@@ -36,6 +36,7 @@ pub fn other_names(verb: &str, key: &'static str) -> Vec<&'static str> {
         (_, "student") => vec!["model"],
         ("run", _) => Vec::new(),
         (_, "test_questions") => vec!["questions"],
+        ("bundle", "valid_file") => vec!["data"],
         ("make-data", "train_questions") => vec!["train"],
         ("make-data", "valid_questions") => vec!["valid"],
         _ => match key.strip_prefix("sft_").or_else(|| key.strip_prefix("rft_")) {

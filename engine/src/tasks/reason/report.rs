@@ -10,11 +10,11 @@ use crate::train::report::tables::config;
 
 const STYLE: &str = include_str!("report/task.css");
 
+const TITLE: &str = "Unit conversion";
+
 /// What a page tells. What is missing is left out.
 #[derive(Debug, Clone, Default)]
 pub struct Story {
-    /// Name of the page.
-    pub title: String,
     /// The settings.
     pub config: ReasonConfig,
     /// Tests in the order of the stages.
@@ -53,13 +53,14 @@ pub fn html(story: &Story) -> String {
         tables::warnings(&story.warnings),
         config(&story.config.to_yaml()),
     ];
-    page(&story.title, STYLE, &body.concat())
+    page(TITLE, STYLE, &body.concat())
 }
 
 /// What a test is called.
 fn named(what: &str) -> &str {
     match what {
         "base" => "Student alone",
+        "adapter" => "Adapter",
         "cot" => "CoT",
         "sft" => "SFT",
         "rft" => "RFT",
@@ -74,6 +75,12 @@ fn answer(number: f64) -> String {
         x if x.abs() >= 1e15 => format!("{x:e}"),
         x => ((x * 1000.0).round() / 1000.0).to_string(),
     }
+}
+
+/// `60 %`, `60.5 %`
+fn percent(share: f64) -> String {
+    let text = format!("{:.1}", 100.0 * if share.is_finite() { share } else { 0.0 });
+    format!("{} %", text.strip_suffix(".0").unwrap_or(&text))
 }
 
 /// A part as a share; 0 of nothing.
@@ -132,7 +139,6 @@ mod tests {
             (1..=steps).map(|step| (step, from / (1.0 + f64::from(step) / 20.0) + 0.05 * f64::from(step % 3))).collect()
         };
         Story {
-            title: format!("Unit conversion{evil}"),
             config: ReasonConfig { system: format!("be concise{evil}"), student: format!("M{evil}"), ..ReasonConfig::default() },
             tests: vec![test("cot", [8, 15, 14, 9], evil), test("sft", [15, 20, 19, 14], evil), test("rft", [18, 21, 22, 16], evil)],
             funnel: Some(FunnelReport {
@@ -173,7 +179,7 @@ mod tests {
                 ranks: [8, 16],
                 largest_ranks: [33, 11],
             }),
-            losses: vec![(format!("SFT{evil}"), curve(160, 3.0)), ("RFT".into(), curve(110, 1.5))],
+            losses: vec![(format!("SFT{evil}"), curve(160, 3.0)), ("rft".into(), curve(110, 1.5))],
             sizes: vec![(format!("sft/adapter{evil}"), 17_400_000), ("rft/adapter".into(), 34_700_000)],
             warnings: vec![format!("3 questions stand in both files{evil}")],
         }
@@ -208,7 +214,7 @@ mod tests {
             "43.1 %",
             "no number",
             "Yield by kind",
-            "Loss of SFT",
+            "Loss of RFT",
             "Timeout after 60 s",
             "75 / 100",
             "380,000,000",

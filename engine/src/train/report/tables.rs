@@ -218,7 +218,7 @@ fn mix(values: &BTreeMap<String, f64>, write: impl Fn(f64) -> String, history: &
     format!("<div class=\"mix\" title=\"{}\">{entries}</div>", escape(&shares(values)))
 }
 
-pub(crate) fn percent(share: f64) -> String {
+fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{named, share};
+use super::{named, percent, share};
 use crate::protocol::{FunnelReport, TestReport};
 use crate::train::report::plot::{Format, Line, Look, Plot, Points, color, escape, smooth};
-use crate::train::report::tables::{grouped, percent};
+use crate::train::report::tables::grouped;
 
 const WIDTH: f64 = 1120.0;
 
@@ -23,8 +23,8 @@ pub(super) fn funnel(report: &FunnelReport) -> String {
     let FunnelReport { questions, done, per_question, samples, answered, right, kept, duplicates, solved, .. } = report;
     let kept_at_most = *kept.min(right);
     let columns = [("drawn", *samples), ("with a number", *answered), ("right", *right), ("kept", kept_at_most)];
-    let lost = ["no number", "wrong", "right, not needed"];
-    let mut svg = String::new();
+    let lost = ["no number", "wrong", "not needed"];
+    let (mut svg, mut nodes) = (String::new(), String::new()); // flows lie below the words
     for (i, (name, number)) in columns.into_iter().enumerate() {
         let fill = if i == 3 { "good" } else { "main" };
         if let Some((_, before)) = i.checked_sub(1).map(|i| columns[i]) {
@@ -32,21 +32,21 @@ pub(super) fn funnel(report: &FunnelReport) -> String {
             flow(&mut svg, i, fill, [0.0, height(stays, *samples)], 0.0);
             let from = height(stays, *samples);
             flow(&mut svg, i, "lost", [from, from + height(goes, *samples)], GAP);
-            node(&mut svg, i, "lost", from + GAP, lost[i - 1], goes, *samples);
+            node(&mut nodes, i, "lost", from + GAP, lost[i - 1], goes, *samples);
         }
-        node(&mut svg, i, fill, 0.0, name, number, *samples);
+        node(&mut nodes, i, fill, 0.0, name, number, *samples);
     }
     let note = format!(
         "{} of {} questions, {per_question} samples each · {} solved, pass@1 {}, pass@{per_question} {} · {} rows kept, {} like one of them",
         grouped(*done),
         grouped(*questions),
         grouped(*solved),
-        percent(if report.pass_at_1.is_finite() { report.pass_at_1 } else { 0.0 }),
+        percent(report.pass_at_1),
         percent(report.pass_at_k()),
         grouped(*kept),
         grouped(*duplicates),
     );
-    figure("Funnel", &note, "", TOP + TALL + GAP + 16.0, &svg)
+    figure("Funnel", &note, "", TOP + TALL + GAP + 16.0, &(svg + &nodes))
 }
 
 const TOP: f64 = 12.0;
@@ -60,7 +60,7 @@ fn height(number: u64, samples: u64) -> f64 {
 }
 
 fn column(i: usize) -> f64 {
-    8.0 + 300.0 * i as f64
+    8.0 + 285.0 * i as f64
 }
 
 /// A column's bar, `down` from its top, with name, number and share beside it.
@@ -71,7 +71,7 @@ fn node(svg: &mut String, i: usize, fill: &str, down: f64, name: &str, number: u
         svg,
         "<text class=\"name\" x=\"{:.1}\" y=\"{:.1}\"><tspan class=\"strong\">{name}</tspan> {} · {}</text>",
         x + NODE + 8.0,
-        y + tall / 2.0 + 4.0,
+        y + (tall / 2.0).min(16.0) + 4.0,
         grouped(number),
         percent(share(number, samples)),
     );
@@ -176,7 +176,7 @@ fn loss(i: usize, (name, losses): &(String, Vec<(u32, f64)>)) -> Plot {
     };
     let bold = if span > 1 { format!(" · bold: mean of {span} updates") } else { String::new() };
     Plot {
-        title: format!("Loss of {name}"),
+        title: format!("Loss of {}", named(name)),
         note: format!("nats per learned token{bold}"),
         wide: false,
         format: Format::Plain,

@@ -1,11 +1,11 @@
 //! The words and numbers of a task's page.
 
 use super::figures::kinds;
-use super::{Story, answer, named, share};
+use super::{Story, TITLE, answer, named, percent, share};
 use crate::protocol::{BudgetReport, Capped, FunnelReport, GradeReport, Reject, Reply, Tally, TestReport};
 use crate::train::log::duration;
 use crate::train::report::plot::{escape, swatch};
-use crate::train::report::tables::{grouped, percent};
+use crate::train::report::tables::grouped;
 
 /// Right replies of a test that are shown, and wrong ones.
 const REPLIES: usize = 4;
@@ -19,7 +19,7 @@ pub(super) fn header(story: &Story) -> String {
     let config = &story.config;
     let facts = [format!("student {}", config.student), format!("teacher {}", config.teacher), format!("seed {}", config.seed)];
     let facts: String = facts.iter().map(|fact| format!("<span>{}</span>", escape(fact))).collect();
-    format!("<header class=\"wide\"><h1>{}</h1><p class=\"facts\">{facts}</p></header>", escape(&story.title))
+    format!("<header class=\"wide\"><h1>{TITLE}</h1><p class=\"facts\">{facts}</p></header>")
 }
 
 /// The numbers that people look for first.
@@ -27,7 +27,7 @@ pub(super) fn tiles(story: &Story) -> String {
     let mut tiles: Vec<(String, String, String)> = Vec::new();
     for test in story.tests.iter().rev().take(3).rev() {
         let rate = format!("{} answered", percent(test.all.answer_rate()));
-        tiles.push((format!("{}: right answers", named(&test.what)), rounded(test.all.accuracy()), rate));
+        tiles.push((format!("{}: right answers", named(&test.what)), percent(test.all.accuracy()), rate));
     }
     if let Some(funnel) = &story.funnel {
         tiles.push(("Reasoning kept".into(), grouped(funnel.kept), format!("{} of the questions solved", percent(funnel.pass_at_k()))));
@@ -89,7 +89,7 @@ pub(super) fn accuracies(tests: &[TestReport]) -> String {
             let of = |kind: &&str| test.kinds.get(*kind).map_or("–".into(), |Tally { asked, right, .. }| format!("{right} / {asked}"));
             let name = format!("{}<b>{}</b>", swatch(i), escape(named(what)));
             let speed = if *secs > 0.0 { grouped((*tokens as f64 / secs).round() as u64) } else { "–".into() };
-            let shares = [grouped(all.asked), rounded(all.accuracy()), rounded(all.answer_rate())];
+            let shares = [grouped(all.asked), percent(all.accuracy()), percent(all.answer_rate())];
             [name].into_iter().chain(shares).chain(kinds.iter().map(of)).chain([speed]).collect()
         })
         .collect();
@@ -225,14 +225,9 @@ fn cut(text: &str) -> String {
     }
 }
 
-/// `60 %`, `60.5 %`
-fn rounded(share: f64) -> String {
-    let text = percent(share);
-    text.strip_suffix(".0 %").map_or(text.clone(), |whole| format!("{whole} %"))
-}
-
-/// `17.4 MB`: a million bytes each, as limits of files are given.
+/// `17.4 MB`, `3.2 GB`: a million bytes each, as limits of files are given, or a thousand million.
 fn megabytes(bytes: u64) -> String {
-    let text = format!("{:.1}", bytes as f64 / 1e6);
-    format!("{} MB", text.strip_suffix(".0").unwrap_or(&text))
+    let (number, unit) = if bytes < 1_000_000_000 { (bytes as f64 / 1e6, "MB") } else { (bytes as f64 / 1e9, "GB") };
+    let text = format!("{number:.1}");
+    format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
 }
