@@ -146,7 +146,7 @@ pub(super) fn accuracies(tests: &[TestReport]) -> String {
         .enumerate()
         .map(|(i, test)| format!("<li><i class=\"box\" style=\"--c:{}\"></i>{}</li>", color(Some(i)), escape(named(&test.what))));
     let legend = format!("<ul class=\"legend\">{}</ul>", entries.collect::<String>());
-    figure("Accuracy by kind of unit", "questions never learned from", &legend, FLOOR + 30.0, &svg)
+    figure("Accuracy by kind of unit", "share of right answers", &legend, FLOOR + 30.0, &svg)
 }
 
 /// Kinds of unit of all tests.

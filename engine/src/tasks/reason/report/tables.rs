@@ -87,7 +87,7 @@ pub(super) fn accuracies(tests: &[TestReport]) -> String {
         .map(|(i, test)| {
             let TestReport { what, all, tokens, secs, .. } = test;
             let of = |kind: &&str| test.kinds.get(*kind).map_or("–".into(), |Tally { asked, right, .. }| format!("{right} / {asked}"));
-            let name = format!("{}<b>{}</b>", swatch(i), escape(named(what)));
+            let name = format!("<span class=\"part\">{}<b>{}</b></span>", swatch(i), escape(named(what)));
             let speed = if *secs > 0.0 { grouped((*tokens as f64 / secs).round() as u64) } else { "–".into() };
             let shares = [grouped(all.asked), percent(all.accuracy()), percent(all.answer_rate())];
             [name].into_iter().chain(shares).chain(kinds.iter().map(of)).chain([speed]).collect()
