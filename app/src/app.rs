@@ -205,7 +205,7 @@ impl App {
     fn top_ui(&mut self, ui: &mut Ui, narrow: bool) {
         ui.horizontal(|ui| {
             if narrow {
-                (ui.spacing_mut().item_spacing.x, ui.spacing_mut().button_padding.x) = (2.0, 4.0);
+                (ui.spacing_mut().item_spacing.x, ui.spacing_mut().button_padding.x) = (1.0, 4.0);
             }
             for (tab, name, key) in TABS {
                 let shortcut = KeyboardShortcut::new(Modifiers::COMMAND, key);

@@ -43,7 +43,7 @@ fn in_order(tests: &BTreeMap<String, TestReport>) -> Vec<(&str, &TestReport)> {
 fn table(ui: &mut Ui, tests: &[(&str, &TestReport)]) {
     let columns = tests.len() as f32;
     let space = ui.spacing().item_spacing.x;
-    let width = ((ui.available_width() - NAMES - space * (columns + 1.0)) / columns).clamp(96.0, 180.0);
+    let width = ((ui.available_width() - NAMES - space * (columns + 1.0)) / columns).clamp(140.0, 180.0);
     let kinds: BTreeSet<&String> = tests.iter().flat_map(|(_, test)| test.kinds.keys()).collect();
     let (rate_bar, accuracy_bar, kind_bar) = (theme::bar(ui.visuals(), 5), theme::bar(ui.visuals(), 2), theme::bar(ui.visuals(), 0));
     egui::ScrollArea::horizontal().id_salt("table").show(ui, |ui| {
