@@ -8,6 +8,7 @@ use smolforge_engine::model::Adapter;
 use smolforge_engine::model::hub;
 use smolforge_engine::protocol::Event;
 use smolforge_engine::store::Store;
+use smolforge_engine::tasks::reason;
 use smolforge_engine::tasks::reason::bundle::{self, Bundled, Submission};
 use smolforge_engine::tasks::reason::grade::loss::padded_loss;
 use smolforge_engine::tasks::reason::test::Prompt;
@@ -107,7 +108,7 @@ fn what_is_bundled_is_read_again() {
             let folder = block_on(submission.adapter(at)).unwrap();
             assert_eq!(block_on(Adapter::load(&submission.store, &folder)).unwrap().pairs, pairs);
         }
-        let shots = block_on(bundle::shots(&config, &store)).unwrap();
+        let shots = block_on(reason::shots(&config, &store)).unwrap();
         let prompt = block_on(submission.prompt()).unwrap();
         assert_eq!(prompt, Some(Prompt::worked(&config.system, &shots)));
         assert_eq!(bundled(&store, &config, folder).0.unwrap().unwrap().zip_bytes, zip_bytes);

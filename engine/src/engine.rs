@@ -22,7 +22,7 @@ use crate::generate::{self, Loaded};
 use crate::model::{fetch, hub};
 use crate::plan;
 use crate::platform;
-use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId};
+use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId, ReasonVerb};
 use crate::store::Store;
 use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, reason, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
@@ -292,10 +292,16 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
 /// Whether a longer job puts a model of its own on a device.
 fn takes_memory(command: &Command) -> bool {
     use Command::*;
-    let without = matches!(
-        command,
-        Inspect { .. } | Export { .. } | Merge { .. } | Tokenize { .. } | TrainTokenizer { .. } | Pack { .. } | Unpack { .. }
-    );
+    use ReasonVerb::{Bundle, MakeData, Mend, Rejects};
+    let without = match command {
+        Reason { verb, config } => match verb {
+            MakeData { .. } | Rejects { .. } | Mend { .. } => true,
+            Bundle { .. } => config.valid_file.is_none(),
+            _ => false,
+        },
+        Inspect { .. } | Export { .. } | Merge { .. } | Tokenize { .. } | TrainTokenizer { .. } | Pack { .. } | Unpack { .. } => true,
+        _ => false,
+    };
     !without
 }
 

@@ -70,7 +70,7 @@ config! {
             /// Samples that the teacher draws for every question
             oversample: usize = 10,
             /// Temperature that they are drawn with
-            temperature: f32 = 0.6,
+            temperature: f64 = 0.6,
             /// Which right ones are kept: first, shortest, or a number of distinct ones
             keep: Keep = Keep::First,
         }
@@ -200,7 +200,7 @@ impl ReasonConfig {
         }
         range("tolerance", self.tolerance, 1e-9, 1.0)?;
         range("batch_rows", self.batch_rows as f64, 0.0, 4096.0)?;
-        range("temperature", f64::from(self.temperature), 0.0, 100.0)?;
+        range("temperature", self.temperature, 0.0, 100.0)?;
         for (key, value) in [("sft_r", self.sft_r), ("rft_r", self.rft_r)] {
             range(key, value as f64, 1.0, 4096.0)?;
         }

@@ -8,8 +8,7 @@ use serde_json::Value;
 use zip::CompressionMethod;
 
 use super::budget::{bytes, largest, mb};
-use super::conversion;
-use super::questions::{self, Question};
+use super::questions;
 use super::test::Prompt;
 use crate::config::reason::ReasonConfig;
 use crate::control::{Control, Flow};
@@ -164,21 +163,10 @@ impl Submission {
     }
 }
 
-/// The worked examples of a configuration: those of its file, or the built-in ones.
-///
-/// # Errors
-/// What is wrong with the file.
-pub async fn shots(config: &ReasonConfig, store: &Store) -> Result<Vec<Question>> {
-    match &config.shots {
-        Some(path) => questions::read(&store.read_text(path).await?, path),
-        None => Ok(conversion::shots()),
-    }
-}
-
 /// What stands before a question, as text.
 async fn task(config: &ReasonConfig, store: &Store) -> Result<String> {
     let internal = |e: serde_json::Error| Error::Internal(e.to_string());
-    let shots = serde_json::from_str(&questions::written(&shots(config, store).await?)).map_err(internal)?;
+    let shots = serde_json::from_str(&questions::written(&super::shots(config, store).await?)).map_err(internal)?;
     let task = Task { system: config.system.clone(), shots };
     Ok(serde_json::to_string_pretty(&task).map_err(internal)? + "\n")
 }

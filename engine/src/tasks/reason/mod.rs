@@ -16,6 +16,7 @@ pub mod test;
 
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
+use crate::device::Compute;
 use crate::error::Result;
 use crate::model::{Adapter, fetch, hub};
 use crate::protocol::{BudgetReport, Event, ReasonVerb, TestReport};
@@ -81,7 +82,7 @@ pub fn data_files(folder: &str) -> [String; 2] {
 }
 
 async fn make_data(config: &ReasonConfig, out: &str, store: &Store, control: &Control) -> Result<bool> {
-    let made = conversion::make([config.train_questions, config.valid_questions], config.temperatures, config.seed);
+    let made = conversion::make([config.train_questions, config.valid_questions], config.temperatures, config.seed)?;
     for (questions, path) in made.iter().zip(data_files(out)) {
         store.write(&path, questions::written(questions).as_bytes()).await?;
         control.emit(Event::Wrote { what: format!("{} questions", questions.len()), path });
@@ -147,7 +148,10 @@ async fn budget(config: &ReasonConfig, store: &Store, control: &Control) -> Resu
     let Ok(folder) = fetch::present(store, &config.student).await else { return Ok(None) };
     let folder = checkpoint::newest_of(store, &folder).await;
     let Ok(shape) = hub::read_config(store, &folder).await else { return Ok(None) };
-    let report = budget::report(config, &shape).await?;
+    let fitting = |asked| budget::fitting_rank(config, asked, &shape).map_or(asked, |(r, _)| r);
+    let ranks = [fitting(config.sft_r), fitting(config.rft_r)];
+    let (compute, _) = Compute::open(config.device).await?;
+    let report = budget::report(config, &shape, ranks, budget::device_bytes(config, &shape, ranks, &compute));
     control.emit(Event::Budget(report.clone()));
     Ok(Some(report))
 }

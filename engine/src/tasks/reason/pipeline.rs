@@ -19,6 +19,8 @@ use crate::train::runs::TUNING;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Results {
+    /// What is odd about the questions.
+    pub oddities: Option<String>,
     /// What limits the adapters.
     pub budget: Option<BudgetReport>,
     /// The student with worked examples.
@@ -31,8 +33,8 @@ pub struct Results {
     pub rft: Option<TestReport>,
     /// The grade of both.
     pub grade: Option<GradeReport>,
-    /// The submission.
-    pub bundle: Option<String>,
+    /// Bytes of the submission.
+    pub bundle_bytes: Option<u64>,
 }
 
 /// Paths of a task's folder.
@@ -64,10 +66,10 @@ pub async fn run(config: &ReasonConfig, store: &Store, control: &Control) -> Res
     let mut results = read(&places.results, store).await?;
     let hint = format!("smolforge task unit-conversion run {}", quoted(&places.config));
     let stopped = Ok((Ended::Stopped, vec![format!("stopped; go on with: {hint}")]));
-    let [train, valid] = data(config, store, control).await?;
-    if results.budget.is_none() {
-        results.budget = super::budget(config, store, control).await?;
-    }
+    let ([train, valid], oddities) = data(config, store, control).await?;
+    results.oddities = oddities;
+    results.budget = super::budget(config, store, control).await?;
+    tell(&results, control);
 
     if results.cot.is_none() {
         let Some(report) = ask("cot", config, None, &valid, store, control).await? else { return stopped };
@@ -98,12 +100,21 @@ pub async fn run(config: &ReasonConfig, store: &Store, control: &Control) -> Res
         results.grade = Some(grade);
         save(&results, config, &places, store).await?;
     }
-    if results.bundle.is_none() {
-        let Some(_) = bundle::write(config, &places.sft, &places.rft, None, &places.bundle, store, control).await? else { return stopped };
-        results.bundle = Some(places.bundle.clone());
+    if results.bundle_bytes.is_none() {
+        let Some(bundled) = bundle::write(config, &places.sft, &places.rft, None, &places.bundle, store, control).await? else {
+            return stopped;
+        };
+        results.bundle_bytes = Some(bundled.zip_bytes);
         save(&results, config, &places, store).await?;
     }
     Ok((Ended::Finished, hints(&results, config, &places)))
+}
+
+/// Tells what came of the stages that are done already.
+fn tell(results: &Results, control: &Control) {
+    let tests = [&results.cot, &results.sft, &results.rft].map(|test| test.clone().map(Event::Tested));
+    let others = [results.funnel.clone().map(Event::Funnel), results.grade.clone().map(Event::Graded)];
+    tests.into_iter().chain(others).flatten().for_each(|event| control.emit(event));
 }
 
 /// What has come of a task.
@@ -146,8 +157,8 @@ async fn freeze(config: &ReasonConfig, path: &str, store: &Store) -> Result<()> 
     )))
 }
 
-/// The files of questions: those that are named, else those that are made.
-async fn data(config: &ReasonConfig, store: &Store, control: &Control) -> Result<[String; 2]> {
+/// The files of questions, those that are named, else those that are made; and what is odd about them.
+async fn data(config: &ReasonConfig, store: &Store, control: &Control) -> Result<([String; 2], Option<String>)> {
     let made = data_files(&config.out);
     let named = [&config.train_file, &config.valid_file];
     let paths = [0, 1].map(|index| named[index].clone().unwrap_or_else(|| made[index].clone()));
@@ -159,10 +170,9 @@ async fn data(config: &ReasonConfig, store: &Store, control: &Control) -> Result
     for (questions, path) in read.iter_mut().zip(&paths) {
         *questions = questions::read(&store.read_text(path).await?, path)?;
     }
-    if let Some(odd) = questions::oddities(&read[0], &read[1]) {
-        control.warn(odd);
-    }
-    Ok(paths)
+    let oddities = questions::oddities(&read[0], &read[1]);
+    oddities.iter().for_each(|odd| control.warn(odd));
+    Ok((paths, oddities))
 }
 
 /// Teaches the student and tests it; `None` where it was stopped.
@@ -205,13 +215,23 @@ async fn save(results: &Results, config: &ReasonConfig, places: &Places, store: 
         });
         losses.push((name.to_string(), steps.collect()));
     }
+    let mut sizes = Vec::new();
+    for (name, run) in [("adapter of answers", &places.sft), ("adapter of reasoning", &places.rft)] {
+        if let Ok(blob) = store.open(&format!("{run}/adapter/adapter_model.safetensors")).await {
+            sizes.push((name.to_string(), blob.size_bytes()));
+        }
+    }
+    sizes.extend(results.bundle_bytes.map(|bytes| (places.bundle.clone(), bytes)));
     let story = report::Story {
         config: config.clone(),
         tests: [&results.cot, &results.sft, &results.rft].into_iter().flatten().cloned().collect(),
         funnel: results.funnel.clone(),
+        rejects: if results.funnel.is_some() { rollout::rejects(&places.rows, store).await? } else { Vec::new() },
         grade: results.grade.clone(),
         budget: results.budget.clone(),
         losses,
+        sizes,
+        warnings: results.oddities.iter().cloned().collect(),
     };
     store.write(&places.report, report::html(&story).as_bytes()).await
 }

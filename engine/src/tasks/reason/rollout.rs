@@ -36,7 +36,7 @@ struct Origin {
     questions: String,
     prompt: String,
     oversample: usize,
-    temperature: f32,
+    temperature: f64,
     max_new_tokens: usize,
     seed: u64,
 }
@@ -179,7 +179,7 @@ async fn draw(
         Ok(batch::Prompt { ids, samples: n, stream: (index * n) as u64 })
     });
     let prompts = prompts.collect::<Result<Vec<_>>>()?;
-    let sampling = Sampling { temperature: config.temperature, seed: config.seed, ..Sampling::default() };
+    let sampling = Sampling { temperature: config.temperature as f32, seed: config.seed, ..Sampling::default() };
     let mut appender = store.append(path).await?;
     let mut open: BTreeMap<usize, Vec<Option<String>>> = BTreeMap::new();
     let (started, mut reported, mut drawn) = (Instant::now(), 0.0, 0u64);
