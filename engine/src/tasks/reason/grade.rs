@@ -62,7 +62,7 @@ pub async fn run(
     };
     let prompt = match prompt {
         Some(prompt) => prompt,
-        None => Prompt::worked(&config.system, &bundle::shots(config, store).await?),
+        None => Prompt::worked(&config.system, &super::shots(config, store).await?),
     };
     let Some(folder) = test::folder_of(&config.student, store, control).await? else { return Ok(None) };
     let parameters = hub::read_config(store, &folder).await?.parameters();
