@@ -27,9 +27,9 @@ config! {
             seed: u64 = 1337,
         }
         "Questions" {
-            /// JSON array of [question, answer] to learn from; without it questions are made
+            /// JSON array of [question, answer] to learn from; run makes questions where there is none
             train_file: Option<String> = None,
-            /// JSON array of [question, answer] to be tested on; without it questions are made
+            /// JSON array of [question, answer] to be tested on; run makes questions where there is none
             valid_file: Option<String> = None,
             /// Questions to learn from where they are made
             train_questions: usize = 1000,
