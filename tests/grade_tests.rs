@@ -6,10 +6,10 @@ use smolforge_engine::control::Control;
 use smolforge_engine::error::Result;
 use smolforge_engine::model::Adapter;
 use smolforge_engine::model::hub;
-use smolforge_engine::protocol::Event;
+use smolforge_engine::protocol::{DeviceChoice, Event, GradeReport};
 use smolforge_engine::store::Store;
 use smolforge_engine::tasks::reason;
-use smolforge_engine::tasks::reason::bundle::{self, Bundled, Submission};
+use smolforge_engine::tasks::reason::bundle::{self, Submission};
 use smolforge_engine::tasks::reason::grade::loss::padded_loss;
 use smolforge_engine::tasks::reason::test::Prompt;
 use smolforge_engine::text::Tokenizer;
@@ -65,7 +65,7 @@ fn write(store: &Store, name: &str, bytes: &[u8]) {
 }
 
 /// Bundles both adapters, and tells what was said.
-fn bundled(store: &Store, config: &ReasonConfig, folder: Option<&str>) -> (Result<Option<Bundled>>, Vec<Event>) {
+fn bundled(store: &Store, config: &ReasonConfig, folder: Option<&str>) -> (Result<Option<u64>>, Vec<Event>) {
     let (control, _signals, events) = Control::connect();
     let result = block_on(bundle::write(config, "a", "run", folder, "out/my_name.zip", store, &control));
     (result, std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event).collect())
@@ -91,8 +91,7 @@ fn what_is_bundled_is_read_again() {
     let own = [own[0], own[1], "sft_model/adapter_config.json", "sft_model/adapter_model.safetensors", "task.json"];
     for (folder, more) in [(None, &[][..]), (Some("course/homework/"), &["cot.py", "data/train.json"])] {
         let (result, events) = bundled(&store, &config, folder);
-        let Bundled { ranks, adapter_bytes, zip_bytes } = result.unwrap().unwrap();
-        assert_eq!((ranks, adapter_bytes), ([4, 4], [1065 + 9176; 2]));
+        let zip_bytes = result.unwrap().unwrap();
         let zip = block_on(store.read("out/my_name.zip")).unwrap().to_vec();
         assert_eq!(zip.len() as u64, zip_bytes);
         let wrote = Event::Wrote { what: "bundle".into(), path: "out/my_name.zip".into() };
@@ -111,7 +110,7 @@ fn what_is_bundled_is_read_again() {
         let shots = block_on(reason::shots(&config, &store)).unwrap();
         let prompt = block_on(submission.prompt()).unwrap();
         assert_eq!(prompt, Some(Prompt::worked(&config.system, &shots)));
-        assert_eq!(bundled(&store, &config, folder).0.unwrap().unwrap().zip_bytes, zip_bytes);
+        assert_eq!(bundled(&store, &config, folder).0.unwrap().unwrap(), zip_bytes);
         assert_eq!(block_on(store.read("out/my_name.zip")).unwrap().to_vec(), zip, "the same files give the same bytes");
     }
     let folder = read(&store, "course/homework/").unwrap();
@@ -122,7 +121,7 @@ fn what_is_bundled_is_read_again() {
 #[test]
 fn a_bundle_over_its_limit_is_refused_and_leaves_nothing() {
     let store = adapters();
-    let size = bundled(&store, &ReasonConfig::default(), None).0.unwrap().unwrap().zip_bytes as f64 / 1e6;
+    let size = bundled(&store, &ReasonConfig::default(), None).0.unwrap().unwrap() as f64 / 1e6;
     let before = block_on(store.read("out/my_name.zip")).unwrap().to_vec();
     let limited = |max_zip_mb, warn_zip_mb| bundled(&store, &ReasonConfig { max_zip_mb, warn_zip_mb, ..ReasonConfig::default() }, None);
     let warned = |events: &[Event]| events.iter().any(|event| matches!(event, Event::Notice { warning: true, .. }));
@@ -192,16 +191,110 @@ fn hostile_submissions_are_refused() {
 }
 
 #[test]
-fn budgets_of_the_golden_model_are_those_of_its_adapter() {
-    use smolforge_engine::protocol::Capped;
-    use smolforge_engine::tasks::reason::budget;
-    let (shape, config) = (block_on(hub::read_config(&golden(), "tiny_llama")).unwrap(), ReasonConfig::default());
-    let device_bytes = budget::device_bytes(&config, &shape, [4, 8], &cpu());
-    assert!(device_bytes.used > 4 * shape.parameters());
-    let report = budget::report(&config, &shape, [4, 8], device_bytes);
-    // Layers of 32 → 32, 16, 16, 32, 64, 64 and 64 → 32, twice.
-    assert_eq!(report.parameters.used, shape.parameters() + 8 * 2 * (64 + 48 + 48 + 64 + 3 * 96));
-    assert_eq!(report.largest_ranks, [4096, 4096]);
-    assert_eq!((report.device_bytes, report.ranks), (device_bytes, [4, 8]));
-    assert!(report.bundle_bytes.fits() && !Capped { used: 2, cap: 1 }.fits());
+fn the_budget_counts_what_the_adapters_of_a_model_have() {
+    let shape = block_on(hub::read_config(&golden(), "tiny_llama")).unwrap();
+    let config =
+        ReasonConfig { sft_r: 4, rft_r: 8, max_params: shape.parameters() + 6000, device: DeviceChoice::Cpu, ..ReasonConfig::default() };
+    let report = block_on(reason::budget::report(&config, &shape)).unwrap();
+    // A rank more: 32 → 32, 16, 16, 32 → 32, 64, 64 and 64 → 32, in two layers.
+    let rank = 2 * (64 + 48 + 48 + 64 + 3 * 96);
+    assert_eq!((report.ranks, report.largest_ranks), ([4, 5], [5, 4096]));
+    assert_eq!(report.parameters.used, shape.parameters() + 5 * rank);
+    assert!(report.parameters.fits() && report.bundle_bytes.fits() && report.bundle_bytes.used > 9 * 4 * rank);
+    assert!(report.device_bytes.used > 4 * shape.parameters());
+}
+
+/// A store with the golden model as the student, questions, and adapters.
+fn student() -> (Store, ReasonConfig) {
+    let (store, golden) = (adapters(), golden());
+    for entry in block_on(golden.list("tiny_llama")).unwrap() {
+        let file = entry.name.rsplit('/').next().unwrap();
+        write(&store, &format!("m/{file}"), &block_on(golden.read(&entry.name)).unwrap());
+    }
+    write(&store, "q.json", b"[[\"How many g are 6 kg?\", 6000.0], [\"How many m are 2 km?\", 2000.0], [\"a\", 1.0]]");
+    write(&store, "shots.json", b"[[\"a\", 1.0, \"<answer>1</answer>\"]]");
+    let config = ReasonConfig {
+        student: "m".into(),
+        device: DeviceChoice::Cpu,
+        system: "b".into(),
+        shots: Some("shots.json".into()),
+        max_new_tokens: 6,
+        time_limits: false,
+        ..ReasonConfig::default()
+    };
+    (store, config)
+}
+
+/// Grades it, and checks what is the same for all grades.
+fn graded(store: &Store, config: &ReasonConfig, submission: Option<&str>, adapters: [Option<&str>; 2]) -> GradeReport {
+    let (control, _signals, events) = Control::connect();
+    let report = block_on(reason::grade::run(config, "q.json", submission, adapters[0], adapters[1], store, &control));
+    let report = report.unwrap().unwrap();
+    let told = std::iter::from_fn(|| events.try_recv().ok()).filter_map(|(_, event)| match event {
+        Event::Graded(report) => Some(report.cases.len()),
+        _ => None,
+    });
+    let told: Vec<usize> = told.collect();
+    assert!(told == [1, 2, 3, 4, 5] || told == [5], "{told:?}");
+    assert_eq!((report.cases.len(), report.points()), (5, 100));
+    report
+}
+
+#[test]
+fn a_submission_gets_the_points_of_its_parts() {
+    cpu();
+    let (store, config) = student();
+    let remarks = |report: &GradeReport| report.cases.iter().map(|case| case.remark.clone()).collect::<Vec<_>>();
+    let report = graded(&store, &config, None, [Some("a"), None]);
+    let (one, side) = (&report.cases[0], &report.cases[1]);
+    assert!((one.value - side.value).abs() < 1e-5 * one.value, "a batch writes what each question alone does: {report:?}");
+    let part = reason::grade::marks::PARTS[1];
+    assert_eq!(side.score, part.marked(side.value, String::new(), 0.0, true).score);
+    assert_eq!(report.cases[3].remark, "0 of 3 right, 0 % answered");
+    assert_eq!(report.cases[4].remark, "Not Implemented");
+
+    // The bundle brings what stands before a question, and is graded without the rest.
+    block_on(bundle::write(&config, "a", "run", None, "x.zip", &store, &Control::connect().0)).unwrap();
+    let other = ReasonConfig { shots: Some("nothing.json".into()), ..config.clone() };
+    let again = graded(&store, &other, Some("x.zip"), [None, None]);
+    assert_eq!(remarks(&again)[..4], remarks(&report)[..4]);
+    assert_eq!(remarks(&again)[4], remarks(&report)[3]);
+
+    // A folder, too large, broken.
+    block_on(store.remove("course/homework/task.json")).unwrap();
+    let folder = graded(&store, &config, Some("course/homework"), [None, None]);
+    assert_eq!((&remarks(&folder)[3], &remarks(&folder)[4]), (&remarks(&report)[3], &remarks(&report)[4]));
+    let parameters = block_on(hub::read_config(&store, "m")).unwrap().parameters();
+    let capped = |max_params| graded(&store, &ReasonConfig { max_params, ..config.clone() }, None, [Some("a"), Some("run")]);
+    let rank_4 = 1792;
+    assert_eq!(remarks(&capped(parameters + rank_4))[3], "0 of 3 right, 0 % answered");
+    let over = capped(parameters + rank_4 - 1);
+    assert!(over.cases[2].value.is_finite() && over.cases[3].score == 0);
+    assert!(over.cases[3].remark.contains("parameters") && over.cases[4].remark.contains("--max-params"), "{over:?}");
+    assert!(remarks(&capped(parameters - 1)).iter().all(|remark| remark.contains("--max-params")));
+    write(&store, "run/adapter/adapter_model.safetensors", b"broken");
+    let broken = graded(&store, &config, None, [Some("a"), Some("run")]);
+    assert!(broken.cases[3].value.is_finite() && broken.cases[4].remark.contains("adapter_model.safetensors"), "{broken:?}");
+    assert!(!broken.cases[4].remark.contains('\n'));
+}
+
+#[test]
+fn what_is_wrong_with_a_grade_as_a_whole_is_one_line() {
+    cpu();
+    let (store, config) = student();
+    write(&store, "none.json", b"[]");
+    let check = |config: &ReasonConfig, data: &str, submission: Option<&str>, sft: Option<&str>, words: &str| {
+        let error = block_on(reason::grade::run(config, data, submission, sft, None, &store, &Control::connect().0)).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(words) && !error.contains('\n'), "{error}");
+    };
+    check(&config, "nothing.json", None, None, "nothing.json");
+    check(&config, "none.json", None, None, "no questions");
+    check(&config, "q.json", Some("y.zip"), None, "y.zip");
+    check(&config, "q.json", None, Some("y"), "--sft y: neither an adapter nor a run");
+    check(&config, "q.json", Some("course/homework"), None, "task.json");
+    check(&ReasonConfig { student: "./y".into(), ..config.clone() }, "q.json", None, None, "y");
+    let (control, signals, _events) = Control::connect();
+    signals.stop();
+    assert_eq!(block_on(reason::grade::run(&config, "q.json", None, Some("a"), None, &store, &control)).unwrap(), None);
 }

@@ -1,5 +1,6 @@
 //! What limits a task's adapters: parameters, bytes of the bundle, memory of the device; and the largest rank within it.
 
+use super::learn::{self, Lesson};
 use crate::config::TrainConfig;
 use crate::config::finetune::Targets;
 use crate::config::reason::ReasonConfig;
@@ -7,8 +8,7 @@ use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::model::LlamaConfig;
 use crate::model::adapter::{AdapterConfig, Patterns, layers};
-use crate::model::load::Keep;
-use crate::plan::{self, Trained};
+use crate::plan;
 use crate::protocol::{BudgetReport, Capped};
 
 /// The largest rank that is asked for anywhere.
@@ -20,9 +20,6 @@ const TENSOR_BYTES: u64 = 160;
 /// Bytes of `adapter_config.json`, at most.
 const CONFIG_BYTES: u64 = 2000;
 
-/// Tokens of the longest example, as in the reference.
-const EXAMPLE_TOKENS: usize = 128;
-
 /// Bytes of megabytes, which have a million of them.
 pub fn bytes(mb: f64) -> u64 {
     (mb * 1e6).round() as u64
@@ -33,33 +30,43 @@ pub fn mb(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// What the student's adapters of these ranks need (answers, reasoning), and what the limits are.
-pub fn report(config: &ReasonConfig, shape: &LlamaConfig, ranks: [usize; 2], device_bytes: Capped) -> BudgetReport {
+/// What the student's adapters need, at the ranks that they get, and what the limits are.
+///
+/// # Errors
+/// Where there is no device as asked.
+pub async fn report(config: &ReasonConfig, shape: &LlamaConfig) -> Result<BudgetReport> {
+    let (compute, _) = Compute::open(config.device).await?;
+    let ranks = [config.sft_r, config.rft_r].map(|asked| fitting_rank(config, asked, shape).map_or(asked, |(r, _)| r));
+    let needed =
+        [Lesson::Answers, Lesson::Reasoning].into_iter().zip(ranks).map(|(lesson, r)| training_bytes(config, shape, lesson, r, &compute));
+    let device_bytes = Capped { used: needed.max().unwrap_or(0), cap: compute.free_bytes().unwrap_or(0) };
+    Ok(BudgetReport { device_bytes, ..files(config, shape, ranks) })
+}
+
+/// The same without the device.
+fn files(config: &ReasonConfig, shape: &LlamaConfig, ranks: [usize; 2]) -> BudgetReport {
     let parameters = ranks.map(|r| shape.parameters() + numbers(shape, r));
     BudgetReport {
         parameters: Capped { used: parameters[0].max(parameters[1]), cap: config.max_params },
         bundle_bytes: Capped { used: ranks.map(|r| size_bytes(shape, r)).iter().sum(), cap: bytes(config.max_zip_mb) },
-        device_bytes,
+        device_bytes: Capped::default(),
         ranks,
         largest_ranks: [largest_of_parameters(config, shape), largest_of_bundle(config, shape)],
     }
 }
 
-/// Memory that training takes most of, with either adapter at its rank, and how much of it is free (0: nobody knows).
-pub fn device_bytes(config: &ReasonConfig, shape: &LlamaConfig, ranks: [usize; 2], compute: &Compute) -> Capped {
-    let needed = |r: usize, batch_size: usize| {
-        let keep = if compute.is_cpu() { Keep::F32 } else { Keep::F16 }; // as a fine-tuning run does
-        let plan = TrainConfig {
-            batch_size,
-            accumulation: 1,
-            sequence_length: EXAMPLE_TOKENS.min(shape.max_position_embeddings),
-            gradient_checkpointing: true,
-            ..TrainConfig::default()
-        };
-        plan::memory(shape, &plan, compute, Trained::Adapter(numbers(shape, r), keep)).values().sum::<u64>()
+/// Memory that a lesson takes, with examples as long as they may be.
+fn training_bytes(config: &ReasonConfig, shape: &LlamaConfig, lesson: Lesson, r: usize, compute: &Compute) -> u64 {
+    let run = learn::config(config, lesson, r, "", "");
+    let plan = TrainConfig {
+        batch_size: run.per_device_train_batch_size,
+        accumulation: run.gradient_accumulation_steps,
+        gradient_checkpointing: run.gradient_checkpointing,
+        optim: run.optim,
+        sequence_length: run.max_seq_length.min(shape.max_position_embeddings),
+        ..TrainConfig::default()
     };
-    let used = needed(ranks[0], config.sft_batch_size).max(needed(ranks[1], config.rft_batch_size));
-    Capped { used, cap: compute.free_bytes().unwrap_or(0) }
+    plan::memory(shape, &plan, compute, plan::finetune::trained(&run, numbers(shape, r), compute)).values().sum()
 }
 
 /// The largest rank with which the student stays within `max_params`; 0 where none does.
@@ -138,19 +145,19 @@ mod tests {
     #[test]
     fn adapters_of_360m_have_the_parameters_of_the_reference() {
         for (r, all) in [(8, 366_162_880), (16, 370_504_640), (32, 379_188_160)] {
-            let report = report(&ReasonConfig::default(), &shape(), [4, r], Capped::default());
+            let report = files(&ReasonConfig::default(), &shape(), [4, r]);
             assert_eq!(report.parameters, Capped { used: all, cap: 380_000_000 });
             assert!(report.parameters.fits());
         }
-        assert!(!report(&ReasonConfig::default(), &shape(), [34, 1], Capped::default()).parameters.fits());
+        assert!(!files(&ReasonConfig::default(), &shape(), [34, 1]).parameters.fits());
     }
 
     #[track_caller]
     fn check(max_params: u64, max_zip_mb: f64, expect: [usize; 2]) {
         let config = ReasonConfig { max_params, max_zip_mb, ..ReasonConfig::default() };
-        let found = report(&config, &shape(), [8, 16], Capped::default());
+        let found = files(&config, &shape(), [8, 16]);
         assert_eq!(found.largest_ranks, expect);
-        let fits = |r: usize| report(&config, &shape(), [r, r], Capped::default());
+        let fits = |r: usize| files(&config, &shape(), [r, r]);
         for r in [expect[0], expect[0] + 1].into_iter().filter(|r| *r > 0) {
             assert_eq!(fits(r).parameters.fits(), r <= expect[0], "rank {r}");
         }

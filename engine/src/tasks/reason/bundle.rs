@@ -41,17 +41,6 @@ pub struct Submission {
     pub folder: String,
 }
 
-/// What was bundled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bundled {
-    /// Ranks of the adapters: answers, reasoning.
-    pub ranks: [usize; 2],
-    /// Bytes of their files.
-    pub adapter_bytes: [u64; 2],
-    /// Bytes of the `.zip`.
-    pub zip_bytes: u64,
-}
-
 /// What stands before a question, as a bundle has it.
 #[derive(Serialize, Deserialize)]
 struct Task {
@@ -62,7 +51,8 @@ struct Task {
 
 /// Writes a submission: the adapters that `sft` and `rft` name (folders or runs), what stands before a question, and the
 /// files of `folder`, such as a course's Python files. All of it lies in one folder that is called as `folder`, else as the
-/// `.zip`. A file that exists is replaced. `None` where it was stopped.
+/// `.zip`. A file that exists is replaced. Returns
+/// the bytes of the `.zip`; `None` where it was stopped.
 ///
 /// # Errors
 /// [`Error::Config`] over `max_zip_mb`, with the rank that would fit; what is wrong with adapters and names;
@@ -75,7 +65,7 @@ pub async fn write(
     out: &str,
     store: &Store,
     control: &Control,
-) -> Result<Option<Bundled>> {
+) -> Result<Option<u64>> {
     let top = top_folder(folder, out)?;
     if store.is_folder(out).await {
         return Err(Error::Config(format!("--out {out}: is a folder; choose another file")));
@@ -113,7 +103,7 @@ pub async fn write(
         control.warn(format!("{out}: has {size:.2} MB of at most {most}; more than {warned} (--warn-zip-mb) are close to the limit"));
     }
     control.emit(Event::Wrote { what: "bundle".into(), path: out.into() });
-    Ok(Some(Bundled { ranks, adapter_bytes, zip_bytes }))
+    Ok(Some(zip_bytes))
 }
 
 /// Reads a submission: a folder as it is, a `.zip` into memory. `None` where it was stopped.

@@ -16,7 +16,6 @@ pub mod test;
 
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
-use crate::device::Compute;
 use crate::error::Result;
 use crate::model::{Adapter, fetch, hub};
 use crate::protocol::{BudgetReport, Event, ReasonVerb, TestReport};
@@ -148,10 +147,7 @@ async fn budget(config: &ReasonConfig, store: &Store, control: &Control) -> Resu
     let Ok(folder) = fetch::present(store, &config.student).await else { return Ok(None) };
     let folder = checkpoint::newest_of(store, &folder).await;
     let Ok(shape) = hub::read_config(store, &folder).await else { return Ok(None) };
-    let fitting = |asked| budget::fitting_rank(config, asked, &shape).map_or(asked, |(r, _)| r);
-    let ranks = [fitting(config.sft_r), fitting(config.rft_r)];
-    let (compute, _) = Compute::open(config.device).await?;
-    let report = budget::report(config, &shape, ranks, budget::device_bytes(config, &shape, ranks, &compute));
+    let report = budget::report(config, &shape).await?;
     control.emit(Event::Budget(report.clone()));
     Ok(Some(report))
 }

@@ -101,10 +101,10 @@ pub async fn run(config: &ReasonConfig, store: &Store, control: &Control) -> Res
         save(&results, config, &places, store).await?;
     }
     if results.bundle_bytes.is_none() {
-        let Some(bundled) = bundle::write(config, &places.sft, &places.rft, None, &places.bundle, store, control).await? else {
+        let Some(zip_bytes) = bundle::write(config, &places.sft, &places.rft, None, &places.bundle, store, control).await? else {
             return stopped;
         };
-        results.bundle_bytes = Some(bundled.zip_bytes);
+        results.bundle_bytes = Some(zip_bytes);
         save(&results, config, &places, store).await?;
     }
     Ok((Ended::Finished, hints(&results, config, &places)))
