@@ -42,7 +42,7 @@ pub fn parts(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<A
     match forms.reason.part {
         ReasonPart::Funnel => funnel::show(ui, session, &forms.reason.config),
         ReasonPart::Run => match &session.reason.run {
-            Some(learned) => drop(scrolled(ui, "run", |ui| run::show(ui, "this adapter", learned, &mut forms.plots))),
+            Some(learned) => scrolled(ui, "run", |ui| run::show(ui, "this adapter", learned, &mut forms.plots)),
             None => empty(ui, "No adapter yet", "Press learn answers or learn reasoning, and look at its losses here."),
         },
         ReasonPart::Tests => replies::show(ui, session, &mut forms.reason.replies),
