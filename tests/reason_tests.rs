@@ -1,12 +1,18 @@
 //! Reasoned answers: rows as the reference's tokenizer makes them, rollouts that go on, a whole task on a tiny model.
 
 use futures_lite::future::block_on;
+use smolforge_engine::config::reason::ReasonConfig;
+use smolforge_engine::control::Control;
 use smolforge_engine::data::chat::{self, RowFormat};
 use smolforge_engine::data::example::{Encoder, LossOn};
+use smolforge_engine::protocol::{DeviceChoice, Event, ReasonVerb};
 use smolforge_engine::store::Store;
+use smolforge_engine::tasks::reason;
 use smolforge_engine::tasks::reason::learn::{Lesson, rows};
 use smolforge_engine::tasks::reason::questions::Question;
 use smolforge_engine::text::tokenizer::Tokenizer;
+use smolforge_engine::train::Ended;
+use smolforge_tests::*;
 
 #[test]
 fn rows_have_the_ids_and_masks_of_the_reference() {
@@ -34,4 +40,88 @@ fn rows_have_the_ids_and_masks_of_the_reference() {
         let learned: Vec<i64> = (0..used).map(|at| if document.is_target(at) { ids[at] } else { -100 }).collect();
         assert_eq!(learned, labels[..used], "{case}");
     }
+}
+
+/// A teacher that has learned nothing, four questions for it, and a short example.
+fn rollout() -> (Store, ReasonConfig) {
+    cpu();
+    let store = Store::memory();
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        let bytes = block_on(golden().read(&format!("tiny_llama/{file}"))).unwrap();
+        block_on(store.write(&format!("m/{file}"), &bytes)).unwrap();
+    }
+    let write = |name: &str, text: &str| block_on(store.write(name, text.as_bytes())).unwrap();
+    write("q.json", r#"[["2 m in cm?", 200.0], ["3 g in kg?", 0.003], ["4 h in min?", 240.0], ["5?", 5.0]]"#);
+    write("shots.json", r#"[["1?", 1.0, "<answer>1</answer>"]]"#);
+    let config = ReasonConfig {
+        student: "m".into(),
+        teacher: "m".into(),
+        device: DeviceChoice::Cpu,
+        shots: Some("shots.json".into()),
+        system: String::new(),
+        oversample: 3,
+        temperature: 1.0,
+        max_new_tokens: 12,
+        batch_rows: 2,
+        ..ReasonConfig::default()
+    };
+    (store, config)
+}
+
+fn verb(store: &Store, config: &ReasonConfig, control: &Control, out: &str) -> smolforge_engine::Result<(Ended, Vec<String>)> {
+    block_on(reason::run(config, ReasonVerb::Rollout { data: "q.json".into(), out: out.into() }, store, control))
+}
+
+#[test]
+fn a_teacher_that_solves_nothing_ends_with_advice() {
+    let (store, config) = rollout();
+    let (control, _signals, events) = Control::connect();
+    let error = verb(&store, &config, &control, "rft.json").unwrap_err().to_string();
+    assert!(error.starts_with("0 % of 4 questions are solved") && error.contains("--shots"), "{error}");
+    let funnels = std::iter::from_fn(|| events.try_recv().ok()).filter_map(|(_, event)| match event {
+        Event::Funnel(funnel) => Some(funnel),
+        _ => None,
+    });
+    let last = funnels.last().unwrap();
+    assert_eq!((last.done, last.samples, last.right, last.pass_at_1, last.eta_secs), (4, 12, 0, 0.0, 0.0));
+    assert_eq!(block_on(reason::rollout::rejects("rft.json", &store)).unwrap().len(), 4);
+}
+
+#[test]
+fn a_rollout_that_was_stopped_goes_on_with_the_same_samples() {
+    let samples = |store: &Store, out: &str| {
+        let text = block_on(store.read_text(&format!("{out}.samples.jsonl"))).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_string).collect();
+        lines[1..].sort(); // questions end in no order
+        lines
+    };
+    let (store, config) = rollout();
+    assert!(verb(&store, &config, &Control::connect().0, "whole.json").is_err());
+    let whole = samples(&store, "whole");
+    assert_eq!(whole.len(), 5);
+    let (control, signals, events) = Control::connect();
+    let part = std::cell::Cell::new(false);
+    // Stopped as soon as a question is complete.
+    let watched = async {
+        while !part.get() {
+            smolforge_engine::platform::yield_now().await;
+            if let Ok(text) = store.read_text("part.samples.jsonl").await {
+                part.set(text.lines().count() > 1);
+            }
+            while events.try_recv().is_ok() {}
+        }
+        signals.stop();
+        std::future::pending().await
+    };
+    let config_of_fewer_rows = ReasonConfig { batch_rows: 1, ..config.clone() };
+    let run = reason::run(&config_of_fewer_rows, ReasonVerb::Rollout { data: "q.json".into(), out: "part.json".into() }, &store, &control);
+    let ended = block_on(futures_lite::future::or(run, watched)).unwrap().0;
+    assert_eq!(ended, Ended::Stopped);
+    assert!((2..5).contains(&samples(&store, "part").len()));
+    assert!(!block_on(store.exists("part.json")));
+    assert!(verb(&store, &config, &Control::connect().0, "part.json").is_err());
+    assert_eq!(samples(&store, "part"), whole, "neither the stop nor the rows side by side change a sample");
+    let other = ReasonConfig { seed: 2, ..config };
+    let error = verb(&store, &other, &Control::connect().0, "part.json").unwrap_err().to_string();
+    assert!(error.contains("--seed"), "{error}");
 }
