@@ -455,7 +455,7 @@ pub enum Event {
     Plan(PlanReport),
     /// One measurement.
     Bench {
-        /// `step`, `forward`, `backward`, `optimizer`, `prefill`, `decode`.
+        /// `step`, `forward`, `backward`, `optimizer`, `prefill`, `decode`, `decode, N rows`.
         phase: String,
         /// Median seconds.
         secs: f64,
