@@ -126,7 +126,7 @@ pub async fn run(
     }
     let Some(folder) = test::folder_of(&config.student, store, control).await? else { return Ok((Ended::Stopped, Vec::new())) };
     let r = rank(config, lesson, &folder, store, control).await?;
-    let path = format!("{}.jsonl", out.trim_end_matches('/'));
+    let path = format!("{}.rows.jsonl", out.trim_end_matches('/'));
     let text = rows(&questions, lesson, data)?;
     if !resume {
         store.write(&path, text.as_bytes()).await?;

@@ -17,6 +17,7 @@ pub mod test;
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
 use crate::error::Result;
+use crate::model::adapter::AdapterConfig;
 use crate::model::{Adapter, fetch, hub};
 use crate::protocol::{BudgetReport, Event, ReasonVerb, TestReport};
 use crate::store::{Store, inside};
@@ -34,7 +35,7 @@ use self::test::{Examinee, Prompt};
 pub async fn run(config: &ReasonConfig, verb: ReasonVerb, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
     config.validate()?;
     if !matches!(verb, ReasonVerb::MakeData { .. } | ReasonVerb::Rejects { .. } | ReasonVerb::Mend { .. } | ReasonVerb::Run) {
-        budget(config, store, control).await?;
+        budget(&with_ranks_of(&verb, config, store).await, store, control).await?;
     }
     let done = match verb {
         ReasonVerb::Run => return pipeline::run(config, store, control).await,
@@ -140,6 +141,24 @@ async fn teach(
     }
     let again = format!("test it with: smolforge task unit-conversion test --adapter {} --data {}", quoted(out), quoted(valid));
     Ok((Ended::Stopped, vec![again]))
+}
+
+/// The settings with the ranks of the adapters that a verb is about.
+async fn with_ranks_of(verb: &ReasonVerb, config: &ReasonConfig, store: &Store) -> ReasonConfig {
+    let mut config = config.clone();
+    let named = match verb {
+        ReasonVerb::Bundle { sft, rft, .. } => [Some(sft), Some(rft)],
+        ReasonVerb::Grade { sft, rft, .. } => [sft.as_ref(), rft.as_ref()],
+        _ => return config,
+    };
+    for (name, r) in named.into_iter().zip([&mut config.sft_r, &mut config.rft_r]) {
+        let Some(name) = name else { continue };
+        let path = inside(&checkpoint::adapter_of(store, name).await, "adapter_config.json");
+        if let Ok(text) = store.read_text(&path).await {
+            *r = AdapterConfig::from_peft_json(&text, &path).map_or(*r, |adapter| adapter.r);
+        }
+    }
+    config
 }
 
 /// Tells what limits the adapters, where the student is on this machine.

@@ -334,7 +334,8 @@ pub async fn mend(config: &ReasonConfig, out: &str, question: &str, reasoning: &
         return Err(Error::Data(format!("the reasoning {what}; the right answer is {}", answer::shown(expected))));
     }
     let text = if store.exists(out).await { store.read_text(out).await? } else { String::new() };
-    let mut rows = if text.trim().is_empty() || text.trim() == "[]" { Vec::new() } else { questions::read(&text, out)? };
+    let none_kept = text.trim().trim_start_matches('[').trim_end_matches(']').trim().is_empty();
+    let mut rows = if none_kept { Vec::new() } else { questions::read(&text, out)? };
     rows.push(Question { text: question.into(), answer: expected, reasoning: Some(trimmed(reasoning)) });
     rejects.remove(place);
     store.write(out, questions::written(&rows).as_bytes()).await?;
@@ -438,9 +439,10 @@ mod tests {
         let mend = |question: &str, text: &str| block_on(mend(&config, "rft.json", question, text, &store, &control));
         assert!(mend("How many m are 2 km?", "<answer>3</answer>").unwrap_err().to_string().contains("2000"));
         assert!(mend("How many g are 6 kg?", "<answer>6000</answer>").is_err());
+        block_on(store.write("rft.json", questions::written(&[]).as_bytes())).unwrap(); // as where nothing was kept
         mend("How many m are 2 km?", "2 * 1000 = <answer>2000</answer>").unwrap();
         let rows = || questions::read(&block_on(store.read_text("rft.json")).unwrap(), "rft.json").unwrap();
-        assert_eq!(rows().len(), 2);
+        assert_eq!(rows().len(), 1);
         assert!(block_on(rejects("rft.json", &store)).unwrap().is_empty());
         // What people wrote stays when the same rollout is finished again.
         block_on(write(&funnel, "rft.json", &store, &control)).unwrap();
