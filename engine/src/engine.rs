@@ -317,6 +317,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
         | Command::TrainTokenizer { out, .. }
         | Command::Demo { out, .. }
         | Command::DemoFinetune { out, .. }
+        | Command::DemoTask { out, .. }
         | Command::Pack { out, .. }
         | Command::Unpack { out, .. } => Some(("--out", out)),
         Command::Generate(GenerateRequest { model, .. }) | Command::Eval { model, .. } => Some(("--model", model)),
@@ -332,6 +333,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
             return finetune::run(&config, resume, store, control).await;
         }
         Command::Demo { out, device, seed, steps } => return demo::run(&out, device, seed, steps, store, control).await,
+        Command::DemoTask { out, device, seed, steps } => return demo::task::run(&out, device, seed, steps, store, control).await,
         Command::DemoFinetune { out, device, seed, steps, updates } => {
             return demo::finetune::run(&out, device, seed, [steps, updates], store, control).await;
         }

@@ -172,6 +172,18 @@ pub enum Command {
         /// Updates of the adapter.
         updates: u32,
     },
+    /// The whole of a task on built-in data: student and teacher, then questions, tests, adapters, rollouts, grade and bundle
+    /// with three seeds.
+    DemoTask {
+        /// Folder to write into.
+        out: String,
+        /// Where to compute.
+        device: DeviceChoice,
+        /// Seed of texts, weights and questions.
+        seed: u64,
+        /// Updates of each pre-training.
+        steps: u32,
+    },
     /// A task with one right answer to every question: questions, tests, adapters, rollouts, grade, bundle.
     Reason {
         /// What the verbs share.

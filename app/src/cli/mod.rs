@@ -182,7 +182,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 ///
 /// A reader that has gone away (`| head`) stops the job and is no error.
 fn drive(command: Command, json: bool, show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
-    let saves = matches!(command, Command::Train { .. } | Command::Finetune { .. } | Command::Demo { .. } | Command::DemoFinetune { .. });
+    let demo = matches!(command, Command::Demo { .. } | Command::DemoFinetune { .. } | Command::DemoTask { .. });
+    let saves = demo || matches!(command, Command::Train { .. } | Command::Finetune { .. });
     Shell::start(saves)?.run(command, json, |_| (), show)
 }
 

@@ -1,7 +1,7 @@
 //! `smolforge task`: a task with one right answer to every question, from questions to a graded bundle.
 
 pub mod keys;
-mod show;
+pub mod show;
 
 use std::io;
 

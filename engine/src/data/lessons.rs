@@ -286,3 +286,81 @@ fn array(rows: impl Iterator<Item = serde_json::Value>) -> String {
     let rows: Vec<String> = rows.map(|row| row.to_string()).collect();
     format!("[\n{}\n]\n", rows.join(",\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const BYTES: usize = 40_000;
+
+    fn all(seed: u64) -> String {
+        texts(seed, BYTES).map(|(_, text)| text).collect()
+    }
+
+    fn rows(text: &str) -> Vec<(String, f64)> {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn texts_depend_on_the_seed_alone() {
+        assert_eq!(all(1), all(1));
+        assert_ne!(all(1), all(2));
+        for (name, text) in texts(7, BYTES) {
+            assert!((BYTES..BYTES + 1024).contains(&text.len()), "{name}: {}", text.len());
+        }
+    }
+
+    #[test]
+    fn products_are_right() {
+        let mut checked = 0;
+        for part in all(3).split(['\n', '.', ',']) {
+            let Some((left, right)) = part.split_once(" = ") else { continue };
+            let Some((n, factor)) = left.trim().split_once(" * ") else { continue };
+            let [n, factor, product] = [n, factor, right].map(|number| number.trim().parse::<u64>().unwrap());
+            assert_eq!(n * factor, product, "{part}");
+            checked += 1;
+        }
+        assert!(checked > 2000, "{checked}");
+    }
+
+    #[test]
+    fn what_is_asked_is_worked_out_nowhere() {
+        let [known, asked] = conversions(5);
+        assert_eq!((known.len(), asked.len()), (PAIRS.len() * WORKED, PAIRS.len() * 5));
+        assert!(known.iter().all(|conversion| !asked.contains(conversion)));
+        let text = all(5);
+        for counts in questions(5, 9, [300, 100]) {
+            assert!(rows(&counts).iter().all(|(question, _)| !text.contains(question)));
+        }
+    }
+
+    #[test]
+    fn no_question_is_both_learned_and_held_out() {
+        let parts = questions(1, 2, [1000, 150]);
+        assert_eq!(parts, questions(1, 2, [1000, 150]));
+        assert_ne!(parts, questions(1, 3, [1000, 150]));
+        let [learned, held_out] = parts.map(|part| rows(&part));
+        assert_eq!((learned.len(), held_out.len()), (1000, 150));
+        let different = |rows: &[(String, f64)]| -> BTreeSet<String> { rows.iter().map(|(question, _)| question.clone()).collect() };
+        let [learned, held_out] = [&learned, &held_out].map(|rows| different(rows));
+        assert_eq!((learned.len(), held_out.len()), (1000, 150));
+        assert!(learned.is_disjoint(&held_out));
+    }
+
+    #[test]
+    fn worked_examples_have_their_answer_between_the_tags() {
+        let shots: Vec<(String, f64, String)> = serde_json::from_str(&shots(4)).unwrap();
+        for (question, answer, reasoning) in shots {
+            assert!(reasoning.ends_with(&format!("= {answer}. <answer>{answer}</answer>")), "{question}: {reasoning}");
+        }
+    }
+
+    #[test]
+    fn units_are_told_apart() {
+        let names: Vec<&str> = UNITS.iter().flat_map(|[_, many, short]| [*many, *short]).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        assert!(PAIRS.iter().all(|(large, small, factor)| unit(large) != unit(small) && (2..=1000).contains(factor)));
+    }
+}

@@ -16,7 +16,6 @@ use crate::model::LlamaConfig;
 use crate::protocol::{DeviceChoice, Event, TestReport};
 use crate::store::Store;
 use crate::tasks::reason::pipeline::{self, Results};
-use crate::tasks::reason::questions;
 use crate::train::run::quoted;
 use crate::train::{Ended, checkpoint, pretrain, resume};
 
@@ -179,9 +178,12 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
         if pipeline::run(&config, store, control).await?.0 == Ended::Stopped {
             return stopped;
         }
-        outcomes.push((seed_of_run, pipeline::read(&config.out, store).await?));
+        outcomes.push((seed_of_run, pipeline::results(&config.out, store).await?));
     }
-    let written = outcomes.iter().map(|(seed, results)| json!({"seed": seed, "results": results}));
+    let tally = |report: &Option<TestReport>| report.as_ref().map(|report| report.all);
+    let written = outcomes
+        .iter()
+        .map(|(seed, Results { cot, sft, rft, .. })| json!({"seed": seed, "cot": tally(cot), "sft": tally(sft), "rft": tally(rft)}));
     store.write(&results, format!("{:#}\n", written.collect::<serde_json::Value>()).as_bytes()).await?;
     Ok((Ended::Finished, hints(out, seed, &outcomes)))
 }
@@ -238,10 +240,13 @@ fn hints(out: &str, seed: u64, outcomes: &[(u64, Results)]) -> Vec<String> {
     let rate = |report: &Option<TestReport>| report.as_ref().map_or(f64::NAN, |report| 100.0 * report.all.answer_rate());
     let outcome = |(seed, Results { cot, sft, rft, .. }): &(u64, Results)| {
         let ([cot, sft, accuracy], answered) = ([cot, sft, rft].map(share), rate(rft));
-        format!("seed {seed}: {cot:.1} % right with a worked example, {sft:.1} % after SFT, {accuracy:.1} % after RFT ({answered:.1} % answered)")
+        format!(
+            "seed {seed}: {cot:.1} % right with a worked example, {sft:.1} % after SFT, {accuracy:.1} % after RFT ({answered:.1} % answered)"
+        )
     };
     let first = folder(out, seed);
-    let ask = format!("smolforge generate --greedy --model {} --adapter {}", quoted(&format!("{out}/student")), quoted(&format!("{first}/rft")));
+    let ask =
+        format!("smolforge generate --greedy --model {} --adapter {}", quoted(&format!("{out}/student")), quoted(&format!("{first}/rft")));
     outcomes
         .iter()
         .map(outcome)

@@ -194,6 +194,14 @@ async fn lesson(
     ask(lesson.name(), config, Some(out), valid, store, control).await
 }
 
+/// What is done in the folder of a task.
+///
+/// # Errors
+/// [`Error::Format`] for a damaged file.
+pub async fn results(out: &str, store: &Store) -> Result<Results> {
+    read(&Places::of(out).results, store).await
+}
+
 async fn read(path: &str, store: &Store) -> Result<Results> {
     if !store.exists(path).await {
         return Ok(Results::default());
@@ -207,7 +215,8 @@ async fn save(results: &Results, config: &ReasonConfig, places: &Places, store: 
     let json = serde_json::to_string_pretty(results).map_err(|e| Error::Internal(e.to_string()))?;
     store.write(&places.results, json.as_bytes()).await?;
     let mut losses = Vec::new();
-    for (name, run) in [("sft", &places.sft), ("rft", &places.rft)] {
+    // Models that were pre-trained here are runs, too.
+    for (name, run) in [("student", &config.student), ("teacher", &config.teacher), ("sft", &places.sft), ("rft", &places.rft)] {
         let events = read_events(store, run).await.unwrap_or_default();
         let steps = events.into_iter().filter_map(|(_, event)| match event {
             Event::Step(step) => Some((step.step, step.loss)),
