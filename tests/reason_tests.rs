@@ -1,6 +1,7 @@
 //! Reasoned answers: rows as the reference's tokenizer makes them, rollouts that go on, a whole task on a tiny model.
 
 use futures_lite::future::block_on;
+use smolforge_engine::config::finetune::{Files, FinetuneConfig, Interval, Method};
 use smolforge_engine::config::reason::ReasonConfig;
 use smolforge_engine::control::Control;
 use smolforge_engine::data::chat::{self, RowFormat};
@@ -11,7 +12,7 @@ use smolforge_engine::tasks::reason;
 use smolforge_engine::tasks::reason::learn::{Lesson, rows};
 use smolforge_engine::tasks::reason::questions::Question;
 use smolforge_engine::text::tokenizer::Tokenizer;
-use smolforge_engine::train::Ended;
+use smolforge_engine::train::{Ended, finetune};
 use smolforge_tests::*;
 
 #[test]
@@ -124,4 +125,82 @@ fn a_rollout_that_was_stopped_goes_on_with_the_same_samples() {
     let other = ReasonConfig { seed: 2, ..config };
     let error = verb(&store, &other, &Control::connect().0, "part.json").unwrap_err().to_string();
     assert!(error.contains("--seed"), "{error}");
+}
+
+/// The four questions of [`rollout`] as a teacher learns them by heart, behind the worked example.
+fn teach(store: &Store) {
+    let row = |question: &str, answer: &str| {
+        let turn = |role: &str, text: &str| format!("{{\"role\":\"{role}\",\"content\":\"{text}\"}}");
+        let example = turn("user", "1?") + "," + &turn("assistant", "<answer>1</answer>");
+        format!("{{\"messages\":[{example},{},{}]}}\n", turn("user", question), turn("assistant", answer))
+    };
+    let rows = [
+        ("2 m in cm?", "<answer>200</answer>"),
+        ("3 g in kg?", "<answer>0.003</answer>"),
+        ("4 h in min?", "<answer>240</answer>"),
+        ("5?", "I do not know"),
+    ];
+    let rows: String = rows.into_iter().map(|(question, answer)| row(question, answer)).collect();
+    block_on(store.write("rows.jsonl", rows.as_bytes())).unwrap();
+    block_on(store.write("m/generation_config.json", br#"{"eos_token_id": [0, 2]}"#)).unwrap();
+    let config = FinetuneConfig {
+        model_name: "m".into(),
+        train_file: Files(vec!["rows.jsonl".into()]),
+        validation_split: 0.0,
+        output_dir: "t".into(),
+        device: DeviceChoice::Cpu,
+        method: Method::Full,
+        max_seq_length: 128,
+        per_device_train_batch_size: 4,
+        max_steps: 150,
+        learning_rate: 3e-3,
+        gradient_checkpointing: false,
+        logging_steps: 50,
+        eval_strategy: Interval::No,
+        save_strategy: Interval::No,
+        sample_tokens: 0,
+        ..FinetuneConfig::default()
+    };
+    block_on(finetune::run(&config, false, store, &Control::connect().0)).unwrap();
+}
+
+#[test]
+fn a_task_runs_to_its_bundle_and_then_is_done() {
+    let (store, config) = rollout();
+    teach(&store);
+    let config = ReasonConfig {
+        teacher: "t".into(),
+        out: "task".into(),
+        train_file: Some("q.json".into()),
+        valid_file: Some("q.json".into()),
+        temperature: 0.1,
+        max_new_tokens: 24,
+        sft_epochs: 2.0,
+        rft_epochs: 2.0,
+        ..config
+    };
+    let run = |config: &ReasonConfig| {
+        let (control, _signals, events) = Control::connect();
+        let ended = block_on(reason::run(config, ReasonVerb::Run, &store, &control));
+        (ended, std::iter::from_fn(|| events.try_recv().ok()).map(|(_, event)| event).collect::<Vec<_>>())
+    };
+    let (ended, events) = run(&config);
+    let (ended, hints) = ended.unwrap();
+    assert_eq!(ended, Ended::Finished, "{hints:?}");
+    let funnel = events.iter().rev().find_map(|event| if let Event::Funnel(funnel) = event { Some(funnel) } else { None }).unwrap();
+    assert_eq!((funnel.done, funnel.solved, funnel.kept), (4, 3, 3), "{funnel:?}");
+    let grade = events.iter().rev().find_map(|event| if let Event::Graded(grade) = event { Some(grade) } else { None }).unwrap();
+    assert_eq!((grade.cases.len(), grade.points()), (5, 100));
+    for file in
+        ["rft.json", "rft.rejects.json", "sft/adapter/adapter_model.safetensors", "rft/report.html", "submission.zip", "report.html"]
+    {
+        assert!(block_on(store.exists(&format!("task/{file}"))), "{file}");
+    }
+    let oddities = events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("4 of the questions")));
+    assert!(oddities, "the files are the same");
+    let (again, told) = run(&config);
+    assert_eq!(again.unwrap().0, Ended::Finished);
+    assert!(told.iter().any(|event| matches!(event, Event::Graded(_))) && !told.iter().any(|event| matches!(event, Event::Step(_))));
+    let other = run(&ReasonConfig { oversample: 2, ..config }).0.unwrap_err().to_string();
+    assert!(other.contains("oversample"), "{other}");
 }

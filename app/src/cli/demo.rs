@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long)]
     finetune: bool,
 
-    /// Reason instead: a small student and a larger teacher of TASK_STEPS updates, then the whole of a task with three seeds: worked examples, answers (SFT), the teacher's right reasoning (RFT); goes on where it was stopped
+    /// Reason instead: a small student and a larger teacher of 600 updates each, then the whole of a task with three seeds: worked examples, answers (SFT), the teacher's right reasoning (RFT); goes on where it was stopped
     #[arg(long, conflicts_with = "finetune")]
     task: bool,
 

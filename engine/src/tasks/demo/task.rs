@@ -131,6 +131,7 @@ fn task(out: &str, device: DeviceChoice, seed: u64) -> ReasonConfig {
         shots: Some(format!("{out}/shots.json")),
         test_questions: QUESTIONS[1],
         max_new_tokens: 40,
+        batch_rows: 128,
         sft_dropout: 0.0,
         sft_learning_rate: 3e-3,
         oversample: 4,
