@@ -158,18 +158,32 @@ tuning() {
     close_window
 }
 
+# A task with right answers: its form, and its budget and funnel after all steps.
+reasoning() {
+    local width=$1 height=$2 theme=$3 folder=$4 out=runs/units-$3-$1
+    local config='{"student":"runs/demo/export","teacher":"runs/demo/export","out":"'$out'","device":"cpu","train_questions":24,"valid_questions":12,"test_questions":12,"oversample":4,"max_new_tokens":24,"sft_epochs":1.0}'
+    open_window "$width" "$height" "$theme" "{\"reason\":{\"config\":$config}}"
+    keys ctrl+3
+    [ "$width" -ge 700 ] || picture "$folder/reason-form-$width.png"
+    keys ctrl+Return
+    until_true 120 test -e "$work/place/$out/train.json"
+    sleep 60
+    picture "$folder/reason-$theme-$width.png"
+    close_window
+}
+
 panels() {
     local width=$1 height=$2 theme=$3 folder=$4
     open_window "$width" "$height" "$theme" "$writing"
     [ -z "$all" ] || { keys ctrl+1; picture "$folder/train-$theme-$width.png"; }
-    keys ctrl+3
+    keys ctrl+4
     keys ctrl+Return
     sleep 25
     picture "$folder/generate-$theme-$width.png"
-    keys ctrl+4
+    keys ctrl+5
     sleep 3
     picture "$folder/runs-$theme-$width.png"
-    keys ctrl+5
+    keys ctrl+6
     [ -z "$all" ] || picture "$folder/device-$theme-$width.png"
     close_window
 }
@@ -183,10 +197,13 @@ if [ -n "$all" ]; then
         panels 1024 700 "$theme" "$all"
         tuning 1280 800 "$theme" "$all"
         tuning 1024 700 "$theme" "$all"
+        reasoning 1280 800 "$theme" "$all"
+        reasoning 1024 700 "$theme" "$all"
     done
     tuning 390 800 Light "$all"
+    reasoning 390 800 Light "$all"
     open_window 390 800 Light "${writing/\"compare\":true,/}"
-    keys ctrl+3
+    keys ctrl+4
     picture "$all/generate-form-390.png"
     keys ctrl+Return
     sleep 15
@@ -195,10 +212,13 @@ if [ -n "$all" ]; then
     cp "$all/generate-Dark-1280.png" "$here/generate.png"
     cp "$all/runs-Light-1280.png" "$here/runs.png"
     cp "$all/tune-rows-Light-1280.png" "$here/tune.png"
+    cp "$all/reason-Light-1280.png" "$here/reason.png"
 else
     panels 1280 800 Dark "$work"
     tuning 1280 800 Light "$work"
+    reasoning 1280 800 Light "$work"
     cp "$work/tune-rows-Light-1280.png" "$here/tune.png"
+    cp "$work/reason-Light-1280.png" "$here/reason.png"
     cp "$work/generate-Dark-1280.png" "$here/generate.png"
     cp "$work/runs-Dark-1280.png" "$here/runs.png"
 fi

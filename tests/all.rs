@@ -2,14 +2,17 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod architecture_tests;
+mod batch_tests;
 mod demo_tests;
 mod f16_tests;
 mod finetune_tests;
 mod golden_tests;
+mod grade_tests;
 mod lora_tests;
 mod ops_tests;
 mod pack_tests;
 mod quant_tests;
+mod reason_tests;
 mod reweight_tests;
 mod run_tests;
 mod shader_tests;

@@ -207,9 +207,9 @@ fn greedy_text_equals_transformers() {
             let prompt = tokens("prompt");
             let run = |end: &[u32]| {
                 let limits = Limits { max_new_tokens: 24, stop: &[], end };
-                let mut random = Random::new(0);
-                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, &mut random, &control, |_, _| {}, |_| {});
-                block_on(text).unwrap().tokens
+                let random = Random::new(0);
+                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, random, &control, |_, _| {}, |_| {});
+                block_on(text).unwrap().0.tokens
             };
             assert_eq!(run(&[]), tokens("output"), "{case}");
             assert_eq!(run(&model.config.eos_token_id), tokens("output_until_eos"), "{case}");

@@ -146,20 +146,20 @@ fn an_adapter_alone_is_packed() {
 
 /// A file of a `.zip` made by hand.
 #[derive(Clone)]
-struct Entry {
-    name: &'static [u8],
-    data: Vec<u8>,
+pub struct Entry {
+    pub name: &'static [u8],
+    pub data: Vec<u8>,
     /// Size that the headers tell.
-    size: u32,
+    pub size: u32,
     /// Upper half of the external attributes: what Unix calls the mode.
-    mode: u32,
+    pub mode: u32,
     /// 0: stored; 8: deflated.
-    method: u16,
+    pub method: u16,
     /// Flags; 1: encrypted.
-    flags: u16,
+    pub flags: u16,
 }
 
-fn entry(name: &'static [u8], data: &[u8]) -> Entry {
+pub fn entry(name: &'static [u8], data: &[u8]) -> Entry {
     Entry { name, data: data.to_vec(), size: data.len() as u32, mode: 0o100_644, method: 0, flags: 0 }
 }
 
@@ -172,7 +172,7 @@ fn crc32(data: &[u8]) -> u32 {
     !crc
 }
 
-fn zip_of(entries: &[Entry]) -> Vec<u8> {
+pub fn zip_of(entries: &[Entry]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     let add = |to: &mut Vec<u8>, parts: &[(u32, usize)]| parts.iter().for_each(|(n, width)| to.extend(&n.to_le_bytes()[..*width]));
     for entry in entries {

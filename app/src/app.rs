@@ -7,25 +7,26 @@ use smolforge_engine::protocol::{Command, Event, GenerateRequest};
 
 use crate::files::{Chosen, Pick, Picker};
 use crate::forms::{Forms, Part, Tab};
-use crate::session::{NoticeKind, Session, Unfinished, trains};
+use crate::session::{NoticeKind, Session, Unfinished, learns, reasons, trains};
 use crate::shell::Link;
 use crate::theme;
-use crate::units::count;
+use crate::units::{count, percent};
 use crate::view::{self, Ask};
 
 /// The tabs, with their names and the keys that go with Ctrl.
-const TABS: [(Tab, &str, Key); 5] = [
+const TABS: [(Tab, &str, Key); 6] = [
     (Tab::Train, "Train", Key::Num1),
     (Tab::Tune, "Tune", Key::Num2),
-    (Tab::Generate, "Generate", Key::Num3),
-    (Tab::Runs, "Runs", Key::Num4),
-    (Tab::Device, "Device", Key::Num5),
+    (Tab::Reason, "Reason", Key::Num3),
+    (Tab::Generate, "Generate", Key::Num4),
+    (Tab::Runs, "Runs", Key::Num5),
+    (Tab::Device, "Device", Key::Num6),
 ];
 
 /// Lost devices that are replaced without asking: more of them are no accident.
 const MOST_REVIVALS: u32 = 5;
 /// Width below which form and main side take turns.
-const NARROW: f32 = 700.0;
+const NARROW: f32 = 780.0;
 
 /// What the window holds.
 #[derive(Debug)]
@@ -95,8 +96,9 @@ impl App {
             let listed = matches!(event, Event::Runs { .. });
             self.session.apply(id, event);
             if listed {
-                let Forms { generate, second, tune, .. } = &mut self.forms;
-                for model in [&mut generate.model, second, &mut tune.model_name] {
+                let Forms { generate, second, tune, reason, .. } = &mut self.forms;
+                let [student, teacher] = [&mut reason.config.student, &mut reason.config.teacher];
+                for model in [&mut generate.model, second, &mut tune.model_name, student, teacher] {
                     if let Some(newest) = view::generate::current(&self.session, model) {
                         *model = newest;
                     }
@@ -115,7 +117,11 @@ impl App {
         self.picker.take_dropped(ctx);
         while let Some(chosen) = self.picker.chosen() {
             let (pick, paths) = match chosen {
-                Chosen::Files(Pick::Dropped, paths) => (if self.forms.tab == Tab::Tune { Pick::Rows } else { Pick::Texts }, paths),
+                Chosen::Files(Pick::Dropped, paths) => match self.forms.tab {
+                    Tab::Tune => (Pick::Rows, paths),
+                    Tab::Reason => (Pick::Questions("train_file"), paths),
+                    _ => (Pick::Texts, paths),
+                },
                 Chosen::Files(pick, paths) => (pick, paths),
                 Chosen::Copying(text) => {
                     self.session.note(NoticeKind::Note, text);
@@ -136,6 +142,7 @@ impl App {
                 (Pick::Init, Some(path)) => self.forms.train.init = Some(path),
                 (Pick::Model, Some(path)) => self.forms.generate.model = path,
                 (Pick::Base, Some(path)) => self.forms.tune.model_name = path,
+                (Pick::Questions(key) | Pick::Folder(key), Some(path)) => self.forms.reason.put(key, path),
                 (Pick::Rows, _) => self.forms.add_rows(paths, false),
                 (Pick::Validation, _) => self.forms.add_rows(paths, true),
                 (Pick::Adapter, Some(path)) => {
@@ -179,10 +186,10 @@ impl App {
         self.perform(first(trained, waited));
     }
 
-    /// Lets a run be saved before the window closes.
+    /// Lets a run, or what a task has come to, be saved before the window closes.
     fn close_when_saved(&mut self, ctx: &Context) {
-        let training = self.session.training().map(|(id, job)| (id, job.stopping));
-        if let Some((id, stopping)) = training {
+        let busy = self.session.training().or_else(|| self.session.reasoning()).map(|(id, job)| (id, job.stopping));
+        if let Some((id, stopping)) = busy {
             if ctx.input(|input| input.viewport().close_requested()) {
                 ctx.send_viewport_cmd(ViewportCommand::CancelClose);
                 self.closing = true;
@@ -197,6 +204,9 @@ impl App {
 
     fn top_ui(&mut self, ui: &mut Ui, narrow: bool) {
         ui.horizontal(|ui| {
+            if narrow {
+                (ui.spacing_mut().item_spacing.x, ui.spacing_mut().button_padding.x) = (1.0, 4.0);
+            }
             for (tab, name, key) in TABS {
                 let shortcut = KeyboardShortcut::new(Modifiers::COMMAND, key);
                 let label = ui.selectable_label(self.forms.tab == tab, name).on_hover_text(ui.ctx().format_shortcut(&shortcut));
@@ -227,6 +237,10 @@ impl App {
 
     /// How far the run in progress is, where its plots are not in sight.
     fn training_ui(&self, ui: &mut Ui) {
+        if let Some((_, job)) = self.session.reasoning().filter(|_| self.forms.tab != Tab::Reason) {
+            let done = job.progress.as_ref().map(|(_, done, total, _)| format!(" · {}", percent(*done as f64 / (*total).max(1) as f64)));
+            ui.weak(format!("reasoning{}", done.unwrap_or_default()));
+        }
         let shown = if self.session.tunes() { Tab::Tune } else { Tab::Train };
         let Some((_, job)) = self.session.training().filter(|_| self.forms.tab != shown || self.in_other_part()) else { return };
         let live = self.session.live.as_ref();
@@ -246,6 +260,7 @@ impl App {
         match forms.tab {
             Tab::Train => view::train::form(ui, session, forms, picker, asks),
             Tab::Tune => view::tune::form(ui, session, forms, picker, asks),
+            Tab::Reason => view::reason::form(ui, session, &mut forms.reason, picker, asks),
             Tab::Generate => view::generate::form(ui, session, forms, picker, asks),
             Tab::Runs => view::runs::list(ui, session, forms, picker, asks),
             Tab::Device => {}
@@ -257,6 +272,7 @@ impl App {
         match forms.tab {
             Tab::Train => view::train::progress(ui, session, forms, asks),
             Tab::Tune => view::tune::parts(ui, session, forms, picker, asks),
+            Tab::Reason => view::reason::parts(ui, session, forms, asks),
             Tab::Generate => view::texts::show(ui, session, forms, asks),
             Tab::Runs => view::runs::detail(ui, session, forms, asks),
             Tab::Device => view::device::show(ui, session, forms, asks),
@@ -289,7 +305,8 @@ impl eframe::App for App {
             true => self.form_ui(ui, &mut asks),
             false => self.main_ui(ui, &mut asks),
         });
-        let begins = |ask: &Ask| matches!(ask, Ask::Begin(command) if trains(command) || matches!(command, Command::Generate(_)));
+        let shows = |command: &Command| trains(command) || reasons(command) || matches!(command, Command::Generate(_));
+        let begins = |ask: &Ask| matches!(ask, Ask::Begin(command) if shows(command));
         self.forms.front |= asks.iter().any(begins);
         if self.closing {
             egui::Modal::new(egui::Id::unique("closing")).show(ui.ctx(), |ui| {
@@ -332,7 +349,7 @@ fn theme_ui(ui: &mut Ui) {
 fn sides(tab: Tab) -> Option<(&'static str, &'static str)> {
     match tab {
         Tab::Train => Some(("settings", "run")),
-        Tab::Tune => Some(("settings", "results")),
+        Tab::Tune | Tab::Reason => Some(("settings", "results")),
         Tab::Generate => Some(("prompt", "texts")),
         Tab::Runs => Some(("list", "plots")),
         Tab::Device => None,
@@ -341,7 +358,9 @@ fn sides(tab: Tab) -> Option<(&'static str, &'static str)> {
 
 /// Whether the list of runs is another one after this.
 fn changes_runs(command: &Command) -> bool {
-    trains(command) || matches!(command, Command::Export { .. } | Command::Merge { .. } | Command::Delete { .. } | Command::Unpack { .. })
+    trains(command)
+        || learns(command)
+        || matches!(command, Command::Export { .. } | Command::Merge { .. } | Command::Delete { .. } | Command::Unpack { .. })
 }
 
 /// What a window asks of a new engine: what there is, and to go on with what trained and what waited.

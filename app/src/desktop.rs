@@ -96,6 +96,7 @@ impl Picker {
                     let dialog = dialog.add_filter("text", &["txt", "md", "jsonl", "ndjson", "py", "rs"]);
                     dialog.add_filter("all files", &["*"]).pick_files().await
                 }
+                Pick::Questions(_) => dialog.add_filter("questions", &["json"]).pick_file().await.map(|file| vec![file]),
                 Pick::Tokenizer => dialog.add_filter("tokenizer.json", &["json"]).pick_file().await.map(|file| vec![file]),
                 Pick::Zip => dialog.add_filter("zip", &["zip"]).pick_file().await.map(|file| vec![file]),
                 Pick::Rows | Pick::Validation => {
@@ -103,7 +104,7 @@ impl Picker {
                     dialog.add_filter("all files", &["*"]).pick_files().await
                 }
                 Pick::Dropped => None,
-                Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter => {
+                Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter | Pick::Folder(_) => {
                     dialog.pick_folder().await.map(|folder| vec![folder])
                 }
             }

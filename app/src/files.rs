@@ -25,6 +25,10 @@ pub enum Pick {
     Base,
     /// An adapter's folder.
     Adapter,
+    /// Questions or worked examples, for this key of a task.
+    Questions(&'static str),
+    /// A folder for this key of a task.
+    Folder(&'static str),
     /// Files that were dropped: what they are for depends on the tab in front.
     Dropped,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use smolforge_engine::config::{SourceConfig, TrainConfig};
-use smolforge_engine::protocol::{AdapterChoice, DeviceChoice, FinetuneConfig, GenerateRequest, Sampling};
+use smolforge_engine::protocol::{AdapterChoice, DeviceChoice, FinetuneConfig, GenerateRequest, ReasonConfig, Sampling};
 
 use crate::session::Unfinished;
 
@@ -19,6 +19,8 @@ pub enum Tab {
     Train,
     /// Rows, what to change of a model, and what came of it.
     Tune,
+    /// A task with one right answer to every question.
+    Reason,
     /// Text from a model.
     Generate,
     /// All runs on disk.
@@ -49,6 +51,8 @@ pub struct Forms {
     pub rows: RowsShown,
     /// Adapters that are tried.
     pub shelf: Shelf,
+    /// A task with right answers.
+    pub reason: Reason,
     /// The next text.
     pub generate: GenerateRequest,
     /// The prompt of the next text.
@@ -152,6 +156,91 @@ impl Shelf {
     }
 }
 
+/// A task with right answers: what is asked for, and what is looked at.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reason {
+    /// What its verbs share.
+    pub config: ReasonConfig,
+    /// Text in its fields that is not a value (yet).
+    #[serde(skip)]
+    pub drafts: Drafts,
+    /// What is looked at.
+    pub part: ReasonPart,
+    /// A folder whose files go along in the bundle; empty: none.
+    pub folder: String,
+    /// Whether what goes into the bundle is asked for.
+    #[serde(skip)]
+    pub bundling: bool,
+    /// Which replies of a test are looked at.
+    pub replies: Replies,
+    /// Reasoning that people write, by its question. It stays, should another rollout reject the same question.
+    pub mends: BTreeMap<String, String>,
+    /// The first reject in sight, from 0.
+    #[serde(skip)]
+    pub first: usize,
+}
+
+/// The parts of a task beside its form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ReasonPart {
+    /// What limits the adapters, and what becomes of the teacher's samples.
+    #[default]
+    Funnel,
+    /// The adapter that learns.
+    Run,
+    /// How models did in tests.
+    Tests,
+    /// Points.
+    Grade,
+    /// Questions that no sample answers rightly.
+    Rejects,
+}
+
+/// Which replies of a test are looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Replies {
+    /// What was tested.
+    pub what: String,
+    /// Only those that are right, or only those that are not.
+    pub right: Option<bool>,
+    /// The first one in sight, from 0.
+    #[serde(skip)]
+    pub first: usize,
+}
+
+impl Reason {
+    /// A file or folder of the task.
+    pub fn at(&self, name: &str) -> String {
+        format!("{}/{name}", self.config.out.trim_end_matches('/'))
+    }
+
+    /// Questions to learn from: those that were chosen, or those that are made.
+    pub fn train(&self) -> String {
+        self.config.train_file.clone().unwrap_or_else(|| self.at("train.json"))
+    }
+
+    /// Questions to be tested on.
+    pub fn valid(&self) -> String {
+        self.config.valid_file.clone().unwrap_or_else(|| self.at("valid.json"))
+    }
+
+    /// Puts a path that was chosen for a key where it belongs.
+    pub fn put(&mut self, key: &str, path: String) {
+        let config = &mut self.config;
+        match key {
+            "student" => config.student = path,
+            "teacher" => config.teacher = path,
+            "train_file" => config.train_file = Some(path),
+            "valid_file" => config.valid_file = Some(path),
+            "shots" => config.shots = Some(path),
+            _ => self.folder = path,
+        }
+        self.drafts.remove(key);
+    }
+}
+
 /// Other shares for a stage of a run in progress.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reweight {
@@ -204,6 +293,7 @@ impl Default for Forms {
             part: Part::Rows,
             rows: RowsShown::default(),
             shelf: Shelf::default(),
+            reason: Reason::default(),
             generate: GenerateRequest::default(),
             prompt: "Once upon a time".into(),
             stop: String::new(),
@@ -301,11 +391,27 @@ mod tests {
         forms.tune.set("target_modules", "[q_proj, v_proj]").expect("a list");
         forms.shelf.adapters.insert("runs/a/adapter".into(), (true, 0.5));
         forms.training = Some(Unfinished::Tuning { output_dir: "runs/a".into() });
+        forms.reason.config.set("keep", "3").expect("a number");
+        forms.reason.mends.insert("How many g are 2 kg?".into(), "2 * 1000 = <answer>2000</answer>".into());
         let text = serde_json::to_string(&forms).expect("plain data");
         assert_eq!(serde_json::from_str::<Forms>(&text).expect("what was written"), forms);
         assert_eq!(serde_json::from_str::<Forms>("{}").expect("keys of an older version"), Forms::default());
         let older = serde_json::from_str::<Forms>(r#"{"training": "runs/b"}"#).expect("it knew runs on texts only");
         assert_eq!(older.training, Some(Unfinished::Training("runs/b".into())));
+    }
+
+    #[test]
+    fn questions_are_those_that_were_chosen_or_those_that_are_made() {
+        let mut reason = Reason::default();
+        reason.config.out = "runs/units/".into();
+        assert_eq!(
+            [reason.train(), reason.valid(), reason.at("rft")],
+            ["train.json", "valid.json", "rft"].map(|name| format!("runs/units/{name}"))
+        );
+        reason.put("train_file", "a.json".into());
+        reason.put("teacher", "models/big".into());
+        assert_eq!((reason.train().as_str(), reason.valid().as_str()), ("a.json", "runs/units/valid.json"));
+        assert_eq!((reason.config.teacher.as_str(), reason.folder.as_str()), ("models/big", ""));
     }
 
     fn three_sources() -> Forms {

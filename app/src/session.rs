@@ -1,5 +1,6 @@
 //! What the engine has told us: events folded into what a window shows. No widgets, no tensors.
 
+mod reason;
 mod run;
 mod texts;
 mod tune;
@@ -15,6 +16,7 @@ use smolforge_engine::tasks::demo;
 
 use crate::units::shares;
 
+pub use reason::{Reasoning, asks_for_rejects, learns, reasons};
 pub use run::{Moment, Run};
 pub use texts::{Text, Token};
 pub use tune::{Rows, Unfinished, trains};
@@ -43,6 +45,8 @@ pub struct Session {
     pub models: BTreeMap<String, ModelReport>,
     /// Rows that were looked at last.
     pub rows: Option<Rows>,
+    /// The task with right answers that was worked on last.
+    pub reason: Reasoning,
     /// Pages of sources, the last one of each that was asked for.
     pub previews: Vec<(SourceConfig, PreviewReport)>,
     /// What the last self-test found.
@@ -128,6 +132,7 @@ impl Session {
 
     /// Folds one event.
     pub fn apply(&mut self, id: JobId, event: Event) {
+        self.hear_of_reason(id, &event);
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let (trains, tunes) = (trains(&job.command), matches!(job.command, Command::Finetune { .. }));
         let resumes = matches!(job.command, Command::Train { resume: true, .. } | Command::Finetune { resume: true, .. });
@@ -256,7 +261,7 @@ impl Session {
             Event::Failed { error, .. } => {
                 (job.state, job.progress) = (JobState::Failed(error.clone()), None);
                 // What is asked while people type is answered where they look.
-                if !matches!(job.command, Command::Describe { .. } | Command::Inspect { .. }) {
+                if !matches!(job.command, Command::Describe { .. } | Command::Inspect { .. }) && !asks_for_rejects(&job.command) {
                     self.note(NoticeKind::Error, error);
                 }
             }

@@ -55,6 +55,21 @@ pub fn read(visuals: &Visuals, odd: bool) -> Color32 {
     if odd { visuals.text_color().gamma_multiply(0.1) } else { Color32::TRANSPARENT }
 }
 
+/// A bar with words on it, in the colour of the n-th curve.
+pub fn bar(visuals: &Visuals, n: usize) -> Color32 {
+    series(n).gamma_multiply(if visuals.dark_mode { 0.6 } else { 0.4 })
+}
+
+/// A bar of what is more than there may be.
+pub fn too_long(visuals: &Visuals) -> Color32 {
+    error(visuals.dark_mode).gamma_multiply(if visuals.dark_mode { 0.6 } else { 0.5 })
+}
+
+/// What a bar would fill if it were whole.
+pub fn track(visuals: &Visuals) -> Color32 {
+    visuals.text_color().gamma_multiply(0.1)
+}
+
 /// Behind a row of a list.
 pub fn row(visuals: &Visuals, selected: bool, hovered: bool) -> Color32 {
     match (selected, hovered) {

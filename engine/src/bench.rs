@@ -27,14 +27,14 @@ use crate::train::{finetune, forward, gradients, losses_and_gradients, pretrain,
 /// An unknown preset, sizes out of range, a failed device.
 pub async fn run(request: &BenchRequest, store: &Store, control: &Control) -> Result<()> {
     let shape = hub::shape(store, &request.preset).await?;
-    let sizes = [("batch", request.batch), ("seq", request.seq), ("repeats", request.repeats)];
+    let sizes = [("batch", request.batch), ("seq", request.seq), ("repeats", request.repeats), ("rows", request.rows)];
     if let Some((flag, value)) = sizes.into_iter().find(|(_, value)| !(1..=1 << 20).contains(value)) {
         return Err(Error::Config(format!("--{flag} {value}: must lie between 1 and {}", 1 << 20)));
     }
     let context = shape.max_position_embeddings;
     let decode = request.decode.unwrap_or(64);
     let prefill = request.prefill.unwrap_or_else(|| 512.min(context.saturating_sub(decode + 1)));
-    let positions = request.seq.max(prefill.saturating_add(decode).saturating_add(1));
+    let positions = request.seq.max(prefill.max(BEFORE).saturating_add(decode).saturating_add(1));
     if positions > context {
         return Err(Error::Config(format!(
             "{} has a context of {context} tokens: lower --seq {} to that, and --prefill {prefill} and --decode {decode} to less than that together",
@@ -66,7 +66,8 @@ pub async fn run(request: &BenchRequest, store: &Store, control: &Control) -> Re
     if !training(request, &plain, &config, &report).await? {
         return Ok(());
     }
-    inference(&plain, &compute, [prefill, decode, request.repeats], &report).await
+    inference(&plain, &compute, [prefill, decode, request.repeats], &report).await?;
+    side_by_side(&plain, &compute, [request.rows, decode, request.repeats], &report).await
 }
 
 async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, report: &Report<'_>) -> Result<bool> {
@@ -142,6 +143,42 @@ async fn inference(model: &Llama, compute: &Compute, [prompt_len, decode_len, re
     if decode_len > 0 {
         report.phase("decode", decode, decode_len);
     }
+    Ok(())
+}
+
+/// Tokens that every sequence has before others are decoded side by side.
+const BEFORE: usize = 16;
+
+/// Decodes as [`inference`] does, several sequences at a time.
+async fn side_by_side(model: &Llama, compute: &Compute, [rows, tokens, repeats]: [usize; 3], report: &Report<'_>) -> Result<()> {
+    if rows < 2 || tokens == 0 {
+        return Ok(());
+    }
+    let (device, v) = (&compute.device, model.config.vocab_size);
+    let mut random = Random::new(4);
+    let before: Vec<i32> = (0..rows * BEFORE).map(|_| random.below(v as u64) as i32).collect();
+    let mut all = Vec::new();
+    for repeat in 0..=repeats {
+        if report.control.breathe().await == Flow::Stop {
+            return Ok(());
+        }
+        report.control.progress("decode side by side", repeat as u64, repeats as u64 + 1, "rounds");
+        let mut cache = KvCache::new(&model.config, rows, BEFORE + tokens, device);
+        let hidden = model.forward(ids(before.clone(), device), BEFORE, &Mask::causal(rows, BEFORE, 0, device), Some(&mut cache));
+        let d = hidden.dims()[1];
+        let last = hidden.reshape([rows, BEFORE, d]).narrow(1, BEFORE - 1, 1).reshape([rows, d]);
+        let mut logits = read_f32(model.logits(last)).await?;
+        let started = Instant::now();
+        for _ in 0..tokens {
+            let next = logits.chunks(v).map(|logits| sampler::argmax(logits) as i32).collect();
+            let mask = Mask::causal(rows, 1, cache.len, device);
+            logits = read_f32(model.logits(model.forward(ids(next, device), 1, &mask, Some(&mut cache)))).await?;
+        }
+        if repeat > 0 {
+            all.push(started.elapsed().as_secs_f64());
+        }
+    }
+    report.phase(&format!("decode, {rows} rows"), all, rows * tokens);
     Ok(())
 }
 

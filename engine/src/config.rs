@@ -130,6 +130,7 @@ config! {
 }
 
 pub mod finetune;
+pub mod reason;
 
 /// Where the text of a source comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -293,7 +294,9 @@ const TEXTS: &[&str] = &[
     "chat_template",
     "date",
     "init_adapter",
+    "shots",
     "train_file",
+    "valid_file",
     "validation_file",
     "target_modules",
 ];

@@ -22,9 +22,9 @@ use crate::generate::{self, Loaded};
 use crate::model::{fetch, hub};
 use crate::plan;
 use crate::platform;
-use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId};
+use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId, ReasonVerb};
 use crate::store::Store;
-use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, self_test, unpack};
+use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, reason, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::runs::{self, ReadLogs};
 use crate::train::{Ended, checkpoint, eval, finetune, pretrain};
@@ -292,10 +292,16 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
 /// Whether a longer job puts a model of its own on a device.
 fn takes_memory(command: &Command) -> bool {
     use Command::*;
-    let without = matches!(
-        command,
-        Inspect { .. } | Export { .. } | Merge { .. } | Tokenize { .. } | TrainTokenizer { .. } | Pack { .. } | Unpack { .. }
-    );
+    use ReasonVerb::{Bundle, MakeData, Mend, Rejects};
+    let without = match command {
+        Reason { verb, config } => match verb {
+            MakeData { .. } | Rejects { .. } | Mend { .. } => true,
+            Bundle { .. } => config.valid_file.is_none(),
+            _ => false,
+        },
+        Inspect { .. } | Export { .. } | Merge { .. } | Tokenize { .. } | TrainTokenizer { .. } | Pack { .. } | Unpack { .. } => true,
+        _ => false,
+    };
     !without
 }
 
@@ -311,6 +317,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
         | Command::TrainTokenizer { out, .. }
         | Command::Demo { out, .. }
         | Command::DemoFinetune { out, .. }
+        | Command::DemoTask { out, .. }
         | Command::Pack { out, .. }
         | Command::Unpack { out, .. } => Some(("--out", out)),
         Command::Generate(GenerateRequest { model, .. }) | Command::Eval { model, .. } => Some(("--model", model)),
@@ -326,6 +333,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
             return finetune::run(&config, resume, store, control).await;
         }
         Command::Demo { out, device, seed, steps } => return demo::run(&out, device, seed, steps, store, control).await,
+        Command::DemoTask { out, device, seed, steps } => return demo::task::run(&out, device, seed, steps, store, control).await,
         Command::DemoFinetune { out, device, seed, steps, updates } => {
             return demo::finetune::run(&out, device, seed, [steps, updates], store, control).await;
         }
@@ -367,6 +375,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
             plan::finetune::run(&config, &model, budget_bytes, store, control).await?;
         }
         Command::Bench(request) => bench::run(&request, store, control).await?,
+        Command::Reason { config, verb } => return reason::run(&config, verb, store, control).await,
         Command::Runs { folder } if folder != "." && !store.exists(&folder).await => {
             return Err(Error::File { path: folder, reason: "no such folder".into() });
         }

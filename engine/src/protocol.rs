@@ -3,6 +3,7 @@
 //! A shell sends [`Command`]s and folds [`Event`]s. `events.jsonl` of a run is this event stream
 //! written down, so a plot of yesterday's run and a live plot are the same code.
 
+mod reasoning;
 mod reports;
 mod requests;
 
@@ -15,6 +16,7 @@ use crate::error::Error;
 pub use crate::data::example::{LossOn, Piece};
 pub use crate::data::preflight::{Check, Lengths, Level, Preflight};
 pub use crate::text::template::Message;
+pub use reasoning::{BudgetReport, Capped, FunnelReport, GradeCase, GradeReport, ReasonVerb, Reject, Reply, Tally, TestReport};
 pub use reports::{
     AnswerReport, DeviceInfo, ExampleReport, KernelReport, Match, Matches, MemoryReport, ModelReport, PlanReport, PreviewReport, RunInfo,
     RunState, RunSummary, SourcePlan, StepReport, TextScore,
@@ -22,6 +24,7 @@ pub use reports::{
 pub use requests::{AdapterChoice, AnswersRequest, BenchRequest, ExportDtype, GenerateRequest, Sampling};
 
 pub use crate::config::finetune::FinetuneConfig;
+pub use crate::config::reason::ReasonConfig;
 pub use crate::config::{DeviceChoice, Precision, SourceConfig, TrainConfig};
 
 /// Names a job: its shell gives it, events of the job carry it.
@@ -168,6 +171,25 @@ pub enum Command {
         steps: u32,
         /// Updates of the adapter.
         updates: u32,
+    },
+    /// The whole of a task on built-in data: student and teacher, then questions, tests, adapters, rollouts, grade and bundle
+    /// with three seeds.
+    DemoTask {
+        /// Folder to write into.
+        out: String,
+        /// Where to compute.
+        device: DeviceChoice,
+        /// Seed of texts, weights and questions.
+        seed: u64,
+        /// Updates of each pre-training.
+        steps: u32,
+    },
+    /// A task with one right answer to every question: questions, tests, adapters, rollouts, grade, bundle.
+    Reason {
+        /// What the verbs share.
+        config: Box<ReasonConfig>,
+        /// What is to be done.
+        verb: ReasonVerb,
     },
     /// All runs below a folder.
     Runs {
@@ -405,6 +427,21 @@ pub enum Event {
         /// By task.
         tasks: BTreeMap<String, Matches>,
     },
+    /// How a model did in a test.
+    Tested(TestReport),
+    /// How far a rollout is, and what it has yielded.
+    Funnel(FunnelReport),
+    /// Questions of a rollout without a right sample.
+    Rejected {
+        /// File of the rollout's rows.
+        data: String,
+        /// The questions.
+        rejects: Vec<Reject>,
+    },
+    /// The points of a submission.
+    Graded(GradeReport),
+    /// What limits a task's adapters.
+    Budget(BudgetReport),
     /// Token count of one file.
     Tokenized {
         /// The file.
@@ -430,7 +467,7 @@ pub enum Event {
     Plan(PlanReport),
     /// One measurement.
     Bench {
-        /// `step`, `forward`, `backward`, `optimizer`, `prefill`, `decode`.
+        /// `step`, `forward`, `backward`, `optimizer`, `prefill`, `decode`, `decode, N rows`.
         phase: String,
         /// Median seconds.
         secs: f64,

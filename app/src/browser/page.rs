@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use egui::Context;
 use js_sys::{Array, Promise, Reflect};
-use smolforge_engine::protocol::{Command, Event, JobId};
+use smolforge_engine::protocol::{Command, Event, JobId, ReasonVerb};
 use wasm_bindgen::prelude::Closure;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
@@ -242,14 +242,16 @@ impl Picker {
                 input.set_multiple(true);
                 input.set_accept(".txt,.md,.jsonl,.ndjson,.py,.rs,text/*");
             }
-            Pick::Tokenizer => input.set_accept(".json"),
+            Pick::Tokenizer | Pick::Questions(_) => input.set_accept(".json"),
             Pick::Rows | Pick::Validation => {
                 input.set_multiple(true);
                 input.set_accept(".jsonl,.ndjson,.json");
             }
             Pick::Dropped => return Ok(()),
             Pick::Zip => input.set_accept(".zip"),
-            Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter => input.set_attribute("webkitdirectory", "")?,
+            Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter | Pick::Folder(_) => {
+                input.set_attribute("webkitdirectory", "")?;
+            }
         }
         let (picker, chooser) = (self.clone(), input.clone());
         let on_change = Closure::once_into_js(move || {
@@ -276,7 +278,7 @@ impl Picker {
     fn copy(&self, pick: Pick, files: Vec<File>) {
         let picker = self.clone();
         spawn_local(async move {
-            let text = matches!(pick, Pick::Texts | Pick::TextFolder | Pick::Rows | Pick::Validation | Pick::Dropped);
+            let text = matches!(pick, Pick::Texts | Pick::TextFolder | Pick::Rows | Pick::Validation | Pick::Questions(_) | Pick::Dropped);
             let (whole, folder) = (!text && pick != Pick::Zip, picked_folder(pick));
             let all = files.iter().fold(0, |all: u64, file| all.wrapping_mul(31).wrapping_add(mark(file)));
             let mut paths = Vec::new();
@@ -320,7 +322,7 @@ impl Picker {
             Command::Export { out, .. } | Command::Merge { out, .. } if well => {
                 return Some(Command::Pack { folder: out.clone(), out: format!("{out}.zip") });
             }
-            Command::Pack { out, .. } if well => self.deliver(out),
+            Command::Pack { out, .. } | Command::Reason { verb: ReasonVerb::Bundle { out, .. }, .. } if well => self.deliver(out),
             Command::Unpack { file, .. } if file.starts_with("zips/") => {
                 let file = file.clone();
                 spawn_local(async move { drop(remove(&file).await) });
@@ -346,7 +348,7 @@ fn files(list: FileList) -> Vec<File> {
 
 /// Whether a folder is chosen, not files.
 fn picked_folder(pick: Pick) -> bool {
-    matches!(pick, Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter)
+    matches!(pick, Pick::TextFolder | Pick::Init | Pick::Model | Pick::Base | Pick::Adapter | Pick::Folder(_))
 }
 
 /// The folder of the browser's file system for what is chosen.
@@ -354,8 +356,10 @@ fn kept_in(pick: Pick) -> &'static str {
     match pick {
         Pick::Texts | Pick::TextFolder | Pick::Dropped => "texts",
         Pick::Rows | Pick::Validation => "rows",
+        Pick::Questions(_) => "questions",
+        Pick::Folder("folder") => "folders",
         Pick::Tokenizer => "tokenizers",
-        Pick::Init | Pick::Model | Pick::Base => "models",
+        Pick::Init | Pick::Model | Pick::Base | Pick::Folder(_) => "models",
         Pick::Adapter => "adapters",
         Pick::Zip => "zips",
     }

@@ -49,13 +49,18 @@ pub struct Args {
     /// Tokens to decode; 0: skip [default: 64]
     #[arg(long, value_name = "N")]
     decode: Option<usize>,
+
+    /// Sequences to decode side by side as well; 1: skip
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    rows: usize,
 }
 
 impl Args {
     /// Measures and prints a row per phase.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
-        let Self { preset, device, precision, method, gradient_checkpointing, batch, seq, repeats, prefill, decode } = self;
-        let request = BenchRequest { preset, device, precision, method, gradient_checkpointing, batch, seq, repeats, prefill, decode };
+        let Self { preset, device, precision, method, gradient_checkpointing, batch, seq, repeats, prefill, decode, rows } = self;
+        let request =
+            BenchRequest { preset, device, precision, method, gradient_checkpointing, batch, seq, repeats, prefill, decode, rows };
         let mut table = Table::new(&["phase", ">median time", ">tokens/s", ">peak memory", ">on the device"]);
         let mut planned = 0;
         drive(Command::Bench(request), json, |screen, event| {

@@ -1,10 +1,11 @@
 //! `smolforge demo`: the whole main job on text that the program writes itself.
 
 use smolforge_engine::protocol::{Command, DeviceChoice};
-use smolforge_engine::tasks::demo::{SEED, finetune};
+use smolforge_engine::tasks::demo::{SEED, finetune, task};
 
 use super::answers::Found;
 use super::generate::Samples;
+use super::task::show::Teller;
 use super::{DEVICES, choice, drive, train};
 
 /// Updates of the whole curriculum: some minutes on two CPU cores.
@@ -33,6 +34,10 @@ pub struct Args {
     #[arg(long)]
     finetune: bool,
 
+    /// Reason instead: a small student and a larger teacher of 600 updates each, then the whole of a task with three seeds: worked examples, answers (SFT), the teacher's right reasoning (RFT); goes on where it was stopped
+    #[arg(long, conflicts_with = "finetune")]
+    task: bool,
+
     /// Updates of the adapter
     #[arg(long, value_name = "N", default_value_t = finetune::UPDATES, requires = "finetune")]
     updates: u32,
@@ -41,8 +46,16 @@ pub struct Args {
 impl Args {
     /// Runs the demo and shows it as `train` and `generate` show theirs.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
-        let Self { out, device, seed, steps, finetune: tunes, updates } = self;
-        let steps = steps.unwrap_or(if tunes { finetune::STEPS } else { STEPS });
+        let Self { out, device, seed, steps, finetune: tunes, task: reasons, updates } = self;
+        let steps = steps.unwrap_or(match (tunes, reasons) {
+            (true, _) => finetune::STEPS,
+            (_, true) => task::STEPS,
+            _ => STEPS,
+        });
+        if reasons {
+            let mut teller = Teller::default();
+            return drive(Command::DemoTask { out, device, seed, steps }, json, |screen, event| teller.show(screen, event));
+        }
         if tunes {
             let mut found = Found::new(&["Before fine-tuning", "After fine-tuning"]);
             return drive(Command::DemoFinetune { out, device, seed, steps, updates }, json, |screen, event| {

@@ -1,4 +1,4 @@
-//! The flags of a run, made from [`FIELDS`]: every key of the YAML file is a flag of the same name.
+//! The flags of a run, made from the fields of its configuration: every key of the YAML file is a flag of the same name.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,10 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use futures_lite::future::block_on;
 use serde_json::Value;
 use smolforge_engine::config::finetune::{FINETUNE_FIELDS, FinetuneConfig};
+use smolforge_engine::config::reason::{REASON_FIELDS, ReasonConfig};
 use smolforge_engine::config::{FIELDS, Field, SourceConfig, TrainConfig};
 
+use super::task::keys::{matters, other_names};
 use super::{Usage, store};
 
 /// What was given on the command line, by key of the configuration.
@@ -144,10 +146,66 @@ impl FromArgMatches for FinetuneFlags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        let given = FINETUNE_FIELDS.iter().filter_map(|field| Some((field.name, matches.get_one::<String>(field.name)?.clone())));
-        self.0.extend(given);
+        self.0.extend(given(FINETUNE_FIELDS, matches));
         Ok(())
     }
+}
+
+/// What was given of a task's settings on the command line, by key of the configuration.
+#[derive(Debug, Default)]
+pub struct ReasonFlags(Vec<(&'static str, String)>);
+
+impl ReasonFlags {
+    /// The settings that file and flags describe: defaults, then the YAML file, then the flags.
+    pub fn config(&self, file: Option<&str>) -> anyhow::Result<ReasonConfig> {
+        let mut config = match file {
+            Some(file) => ReasonConfig::from_yaml(&block_on(store().read_text(file))?).with_context(|| file.to_string())?,
+            None => ReasonConfig::default(),
+        };
+        for (key, text) in &self.0 {
+            config.set(key, text).map_err(|error| Usage(error.to_string()))?;
+        }
+        Ok(config)
+    }
+}
+
+impl Args for ReasonFlags {
+    /// The flags of the keys that matter to the verb, which has the command's name.
+    fn augment_args(command: Command) -> Command {
+        let verb = command.get_name().to_string();
+        let defaults = serde_json::to_value(ReasonConfig::default()).unwrap_or_default();
+        let fields = REASON_FIELDS.iter().filter(|field| matters(&verb, field.name));
+        fields.fold(command, |command, field| {
+            let flag = flag(field, &defaults[field.name]).visible_aliases(other_names(&verb, field.name));
+            // A word of its own says yes, too.
+            command.arg(if verb == "make-data" && field.name == "temperatures" {
+                flag.num_args(0..=1).default_missing_value("true")
+            } else {
+                flag
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ReasonFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(given(REASON_FIELDS, matches).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.extend(given(REASON_FIELDS, matches));
+        Ok(())
+    }
+}
+
+/// Keys and what was given for them; those that the verb has no flag for are left out.
+fn given<'a>(fields: &'static [Field], matches: &'a ArgMatches) -> impl Iterator<Item = (&'static str, String)> + 'a {
+    let text = |key| matches.try_get_one::<String>(key).ok().flatten().cloned();
+    fields.iter().filter_map(move |field| Some((field.name, text(field.name)?)))
 }
 
 impl Args for RunFlags {
@@ -195,17 +253,19 @@ fn flag(field: &Field, default: &Value) -> Arg {
     }
     let shown = match default {
         Value::String(text) => format!(" [default: {text}]"),
-        Value::Number(number) => format!(" [default: {number}]"),
+        Value::Number(number) => format!(" [default: {}]", short(number)),
         Value::Bool(value) => format!(" [default: {value}]"),
         _ => String::new(),
     };
     let value_name = match (field.name, default) {
         ("out" | "init" | "output_dir" | "init_adapter", _) => "DIR",
-        ("model_name", _) => "DIR|NAME",
-        ("tokenizer" | "train_file" | "validation_file" | "chat_template", _) => "FILE",
+        ("model_name" | "student" | "teacher", _) => "DIR|NAME",
+        ("tokenizer" | "train_file" | "valid_file" | "validation_file" | "chat_template" | "shots", _) => "FILE",
         ("columns", _) => "YAML",
         ("date", _) => "YYYY-MM-DD",
-        ("task_prefix_format" | "target_modules", _) => "TEXT",
+        ("task_prefix_format" | "target_modules" | "system", _) => "TEXT",
+        ("keep", _) => "first|shortest|N",
+        ("quantize_teacher", _) => "auto|yes|no",
         (_, Value::Bool(_)) => "true|false",
         ("data_stages" | "mix_changes", _) => "YAML|FILE",
         ("sample_prompt", _) => "TEXT",
@@ -218,6 +278,14 @@ fn flag(field: &Field, default: &Value) -> Arg {
         .value_name(value_name)
         .help(format!("{}{shown}", field.help.trim()))
         .help_heading(field.group)
+}
+
+/// A number without the digits that a number of 32 bits gets where it is kept in 64.
+fn short(number: &serde_json::Number) -> String {
+    match number.as_f64().filter(|x| number.is_f64() && f64::from(*x as f32) == *x) {
+        Some(x) => format!("{:?}", x as f32),
+        None => number.to_string(),
+    }
 }
 
 fn named_path(text: &str) -> Result<(String, String), String> {

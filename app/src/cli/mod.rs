@@ -23,6 +23,7 @@ mod progress;
 mod runs;
 mod self_test;
 mod table;
+mod task;
 mod tokenize;
 mod train;
 mod train_tokenizer;
@@ -73,6 +74,7 @@ enum Verb {
     Chat(chat::Args),
     Eval(Box<eval::Args>),
     Merge(merge::Args),
+    Task(task::Args),
     Export(export::Args),
     Tokenize(tokenize::Args),
     TrainTokenizer(train_tokenizer::Args),
@@ -125,8 +127,11 @@ pub fn main() -> ExitCode {
 /// The command line as clap knows it. A negative number is a value everywhere, so that what is said
 /// about it is that it is too small and not that it is an unknown flag.
 fn definition() -> clap::Command {
-    let allow = |arg: clap::Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
-    Cli::command().mut_subcommands(|verb| verb.mut_args(allow))
+    fn allowing(command: clap::Command) -> clap::Command {
+        let allow = |arg: clap::Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+        command.mut_args(allow).mut_subcommands(allowing)
+    }
+    allowing(Cli::command())
 }
 
 /// What clap says about a command line, on one line: its synopsis is left to `--help`.
@@ -157,6 +162,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Chat(args) => args.run(json),
         Verb::Eval(args) => args.run(json),
         Verb::Merge(args) => args.run(json),
+        Verb::Task(args) => args.run(json),
         Verb::Export(args) => args.run(json),
         Verb::Tokenize(args) => args.run(json),
         Verb::TrainTokenizer(args) => args.run(json),
@@ -176,7 +182,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 ///
 /// A reader that has gone away (`| head`) stops the job and is no error.
 fn drive(command: Command, json: bool, show: impl FnMut(&Screen, &Event) -> io::Result<()>) -> anyhow::Result<()> {
-    let saves = matches!(command, Command::Train { .. } | Command::Finetune { .. } | Command::Demo { .. } | Command::DemoFinetune { .. });
+    let demo = matches!(command, Command::Demo { .. } | Command::DemoFinetune { .. } | Command::DemoTask { .. });
+    let saves = demo || matches!(command, Command::Train { .. } | Command::Finetune { .. });
     Shell::start(saves)?.run(command, json, |_| (), show)
 }
 

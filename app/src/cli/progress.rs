@@ -5,12 +5,16 @@ use std::time::{Duration, Instant};
 
 use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use smolforge_engine::protocol::{Event, StepReport};
+use smolforge_engine::protocol::{Event, FunnelReport, StepReport};
 
-use crate::units::{amount, count, duration, percent, rate};
+use crate::units::{amount, count, duration, percent, rate, yielded};
 
 /// Time between lines where there is no terminal to redraw.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
+
+/// A bar with one message beside it, and one with a message of its own line.
+const ONE_LINE: &str = "  {prefix} [{bar:24.cyan/dim}] {wide_msg}";
+const TWO_LINES: &str = "  {prefix} [{bar:24.cyan/dim}]\n  {wide_msg}";
 
 /// Standard error, and standard output where both meet on one terminal.
 pub struct Screen {
@@ -73,6 +77,9 @@ impl Screen {
         if let Event::Progress { task, done, total, unit } = event {
             return self.progress(task, *done, *total, unit);
         }
+        if let Event::Funnel(report) = event {
+            return self.funnel(report);
+        }
         self.task.clear();
         match event {
             Event::Run(run) => self.run.name = run.steps.to_string(),
@@ -90,24 +97,35 @@ impl Screen {
     }
 
     fn progress(&mut self, task: &str, done: u64, total: u64, unit: &str) {
-        if self.task.name != task {
-            self.task.clear();
-            // The line of a task that is over at once says nothing: the first one waits its turn.
-            self.task = Bar { name: task.into(), drawn: None, last_line: Some(Instant::now()), open: false };
-        }
         let part = match (total, unit) {
             (0, _) => amount(done, unit),
             (_, "bytes") => format!("{} of {}", amount(done, unit), amount(total, unit)),
             _ => format!("{} of {}", count(done), amount(total, unit)),
         };
+        self.part(task, done, total, &part, "");
+    }
+
+    fn funnel(&mut self, report: &FunnelReport) {
+        let part = format!("{} of {}", count(report.done), amount(report.questions, "questions"));
+        self.part("rollout", report.done, report.questions, &part, &yielded(report));
+    }
+
+    /// Redraws the bar of a task, or prints its line where one is due; `more` stands below the bar, or at the line's end.
+    fn part(&mut self, task: &str, done: u64, total: u64, part: &str, more: &str) {
+        if self.task.name != task {
+            self.task.clear();
+            // The line of a task that is over at once says nothing: the first one waits its turn.
+            self.task = Bar { name: task.into(), drawn: None, last_line: Some(Instant::now()), open: false };
+        }
         if self.lines.live {
-            let bar = self.task.draw(&self.lines, total, "  {prefix} [{bar:24.cyan/dim}] {wide_msg}");
-            bar.set_prefix(task.to_string());
+            let bar = self.task.draw(&self.lines, total, if more.is_empty() { ONE_LINE } else { TWO_LINES });
+            bar.set_prefix(if more.is_empty() { task.to_string() } else { format!("{task}: {part}") });
             bar.set_position(done);
-            bar.set_message(part);
+            bar.set_message(if more.is_empty() { part } else { more }.to_string());
         } else if self.task.is_due() || (self.task.open && done == total) {
             let share = if total == 0 { String::new() } else { format!(" ({})", percent(done as f64 / total as f64)) };
-            self.line(format!("{task}: {part}{share}"));
+            let more = if more.is_empty() { String::new() } else { format!(" · {more}") };
+            self.line(format!("{task}: {part}{share}{more}"));
             self.task.open = done != total;
         }
     }

@@ -41,6 +41,7 @@ fn words(key: &str) -> &'static [&'static str] {
         "loss_on" => &["assistant", "completion", "all"],
         "save_strategy" | "eval_strategy" => Interval::WORDS,
         "metric_for_best_model" => Metric::WORDS,
+        "quantize_teacher" => &["auto", "yes", "no"],
         _ => &[],
     }
 }
@@ -58,13 +59,13 @@ fn title(group: &str) -> &str {
 impl Fields<'_> {
     /// All keys but those that are shown elsewhere, in their groups.
     pub fn groups(&mut self, ui: &mut Ui, open: &[&str], elsewhere: &[&str]) {
-        let mut groups: Vec<&str> = self.fields.iter().map(|field| field.group).collect();
+        let here = |field: &&Field| !elsewhere.contains(&field.name);
+        let mut groups: Vec<&str> = self.fields.iter().filter(here).map(|field| field.group).collect();
         groups.dedup();
         for group in groups {
             egui::CollapsingHeader::new(title(group)).id_salt(group).default_open(open.contains(&group)).show(ui, |ui| {
                 egui::Grid::new(group).num_columns(2).min_col_width(130.0).show(ui, |ui| {
-                    let shown = |field: &&Field| field.group == group && !elsewhere.contains(&field.name);
-                    for field in self.fields.iter().filter(shown) {
+                    for field in self.fields.iter().filter(here).filter(|field| field.group == group) {
                         self.row(ui, field);
                         ui.end_row();
                     }
@@ -117,6 +118,7 @@ impl Fields<'_> {
             let pick = match field.name {
                 "tokenizer" => Some(Pick::Tokenizer),
                 "init" => Some(Pick::Init),
+                "train_file" | "valid_file" | "shots" => Some(Pick::Questions(field.name)),
                 _ => None,
             };
             if let Some(pick) = pick.filter(|_| ui.small_button("…").clicked()) {

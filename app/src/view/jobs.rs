@@ -1,28 +1,34 @@
-//! A run in progress: what it can be told, how far it is, and its plots.
+//! A job in progress: what it can be told, how far it is, and the plots of a run.
 
 use egui::{ScrollArea, Ui};
 use smolforge_engine::protocol::{Command, JobId};
 
 use super::{Ask, SAVE, STOP, pressed, run, with_keys};
 use crate::forms::{Forms, Part, Plots, Tab};
-use crate::session::{Job, JobState, Session};
+use crate::session::{Job, JobState, Session, trains};
 use crate::units::amount;
 
-/// Pausing, saving and stopping a training job.
+/// Pausing and stopping a job, and saving one that trains.
 pub fn controls(ui: &mut Ui, id: JobId, job: &Job, asks: &mut Vec<Ask>) {
     let (label, command) = if job.paused { ("▶ go on", Command::Continue) } else { ("pause", Command::Pause) };
     if ui.add_enabled(!job.stopping && job.state == JobState::Running, egui::Button::new(label)).clicked() {
         asks.push(Ask::Tell(id, command));
     }
-    let runs = !job.stopping && !job.paused && job.state == JobState::Running;
-    let save = ui.add_enabled(runs, egui::Button::new("save")).on_disabled_hover_text("The run must be going on for that");
-    let save = save.on_hover_text(with_keys(ui, "Writes a checkpoint after this step and goes on", &SAVE));
-    if save.clicked() || (runs && pressed(ui, &SAVE)) {
-        asks.push(Ask::Tell(id, Command::Save));
+    let trains = trains(&job.command);
+    if trains {
+        let runs = !job.stopping && !job.paused && job.state == JobState::Running;
+        let save = ui.add_enabled(runs, egui::Button::new("save")).on_disabled_hover_text("The run must be going on for that");
+        let save = save.on_hover_text(with_keys(ui, "Writes a checkpoint after this step and goes on", &SAVE));
+        if save.clicked() || (runs && pressed(ui, &SAVE)) {
+            asks.push(Ask::Tell(id, Command::Save));
+        }
     }
-    let stop = ui.add_enabled(!job.stopping, egui::Button::new("stop and save"));
-    let help = with_keys(ui, "Finishes the micro-batch and saves; the run can go on later", &STOP);
-    if stop.on_hover_text(help).clicked() || (!job.stopping && pressed(ui, &STOP)) {
+    let (label, help) = match trains {
+        true => ("stop and save", "Finishes the micro-batch and saves; the run can go on later"),
+        false => ("stop", "What is done is kept, and the same button goes on from there"),
+    };
+    let stop = ui.add_enabled(!job.stopping, egui::Button::new(label));
+    if stop.on_hover_text(with_keys(ui, help, &STOP)).clicked() || (!job.stopping && pressed(ui, &STOP)) {
         asks.push(Ask::Tell(id, Command::Stop));
     }
     match (&job.state, job.stopping) {

@@ -9,6 +9,7 @@ pub mod mix;
 pub mod notices;
 pub mod plan;
 pub mod plots;
+pub mod reason;
 pub mod rows;
 pub mod run;
 pub mod runs;

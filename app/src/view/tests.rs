@@ -13,6 +13,7 @@ use smolforge_engine::protocol::{
 use smolforge_engine::tasks::demo;
 
 mod pictures;
+mod reason;
 mod tune;
 
 use super::{Ask, device, generate, runs, sources, texts, train};

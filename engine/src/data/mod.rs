@@ -13,6 +13,7 @@ pub mod example;
 pub mod examples;
 pub mod feed;
 mod jsonl;
+pub mod lessons;
 pub mod manual;
 pub mod mix_change;
 pub mod mixture;

@@ -1,5 +1,6 @@
 //! Text from a model: prompt → cache → one token after the other.
 
+pub mod batch;
 pub mod loaded;
 pub mod sampler;
 pub mod speech;
@@ -48,14 +49,57 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// `stop`, `length` or `cancelled`.
     pub finish: &'static str,
-    /// Seconds until the first token.
-    pub prefill_secs: f64,
-    /// Seconds for the others.
-    pub decode_secs: f64,
 }
 
-/// Continues `prompt`; `on_token` gets every new token with the logits it was drawn from, `on_text` whole characters as
-/// they come.
+/// A sample on its way.
+struct Written {
+    /// Prompt and new tokens.
+    all: Vec<u32>,
+    prompt: usize,
+    text: String,
+    stream: TextStream,
+    random: Random,
+    finish: Option<&'static str>,
+}
+
+impl Written {
+    fn new(prompt: &[u32], random: Random, limits: &Limits<'_>) -> Self {
+        let finish = (limits.max_new_tokens == 0).then_some("length");
+        let stream = TextStream::new(limits.stop.to_vec());
+        Self { all: prompt.to_vec(), prompt: prompt.len(), text: String::new(), stream, random, finish }
+    }
+
+    fn tokens(&self) -> &[u32] {
+        &self.all[self.prompt..]
+    }
+
+    /// Draws the next token; it, and the text that can be shown now.
+    fn next(&mut self, logits: &[f32], tokenizer: &Tokenizer, sampling: &Sampling, limits: &Limits<'_>) -> Result<(u32, String)> {
+        let id = sampler::draw(logits, sampling, &self.all, &mut self.random)?;
+        self.all.push(id);
+        if limits.end.contains(&id) {
+            self.finish = Some("stop");
+            return Ok((id, String::new()));
+        }
+        let piece = self.stream.push(tokenizer.token_bytes(id));
+        self.text.push_str(&piece.text);
+        self.finish = match () {
+            () if piece.stopped => Some("stop"),
+            () if self.tokens().len() >= limits.max_new_tokens => Some("length"),
+            () => None,
+        };
+        Ok((id, piece.text))
+    }
+
+    /// The sample, and its last text, which was held back until now.
+    fn end(self) -> (Generation, String) {
+        let (rest, tokens) = (self.stream.finish(), self.all[self.prompt..].to_vec());
+        (Generation { text: self.text + &rest, tokens, finish: self.finish.unwrap_or("cancelled") }, rest)
+    }
+}
+
+/// Continues `prompt`; returns the sample with the seconds until its first token and those for the others. `on_token` gets
+/// every new token with the logits it was drawn from, `on_text` whole characters as they come.
 ///
 /// # Errors
 /// [`Error::Context`] where prompt and new tokens do not fit the model's context; an empty prompt of a
@@ -66,11 +110,11 @@ pub async fn generate(
     prompt: &[u32],
     sampling: &Sampling,
     limits: &Limits<'_>,
-    random: &mut Random,
+    random: Random,
     control: &Control,
     mut on_token: impl FnMut(u32, &[f32]),
     mut on_text: impl FnMut(&str),
-) -> Result<Generation> {
+) -> Result<(Generation, [f64; 2])> {
     if prompt.is_empty() {
         return Err(Error::Config("the prompt is empty: give at least one character".into()));
     }
@@ -81,16 +125,14 @@ pub async fn generate(
     let started = Instant::now();
     let device = model.norm.weight.tensor.device();
     let mut cache = KvCache::new(&model.config, 1, capacity, &device);
-    let mut all = prompt.to_vec();
     let mut new = prompt.to_vec(); // what the model has not seen yet
-    let mut stream = TextStream::new(limits.stop.to_vec());
-    let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "length");
+    let mut written = Written::new(prompt, random, limits);
     let mut prefill_secs = 0.0;
-    while tokens.len() < limits.max_new_tokens {
+    while written.finish.is_none() {
         let mut hidden = None;
         for piece in new.chunks(PREFILL_TOKENS) {
             if control.breathe().await == Flow::Stop {
-                finish = "cancelled";
+                written.finish = Some("cancelled");
                 break;
             }
             let (t, mask) = (piece.len(), Mask::causal(1, piece.len(), cache.len, &device));
@@ -98,33 +140,20 @@ pub async fn generate(
             let states = model.forward(piece, t, &mask, Some(&mut cache)); // [t, d]
             hidden = Some(states.narrow(0, t - 1, 1));
         }
-        let Some(hidden) = hidden.filter(|_| finish != "cancelled") else { break };
+        let Some(hidden) = hidden.filter(|_| written.finish.is_none()) else { break };
         let logits = read_f32(model.logits(hidden)).await?;
-        let id = sampler::draw(&logits, sampling, &all, random)?;
-        if tokens.is_empty() {
+        let (id, piece) = written.next(&logits, tokenizer, sampling, limits)?;
+        if written.tokens().len() == 1 {
             prefill_secs = started.elapsed().as_secs_f64();
         }
         on_token(id, &logits);
-        tokens.push(id);
-        all.push(id);
+        on_text(&piece);
         new = vec![id];
-        if limits.end.contains(&id) {
-            finish = "stop";
-            break;
-        }
-        let piece = stream.push(tokenizer.token_bytes(id));
-        on_text(&piece.text);
-        text.push_str(&piece.text);
-        if piece.stopped {
-            finish = "stop";
-            break;
-        }
     }
-    let rest = stream.finish();
+    let (generation, rest) = written.end();
     on_text(&rest);
-    text.push_str(&rest);
     let decode_secs = started.elapsed().as_secs_f64() - prefill_secs;
-    Ok(Generation { text, tokens, finish, prefill_secs, decode_secs })
+    Ok((generation, [prefill_secs, decode_secs]))
 }
 
 /// Serves a request: loads the model, unless it is the one that is `loaded`, and streams every sample of every prompt.
@@ -170,7 +199,7 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
         let limits = Limits { max_new_tokens, stop: &request.stop, end: &end };
         for sample in 0..request.num_samples {
             let stream = (prompt * request.num_samples + sample) as u64;
-            let mut random = Random::stream(request.sampling.seed, stream);
+            let random = Random::stream(request.sampling.seed, stream);
             let text_of = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
             let on_token = |id: u32, logits: &[f32]| {
                 if request.alternatives > 0 {
@@ -184,8 +213,8 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
                     control.emit(Event::Text { prompt, sample, text: text.into() });
                 }
             };
-            let done =
-                generate(&model, &tokenizer, prompt_ids, &request.sampling, &limits, &mut random, control, on_token, on_text).await?;
+            let (done, [prefill_secs, decode_secs]) =
+                generate(&model, &tokenizer, prompt_ids, &request.sampling, &limits, random, control, on_token, on_text).await?;
             let cancelled = done.finish == "cancelled";
             control.emit(Event::Generated {
                 prompt,
@@ -194,8 +223,8 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
                 prompt_tokens: prompt_ids.len(),
                 tokens: done.tokens,
                 finish: done.finish.into(),
-                prefill_secs: done.prefill_secs,
-                decode_secs: done.decode_secs,
+                prefill_secs,
+                decode_secs,
             });
             if cancelled {
                 return Ok(());

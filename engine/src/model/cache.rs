@@ -1,10 +1,10 @@
 //! Keys and values of the tokens seen so far.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::config::LlamaConfig;
 
-/// Per layer `[b, capacity, g·e]` of keys and of values, of which `len` rows per sequence are filled.
+/// Per layer `[b, capacity, g·e]` of keys and of values, of which `len` columns are filled.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Vec<(Tensor<3>, Tensor<3>)>,
@@ -21,6 +21,21 @@ impl KvCache {
         let empty = || Tensor::zeros([batch, capacity, width], (device, DType::F32));
         let layers = (0..config.num_hidden_layers).map(|_| (empty(), empty())).collect();
         Self { layers, batch, capacity, len: 0 }
+    }
+
+    /// Bytes of such a cache for one sequence.
+    pub fn row_bytes(config: &LlamaConfig, capacity: usize) -> u64 {
+        8 * (config.num_hidden_layers * config.num_key_value_heads * config.head_dim * capacity) as u64
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Columns that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Stores the keys and values of `t` new tokens of a layer and returns all of its buffer as
@@ -41,4 +56,54 @@ impl KvCache {
     pub fn advance(&mut self, t: usize) {
         self.len += t;
     }
+
+    /// Writes sequences of another cache over some of this one: their last columns are the last ones here. `rows` pairs a
+    /// sequence of `from` with the one here that it replaces, which come in rising order.
+    pub fn replace(&mut self, from: &Self, rows: &[(usize, usize)]) {
+        let t = from.len;
+        assert!(t <= self.len, "{t} columns do not fit before column {}", self.len);
+        let runs: Vec<&[(usize, usize)]> = rows.chunk_by(|a, b| a.1 + 1 == b.1).collect();
+        for (here, there) in self.layers.iter_mut().zip(&from.layers) {
+            for run in &runs {
+                let chosen = indices(run.iter().map(|(from, _)| *from), &there.0.device());
+                let (first, width) = (run[0].1, there.0.dims()[2]);
+                let range = [first..first + run.len(), self.len - t..self.len, 0..width];
+                let taken = |tensor: &Tensor<3>| tensor.clone().narrow(1, 0, t).select(0, chosen.clone());
+                here.0.inplace(|keys| keys.slice_assign(range.clone(), taken(&there.0)));
+                here.1.inplace(|values| values.slice_assign(range.clone(), taken(&there.1)));
+            }
+        }
+    }
+
+    /// Keeps only some sequences, in their order.
+    pub fn keep(&mut self, rows: &[usize]) {
+        self.batch = rows.len();
+        for (keys, values) in &mut self.layers {
+            let chosen = indices(rows.iter().copied(), &keys.device());
+            keys.inplace(|keys| keys.select(0, chosen.clone()));
+            values.inplace(|values| values.select(0, chosen));
+        }
+    }
+
+    /// Drops the first `columns` of every sequence.
+    pub fn drop_first(&mut self, columns: usize) {
+        let kept = self.len - columns;
+        for (keys, values) in &mut self.layers {
+            let width = keys.dims()[2];
+            let range = [0..self.batch, 0..kept, 0..width];
+            let moved = |tensor: Tensor<3>| {
+                let rest = tensor.clone().narrow(1, columns, kept);
+                tensor.slice_assign(range.clone(), rest)
+            };
+            keys.inplace(moved);
+            values.inplace(moved);
+        }
+        self.len = kept;
+    }
+}
+
+fn indices(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.map(|value| value as i32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), (device, DType::I32))
 }

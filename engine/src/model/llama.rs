@@ -99,6 +99,7 @@ pub struct Llama {
 pub struct Pass<'a> {
     config: &'a LlamaConfig,
     mask: &'a Mask,
+    /// `[t, e/2]` where all sequences have the same positions, else `[b·t, e/2]`.
     cos: Tensor<2>,
     sin: Tensor<2>,
     half: bool,
@@ -398,7 +399,10 @@ impl Llama {
 
     /// What all layers share for `t` tokens after `offset` others.
     pub fn pass<'a>(&'a self, mask: &'a Mask, offset: usize, t: usize) -> Pass<'a> {
-        let (cos, sin) = self.rope.at(offset, t);
+        self.pass_with(mask, self.rope.at(offset, t))
+    }
+
+    fn pass_with<'a>(&'a self, mask: &'a Mask, (cos, sin): (Tensor<2>, Tensor<2>)) -> Pass<'a> {
         Pass {
             config: &self.config,
             mask,
@@ -430,8 +434,20 @@ impl Llama {
     /// - `ids`: `[b·t]`, returns `[b·t, d]`
     ///
     /// With a cache the ids follow the tokens it holds; `mask` was made for the same `b`, `t` and offset.
-    pub fn forward(&self, ids: Tensor<1, Int>, t: usize, mask: &Mask, mut cache: Option<&mut KvCache>) -> Tensor<2> {
+    pub fn forward(&self, ids: Tensor<1, Int>, t: usize, mask: &Mask, cache: Option<&mut KvCache>) -> Tensor<2> {
         let pass = self.pass(mask, cache.as_ref().map_or(0, |cache| cache.len), t);
+        self.through(pass, ids, t, cache)
+    }
+
+    /// As [`Llama::forward`] for sequences that begin in different columns of the cache.
+    ///
+    /// # Shapes
+    /// - `positions`: `[b·t]`, the position of every id in its own sequence
+    pub fn forward_at(&self, ids: Tensor<1, Int>, t: usize, positions: &[i32], mask: &Mask, cache: &mut KvCache) -> Tensor<2> {
+        self.through(self.pass_with(mask, self.rope.rows(positions)), ids, t, Some(cache))
+    }
+
+    fn through(&self, pass: Pass, ids: Tensor<1, Int>, t: usize, mut cache: Option<&mut KvCache>) -> Tensor<2> {
         let mut x = self.embed(ids); // [b·t, d]
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, &pass, i, cache.as_deref_mut());

@@ -1,6 +1,6 @@
 //! Angles of the rotary position embedding.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::config::LlamaConfig;
 
@@ -27,6 +27,12 @@ impl Rope {
     /// Rows of positions `offset..offset + t`.
     pub fn at(&self, offset: usize, t: usize) -> (Tensor<2>, Tensor<2>) {
         (self.cos.clone().narrow(0, offset, t), self.sin.clone().narrow(0, offset, t))
+    }
+
+    /// Rows of `positions`, one after the other.
+    pub fn rows(&self, positions: &[i32]) -> (Tensor<2>, Tensor<2>) {
+        let at = Tensor::<1, Int>::from_data(TensorData::new(positions.to_vec(), [positions.len()]), (&self.cos.device(), DType::I32));
+        (self.cos.clone().select(0, at.clone()), self.sin.clone().select(0, at))
     }
 
     /// Positions in the table.

@@ -140,6 +140,13 @@ pub struct BenchRequest {
     pub prefill: Option<usize>,
     /// Tokens to decode; 0: skip; `None`: 64.
     pub decode: Option<usize>,
+    /// Sequences that are decoded side by side after that; 1: skip.
+    #[serde(default = "one")]
+    pub rows: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn full() -> Method {

@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use crate::config::finetune::{BadRows, FinetuneConfig};
 use crate::control::{Control, Flow};
 use crate::data::examples::Examples;
-use crate::data::random::Random;
 use crate::device::Compute;
 use crate::error::Result;
 use crate::generate::speech::{Speech, template_of};
-use crate::generate::{self, Limits, sampler};
+use crate::generate::{Limits, batch, sampler};
 use crate::model::Adapter;
 use crate::model::load::{self, Keep};
 use crate::protocol::{AnswerReport, AnswersRequest, Event, Match, Matches};
@@ -73,34 +72,30 @@ pub async fn run(request: &AnswersRequest, store: &Store, control: &Control) -> 
         control.emit(Event::Scored { file: name.clone(), score: scored.score(bytes.get()) });
     }
 
+    let prompts = questions.iter().zip(0..).map(|((_, (_, ids, _)), stream)| batch::Prompt { ids: ids.clone(), samples: 1, stream });
+    let prompts: Vec<batch::Prompt> = prompts.collect();
+    let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &[], end: &speech.stops };
+    let (mut answers, mut done) = (vec![None; prompts.len()], 0);
+    let side_by_side = batch::rows(&speech.shape, positions, &compute);
+    let answering =
+        batch::generate(&model, &speech.tokenizer, &prompts, &request.sampling, &limits, side_by_side, control, |place, _, answer| {
+            answers[place] = Some(answer);
+            done += 1;
+            control.progress("asked", done, prompts.len() as u64, "questions");
+            Ok(())
+        });
+    let flow = answering.await?;
     let mut matches: BTreeMap<String, Matches> = BTreeMap::new();
-    let total = questions.len() as u64;
-    for (done, (example, (question, prompt, expected))) in questions.into_iter().enumerate() {
-        let limits = Limits { max_new_tokens: request.max_new_tokens, stop: &[], end: &speech.stops };
-        let mut random = Random::stream(request.sampling.seed, done as u64);
-        let answer =
-            generate::generate(&model, &speech.tokenizer, &prompt, &request.sampling, &limits, &mut random, control, |_, _| {}, |_| {});
-        let answer = answer.await?;
-        if answer.finish == "cancelled" || control.flow() == Flow::Stop {
-            break;
-        }
+    for ((example, (question, _, expected)), answer) in questions.into_iter().zip(answers) {
+        let Some(answer) = answer else { continue };
         let matched = matched(&expected, &answer.text);
         let task = kinds[rows::kind(&kinds, example.task.as_deref())].clone();
         matches.entry(task.clone()).or_default().add(matched);
-        let stopped = answer.finish == "stop";
-        control.emit(Event::Answer(AnswerReport {
-            row: example.place.to_string(),
-            task,
-            question,
-            expected,
-            answer: answer.text,
-            stopped,
-            matched,
-        }));
-        control.progress("asked", done as u64 + 1, total, "questions");
+        let (row, stopped) = (example.place.to_string(), answer.finish == "stop");
+        control.emit(Event::Answer(AnswerReport { row, task, question, expected, answer: answer.text, stopped, matched }));
     }
     control.emit(Event::Matches { tasks: matches.clone() });
-    Ok((control.flow() != Flow::Stop).then_some(matches))
+    Ok((flow == Flow::Continue).then_some(matches))
 }
 
 /// How an answer compares, spaces around it and capitals aside: equal, or with what was expected in it.

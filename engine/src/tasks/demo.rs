@@ -1,6 +1,7 @@
 //! The main job on built-in data: corpora, tokenizer, five stages, evaluation, export, generation.
 
 pub mod finetune;
+pub mod task;
 
 use crate::config::{SourceConfig, TrainConfig};
 use crate::control::{Control, Flow};

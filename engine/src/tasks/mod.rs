@@ -7,5 +7,6 @@ pub mod export;
 pub mod inspect;
 pub mod merge;
 pub mod pack;
+pub mod reason;
 pub mod self_test;
 pub mod unpack;

@@ -13,7 +13,7 @@ use crate::control::{Control, Flow};
 use crate::data::shard;
 use crate::error::{Error, Result};
 use crate::protocol::Event;
-use crate::store::{Entry, Store, Writer};
+use crate::store::{Blob, Entry, Store, Writer};
 use crate::train::{runs, tokens};
 
 /// What a folder that trained is called.
@@ -109,46 +109,107 @@ async fn add_tokens(store: &Store, run: &str, entries: &mut Vec<(String, Entry)>
 
 async fn zip(store: &Store, entries: &[(String, Entry)], out: &str, control: &Control) -> Result<Flow> {
     let total = entries.iter().map(|(_, entry)| entry.size_bytes).sum();
-    let failed = Rc::new(RefCell::new(None));
-    let output = Output { writer: store.create(out).await?, failed: failed.clone() };
-    let mut zip = ZipWriter::new_stream(output);
-    let wrong = |error: ZipError| failed.take().unwrap_or_else(|| Error::Internal(format!("writing a zip: {error}")));
-    let mut done = 0;
+    let mut zip = Zip::create(out, total, None, store).await?;
     for (name, entry) in entries {
         let blob = store.open(&entry.name).await?;
-        zip.start_file(name.as_str(), options(name, blob.size_bytes())).map_err(wrong)?;
-        for start in (0..blob.size_bytes()).step_by(PIECE_BYTES) {
-            let piece = blob.read(start..start + PIECE_BYTES as u64)?;
-            zip.write_all(&piece).map_err(|e| wrong(e.into()))?;
-            done += piece.len() as u64;
-            control.progress("pack", done, total, "bytes");
-            if control.breathe().await == Flow::Stop {
-                return Ok(Flow::Stop);
-            }
+        if zip.add(name, &blob, method(name), control).await? == Flow::Stop {
+            return Ok(Flow::Stop);
         }
     }
-    let output: StreamWriter<Output> = zip.finish().map_err(wrong)?;
-    output.into_inner().writer.finish().await?;
+    zip.finish().await?;
     Ok(Flow::Continue)
 }
 
 /// Text is compressed; numbers would gain little for their time.
-fn options(name: &str, size_bytes: u64) -> SimpleFileOptions {
+fn method(name: &str) -> CompressionMethod {
     let is_text = [".jsonl", ".json", ".log", ".html", ".yaml"].iter().any(|end| name.ends_with(end));
-    let method = if is_text { CompressionMethod::Deflated } else { CompressionMethod::Stored };
-    let options = SimpleFileOptions::default().compression_method(method).last_modified_time(DateTime::default());
-    options.large_file(size_bytes >= u64::from(u32::MAX) / 2)
+    if is_text { CompressionMethod::Deflated } else { CompressionMethod::Stored }
 }
 
-/// A blob as the zip crate writes to it. The first error is kept; what is written afterwards is gone with the blob.
+/// A `.zip` in the making; dropped without [`Zip::finish`] it leaves nothing behind. The same files give the same bytes.
+pub(super) struct Zip {
+    writer: ZipWriter<StreamWriter<Output>>,
+    failed: Rc<RefCell<Option<Error>>>,
+    done: u64,
+    total: u64,
+}
+
+impl Zip {
+    /// Begins one of files that have `total` bytes; with a limit that many bytes are the most, and what is said otherwise.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub(super) async fn create(out: &str, total: u64, limit: Option<(u64, Error)>, store: &Store) -> Result<Self> {
+        let failed = Rc::new(RefCell::new(None));
+        let output = Output { writer: store.create(out).await?, written: 0, limit, failed: failed.clone(), broken: false };
+        Ok(Self { writer: ZipWriter::new_stream(output), failed, done: 0, total })
+    }
+
+    /// Adds a file.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written, and over the limit.
+    pub(super) async fn add(&mut self, name: &str, blob: &Blob, method: CompressionMethod, control: &Control) -> Result<Flow> {
+        let options = SimpleFileOptions::default().compression_method(method).last_modified_time(DateTime::default());
+        let options = options.large_file(blob.size_bytes() >= u64::from(u32::MAX) / 2);
+        self.writer.start_file(name, options).map_err(|e| reason(&self.failed, &e))?;
+        for start in (0..blob.size_bytes()).step_by(PIECE_BYTES) {
+            let piece = blob.read(start..start + PIECE_BYTES as u64)?;
+            self.writer.write_all(&piece).map_err(|e| reason(&self.failed, &e.into()))?;
+            self.done += piece.len() as u64;
+            control.progress("pack", self.done, self.total, "bytes");
+            if control.breathe().await == Flow::Stop {
+                return Ok(Flow::Stop);
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Makes it durable and gives it its name; returns its bytes.
+    ///
+    /// # Errors
+    /// Where it cannot be written, and over the limit.
+    pub(super) async fn finish(self) -> Result<u64> {
+        let Self { writer, failed, .. } = self;
+        let output = writer.finish().map_err(|e| reason(&failed, &e))?.into_inner();
+        output.writer.finish().await?;
+        Ok(output.written)
+    }
+}
+
+/// What has failed below the zip crate, or what it says itself.
+fn reason(failed: &RefCell<Option<Error>>, error: &ZipError) -> Error {
+    failed.take().unwrap_or_else(|| Error::Internal(format!("writing a zip: {error}")))
+}
+
+/// A blob as the zip crate writes to it. The first error is kept; what comes afterwards is not written any more, nor is it
+/// an error, for the zip crate tells those aloud.
 struct Output {
     writer: Writer,
+    written: u64,
+    /// Most bytes, and what is said of more.
+    limit: Option<(u64, Error)>,
     failed: Rc<RefCell<Option<Error>>>,
+    broken: bool,
+}
+
+impl Output {
+    fn add(&mut self, bytes: &[u8]) -> Result<()> {
+        self.written += bytes.len() as u64;
+        match &self.limit {
+            Some((most, error)) if self.written > *most => Err(error.clone()),
+            _ => self.writer.write(bytes),
+        }
+    }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes).map(|()| bytes.len()).map_err(|error| {
+        if self.broken {
+            return Ok(bytes.len());
+        }
+        self.add(bytes).map(|()| bytes.len()).map_err(|error| {
+            self.broken = true;
             *self.failed.borrow_mut() = Some(error);
             io::ErrorKind::Other.into()
         })

@@ -15,17 +15,22 @@ use crate::store::{Blob, Store};
 use crate::train::run::quoted;
 use crate::train::runs;
 
-/// Files in a `.zip`.
-const MOST_FILES: usize = 100_000;
+/// What a `.zip` may hold.
+pub(super) struct Rules {
+    /// Most files.
+    pub(super) files: usize,
+    /// Most bytes of all files together.
+    pub(super) bytes: u64,
+    /// How much larger than the `.zip` they may be, beyond `free_bytes`.
+    pub(super) ratio: u64,
+    /// Text compresses well: so much is fine whatever the `.zip` measures.
+    pub(super) free_bytes: u64,
+    /// Looks at the files and changes their names to those that they get.
+    pub(super) accept: fn(&mut [Named]) -> Result<(), String>,
+}
 
-/// Bytes of all files together.
-const MOST_BYTES: u64 = 64 << 30;
-
-/// How much larger than the `.zip` they may be, beyond [`FREE_BYTES`].
-const MOST_RATIO: u64 = 100;
-
-/// Text compresses well: so much is fine whatever the `.zip` measures.
-const FREE_BYTES: u64 = 64 << 20;
+/// A run, a model or an adapter.
+const PACKED: Rules = Rules { files: 100_000, bytes: 64 << 30, ratio: 100, free_bytes: 64 << 20, accept: accept_packed };
 
 /// Makes a folder of a `.zip`; returns what to tell the user.
 ///
@@ -40,7 +45,7 @@ pub async fn run(file: &str, out: &str, store: &Store, control: &Control) -> Res
     let (parent, name) = out.rsplit_once('/').map_or(("", out), |(parent, name)| (parent, name));
     let temporary = if parent.is_empty() { format!(".{name}.unpacking") } else { format!("{parent}/.{name}.unpacking") };
     store.remove(&temporary).await?;
-    match unpack(file, &temporary, store, control).await {
+    match unpack(file, store, &PACKED, &temporary, store, control).await {
         Ok(Flow::Continue) => {
             store.rename(&temporary, out).await?;
             let what = pack::kind(store, out).await.unwrap_or_default();
@@ -59,17 +64,21 @@ pub async fn run(file: &str, out: &str, store: &Store, control: &Control) -> Res
     }
 }
 
-async fn unpack(file: &str, folder: &str, store: &Store, control: &Control) -> Result<Flow> {
+/// Writes the files of a `.zip` that lies in the store `from` into a folder of the store `to`.
+///
+/// # Errors
+/// [`Error::Format`] for what breaks the rules or is damaged, [`Error::DiskFull`]. What was written until then is left.
+pub(super) async fn unpack(file: &str, from: &Store, rules: &Rules, folder: &str, to: &Store, control: &Control) -> Result<Flow> {
     let damaged = |why: String| Error::format(file, why);
-    let reader = Reading { blob: store.open(file).await?, at: 0 };
+    let reader = Reading { blob: from.open(file).await?, at: 0 };
     let size_bytes = reader.size_bytes();
     let mut zip = ZipArchive::new(BufReader::with_capacity(1 << 16, reader)).map_err(|e| damaged(words(&e)))?;
-    let names = check(&mut zip, size_bytes).map_err(damaged)?;
+    let names = check(&mut zip, size_bytes, rules).map_err(damaged)?;
     let total: u64 = names.iter().map(|named| named.size_bytes).sum();
     let mut done = 0;
     for Named { index, name, size_bytes } in &names {
         let mut entry = zip.by_index(*index).map_err(|e| damaged(format!("{name}: {}", words(&e))))?;
-        let mut writer = store.create(&format!("{folder}/{name}")).await?;
+        let mut writer = to.create(&format!("{folder}/{name}")).await?;
         let mut left = *size_bytes;
         let mut piece = vec![0; PIECE_BYTES];
         loop {
@@ -106,17 +115,16 @@ fn read_piece(entry: &mut ZipFile<'_, BufReader<Reading>>, piece: &mut [u8]) -> 
 }
 
 /// A file in the `.zip` under the name that it gets.
-struct Named {
+pub(super) struct Named {
     index: usize,
-    name: String,
+    pub(super) name: String,
     size_bytes: u64,
 }
 
-/// The files to write, after a look at every name and size. What is hidden, folders, and what systems add are left out;
-/// a single folder around everything is taken off.
-fn check(zip: &mut ZipArchive<BufReader<Reading>>, size_bytes: u64) -> Result<Vec<Named>, String> {
-    if zip.len() > MOST_FILES {
-        return Err(format!("holds {} files; {MOST_FILES} are the most", zip.len()));
+/// The files to write, after a look at every name and size. What is hidden, folders, and what systems add are left out.
+fn check(zip: &mut ZipArchive<BufReader<Reading>>, size_bytes: u64, rules: &Rules) -> Result<Vec<Named>, String> {
+    if zip.len() > rules.files {
+        return Err(format!("holds {} files; {} are the most", zip.len(), rules.files));
     }
     if zip.has_duplicate_names() {
         return Err("holds two files of the same name".into());
@@ -138,11 +146,11 @@ fn check(zip: &mut ZipArchive<BufReader<Reading>>, size_bytes: u64) -> Result<Ve
         }
     }
     let total = names.iter().fold(0u64, |total, named| total.saturating_add(named.size_bytes));
-    let most = MOST_BYTES.min(size_bytes.saturating_mul(MOST_RATIO).saturating_add(FREE_BYTES));
+    let most = rules.bytes.min(size_bytes.saturating_mul(rules.ratio).saturating_add(rules.free_bytes));
     if total > most {
         return Err(format!("says that its files have {total} bytes; {most} are the most for a file of its size"));
     }
-    take_off_folder(&mut names);
+    (rules.accept)(&mut names)?;
     // Names that differ in nothing but case are one file on some systems; a name cannot be a file and a folder.
     let lower: Vec<String> = names.iter().map(|named| named.name.to_lowercase()).collect();
     let files: HashSet<&str> = lower.iter().map(String::as_str).collect();
@@ -153,17 +161,23 @@ fn check(zip: &mut ZipArchive<BufReader<Reading>>, size_bytes: u64) -> Result<Ve
     if let Some(name) = lower.iter().find(|name| is_folder_too(name)) {
         return Err(format!("{name}: a folder in its name is a file, too"));
     }
-    let has = |name: &str| files.contains(name);
-    if !(has("config.json") || has("adapter_config.json") || has("config.yaml") && has("events.jsonl")) {
-        return Err(
-            "holds neither a run nor a model or adapter: no config.yaml with events.jsonl, config.json or adapter_config.json".into()
-        );
-    }
     Ok(names)
 }
 
+/// Takes off the folder around what was packed, if there is one.
+fn accept_packed(names: &mut [Named]) -> Result<(), String> {
+    take_off_folder(names);
+    let has = |name: &str| names.iter().any(|named| named.name.eq_ignore_ascii_case(name));
+    match has("config.json") || has("adapter_config.json") || has("config.yaml") && has("events.jsonl") {
+        true => Ok(()),
+        false => {
+            Err("holds neither a run nor a model or adapter: no config.yaml with events.jsonl, config.json or adapter_config.json".into())
+        }
+    }
+}
+
 /// The name without a slash at its end, if it leads down from the folder and means the same on every system.
-fn allowed(name: &str) -> Option<&str> {
+pub(super) fn allowed(name: &str) -> Option<&str> {
     let name = name.strip_suffix('/').unwrap_or(name);
     let plain = |part: &str| {
         let bad = |c: char| c.is_control() || matches!(c, '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|');
@@ -180,13 +194,15 @@ fn is_device(name: &str) -> bool {
         || matches!(numbered(), "0" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9" | "¹" | "²" | "³")
 }
 
-/// Takes off the folder that file managers put around what they zip.
-fn take_off_folder(names: &mut [Named]) {
+/// Takes off the folder that file managers put around what they zip; says whether there is one.
+pub(super) fn take_off_folder(names: &mut [Named]) -> bool {
     let first = |named: &Named| named.name.split_once('/').map(|(first, _)| format!("{first}/"));
-    let Some(around) = names.first().and_then(first) else { return };
-    if names.iter().all(|named| named.name.starts_with(&around)) {
+    let Some(around) = names.first().and_then(first) else { return false };
+    let alone = names.iter().all(|named| named.name.starts_with(&around));
+    if alone {
         names.iter_mut().for_each(|named| drop(named.name.drain(..around.len())));
     }
+    alone
 }
 
 fn words(error: &ZipError) -> String {

@@ -1,8 +1,8 @@
 //! `report.html`: a run on one self-contained page, drawn from its events.
 
 mod figures;
-mod plot;
-mod tables;
+pub(crate) mod plot;
+pub(crate) mod tables;
 
 use std::collections::BTreeMap;
 
@@ -139,9 +139,14 @@ pub fn html(title: &str, events: &[(f64, Event)], config_yaml: &str) -> String {
         tables::config(config_yaml),
     ]
     .concat();
+    page(title, "", &body)
+}
+
+/// A page that needs nothing but itself, with `style` besides what all pages have; `body` is markup.
+pub(crate) fn page(title: &str, style: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <meta name=\"color-scheme\" content=\"light dark\"><title>{title} · smolforge</title><style>{STYLE}</style></head>\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>{title} · smolforge</title><style>{STYLE}{style}</style></head>\
          <body><main>{body}</main><div id=\"tip\" hidden></div><script>{SCRIPT}</script></body></html>\n",
         title = escape(title)
     )

@@ -412,17 +412,16 @@ impl<'a> Run<'a> {
         let begun = self.elapsed_secs();
         let model = self.model.plain();
         let stage = self.config.data_stages.stages[stage].name.clone();
-        let mut random = Random::stream(self.config.seed, u64::from(self.state.step));
         let sampling = Sampling { greedy: matches!(self.kind, Kind::Finetuning(_)), ..Sampling::default() };
-        for (shown, prompt) in self.prompts.clone() {
+        for (index, (shown, prompt)) in self.prompts.clone().into_iter().enumerate() {
+            let random = Random::stream(self.config.seed, u64::from(self.state.step) | (index as u64) << 32);
             let room = model.positions().saturating_sub(prompt.len());
             let limits = Limits { max_new_tokens: self.config.sample_tokens.min(room), stop: &[], end: &self.stops };
             let done =
-                generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, &mut random, self.control, |_, _| {}, |_| {})
-                    .await;
+                generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, random, self.control, |_, _| {}, |_| {}).await;
             let text = match done {
-                Ok(done) if done.finish == "cancelled" => return Ok(false),
-                Ok(done) => done.text,
+                Ok((done, _)) if done.finish == "cancelled" => return Ok(false),
+                Ok((done, _)) => done.text,
                 // What a model cannot say is no reason to end its training, which counts non-finite updates itself.
                 Err(Error::Data(why)) => {
                     self.control.warn(format!("no sample at step {}: {why}", self.state.step));

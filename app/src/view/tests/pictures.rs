@@ -6,7 +6,7 @@ use egui_kittest::{SnapshotOptions, SnapshotResults};
 use smolforge_engine::protocol::{DeviceInfo, SourcePlan};
 
 use super::*;
-use crate::forms::Part;
+use crate::forms::{Part, ReasonPart};
 
 /// Two drivers do not smooth every edge alike: this share of a picture's pixels may differ.
 const MOST_DIFFERENT: f32 = 0.002;
@@ -101,7 +101,7 @@ fn views_look_as_they_did() {
         return;
     }
     let (form, main) = (vec2(420.0, 620.0), vec2(640.0, 560.0));
-    let views: [(&str, Vec2, Theme, Session, View); 12] = [
+    let views: [(&str, Vec2, Theme, Session, View); 17] = [
         ("welcome", main, Theme::Light, Session::default(), live),
         ("plan", form, Theme::Light, planned(), train_form),
         ("mix", form, Theme::Dark, training(), train_form),
@@ -114,12 +114,23 @@ fn views_look_as_they_did() {
         ("tune", form, Theme::Light, tune::looked_at(), tune::tune_form),
         ("rows", main, Theme::Light, tune::looked_at(), tune::parts),
         ("shelf", main, Theme::Dark, tune::with_adapters(), tune::parts),
+        ("reason", form, Theme::Light, reason::rolled_out(), reason::reason_form),
+        ("funnel", vec2(800.0, 480.0), Theme::Light, reason::rolling(), reason::reason_parts),
+        ("tests", main, Theme::Dark, reason::rolling(), reason::reason_parts),
+        ("grade", vec2(640.0, 240.0), Theme::Light, reason::rolling(), reason::reason_parts),
+        ("rejects", main, Theme::Light, reason::rolled_out(), reason::reason_parts),
     ];
     let mut results = SnapshotResults::new();
     for (name, size, theme, session, view) in views {
         let train = if name == "plan" { one_stage() } else { config() };
         let part = if name == "shelf" { Part::Shelf } else { Part::Rows };
-        let forms = Forms { train, part, selected: vec!["d/run".into()], ..tune::tuning() };
+        let reason = reason::looking(match name {
+            "tests" => ReasonPart::Tests,
+            "grade" => ReasonPart::Grade,
+            "rejects" => ReasonPart::Rejects,
+            _ => ReasonPart::Funnel,
+        });
+        let forms = Forms { train, part, reason, selected: vec!["d/run".into()], ..tune::tuning() };
         let mut harness = sized(size, session, forms, view);
         harness.ctx.set_theme(theme);
         harness.run_steps(4);

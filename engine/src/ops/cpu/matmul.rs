@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::simd::{dot, vectorized};
+use super::tensor::Disjoint;
 
 /// A matrix in a slice, with strides in elements.
 #[derive(Clone, Copy)]
@@ -88,12 +89,84 @@ pub unsafe fn matmul_to(out: *mut f32, out_stride: usize, a: View, b: View, scal
 /// `x · wᵀ` for a row-major `x: [n, k]` and `w: [m, k]`.
 pub fn linear(x: &[f32], w: &[f32], n: usize, k: usize, m: usize) -> Vec<f32> {
     let mut out = vec![0.0; n * m];
-    if n <= 4 {
-        few_rows(&mut out, x, w, n, k, m);
-    } else {
-        matmul(&mut out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true);
+    match n {
+        0..=4 => few_rows(&mut out, x, w, n, k, m),
+        5..=MOST_ROWS => some_rows(&mut out, x, w, k, m),
+        _ => matmul(&mut out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
     }
     out
+}
+
+/// Rows up to which the weights are read as they lie: to rearrange them, as a general product does, would take longer than
+/// the product.
+const MOST_ROWS: usize = 64;
+
+/// Rows of the weights that are multiplied at a time.
+const BLOCK: usize = 4;
+
+/// With some rows the weights are read once from memory, four rows at a time, and meet all rows of `x` in the cache.
+fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], k: usize, m: usize) {
+    let shared = Disjoint::new(out);
+    (0..m.div_ceil(BLOCK)).into_par_iter().with_min_len(8).for_each(|block| {
+        let first = block * BLOCK;
+        let count = BLOCK.min(m - first);
+        let weights = std::array::from_fn(|j| &w[(first + j.min(count - 1)) * k..][..k]);
+        pulp::Arch::new().dispatch(Rows { weights, first, count, x, out: shared, k, m });
+    });
+}
+
+/// Four rows of the weights, of which `count` count, times all rows of `x`, in columns `first..` of the product.
+struct Rows<'a> {
+    weights: [&'a [f32]; BLOCK],
+    first: usize,
+    count: usize,
+    x: &'a [f32],
+    out: Disjoint,
+    k: usize,
+    m: usize,
+}
+
+impl pulp::WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        if S::REGISTER_COUNT >= 32 { self.times_all::<S, 6>(simd) } else { self.times_all::<S, 3>(simd) }
+    }
+}
+
+impl Rows<'_> {
+    /// Multiplies with `ROWS` rows of `x` at a time: 4 · `ROWS` accumulators, and the operands beside them, fill the
+    /// registers.
+    #[inline(always)]
+    fn times_all<S: pulp::Simd, const ROWS: usize>(self, simd: S) {
+        let Self { weights, first, count, x, out, k, m } = self;
+        let [(w0, t0), (w1, t1), (w2, t2), (w3, t3)] = weights.map(|row| S::as_simd_f32s(row));
+        let n = x.len() / k;
+        for row in (0..n).step_by(ROWS) {
+            let rows = ROWS.min(n - row);
+            let mut x_rows: [(&[S::f32s], &[f32]); ROWS] = [(&[], &[]); ROWS];
+            for (i, x_row) in x_rows.iter_mut().enumerate() {
+                *x_row = S::as_simd_f32s(&x[(row + i.min(rows - 1)) * k..][..k]);
+            }
+            let mut sums = [[simd.splat_f32s(0.0); BLOCK]; ROWS];
+            for (at, (((w0, w1), w2), w3)) in w0.iter().zip(w1).zip(w2).zip(w3).enumerate() {
+                for i in 0..ROWS {
+                    let x = x_rows[i].0[at];
+                    for (sum, w) in sums[i].iter_mut().zip([w0, w1, w2, w3]) {
+                        *sum = simd.mul_add_f32s(x, *w, *sum);
+                    }
+                }
+            }
+            for (i, (sums, (_, x_rest))) in sums.iter().zip(x_rows).enumerate().take(rows) {
+                // SAFETY: one task per block writes these columns.
+                let out = unsafe { out.piece((row + i) * m + first, count) };
+                for ((out, sum), w_rest) in out.iter_mut().zip(sums).zip([t0, t1, t2, t3]) {
+                    *out = x_rest.iter().zip(w_rest).fold(simd.reduce_sum_f32s(*sum), |total, (x, w)| total + x * w);
+                }
+            }
+        }
+    }
 }
 
 /// With few rows the weights are read once from memory and every row of `x` meets them in the cache.

@@ -163,7 +163,7 @@ fn command(out: &str, device: DeviceChoice, seed: u64, [steps, updates]: [u32; 2
 }
 
 /// The word that means a device.
-fn word(device: DeviceChoice) -> String {
+pub(super) fn word(device: DeviceChoice) -> String {
     serde_json::to_value(device).ok().and_then(|word| Some(word.as_str()?.to_string())).unwrap_or_default()
 }
 

@@ -35,12 +35,12 @@ pub(super) fn all(history: &History) -> Vec<String> {
     plots.into_iter().map(Plot::html).collect()
 }
 
-fn plot(title: &'static str, history: &History, format: Format) -> Plot {
+fn plot(title: &str, history: &History, format: Format) -> Plot {
     let stages = history.stages.iter().map(|stage| (f64::from(stage.start), f64::from(stage.end), stage.name.to_string()));
     let first = history.steps.keys().next().map_or(0, |step| step - 1);
     let last = history.steps.keys().next_back().copied().unwrap_or(0);
     Plot {
-        title,
+        title: title.into(),
         note: String::new(),
         wide: false,
         format,

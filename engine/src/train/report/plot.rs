@@ -3,14 +3,14 @@
 use std::fmt::Write;
 
 /// Points of a line, in order of x.
-pub(super) type Points = Vec<(f64, f64)>;
+pub(crate) type Points = Vec<(f64, f64)>;
 
 /// Most points of a drawn line.
 const MOST_POINTS: usize = 1000;
 
 /// How the pointer's numbers are written; the page's script knows these names.
 #[derive(Clone, Copy)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Plain,
     Scientific,
     Percent,
@@ -40,7 +40,7 @@ impl Format {
 }
 
 /// One line of a plot.
-pub(super) struct Line {
+pub(crate) struct Line {
     pub name: String,
     /// Place in the palette; `None`: the colour of the text.
     pub color: Option<usize>,
@@ -50,7 +50,7 @@ pub(super) struct Line {
 
 /// How a line is drawn.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Look {
+pub(crate) enum Look {
     /// A plain line.
     Solid,
     /// The restless numbers behind a smoothed line.
@@ -64,8 +64,8 @@ pub(super) enum Look {
 }
 
 /// A plot with its frame.
-pub(super) struct Plot {
-    pub title: &'static str,
+pub(crate) struct Plot {
+    pub title: String,
     pub note: String,
     pub wide: bool,
     pub format: Format,
@@ -141,13 +141,12 @@ impl Plot {
         let class = if self.wide { "card plot wide" } else { "card plot" };
         let note = if self.note.is_empty() { String::new() } else { format!("<p>{}</p>", escape(&self.note)) };
         format!(
-            "<figure class=\"{class}\"><figcaption><h2>{}</h2>{note}{}</figcaption><div class=\"scroll\">\
-             <svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{}\">{svg}</svg></div>\
+            "<figure class=\"{class}\"><figcaption><h2>{title}</h2>{note}{}</figcaption><div class=\"scroll\">\
+             <svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{title}\">{svg}</svg></div>\
              <script type=\"application/json\">{}</script></figure>",
-            self.title,
             self.legend(),
-            self.title,
-            self.numbers(&x)
+            self.numbers(&x),
+            title = escape(&self.title),
         )
     }
 
@@ -315,7 +314,7 @@ fn thin(points: Points) -> Points {
 }
 
 /// Mean of the `span` points around each, never across the end of a stage, where the mix changes.
-pub(super) fn smooth(points: &[(f64, f64)], span: usize, stage_ends: &[f64]) -> Points {
+pub(crate) fn smooth(points: &[(f64, f64)], span: usize, stage_ends: &[f64]) -> Points {
     let mut smoothed = Points::new();
     let finite: Points = points.iter().filter(|(_, y)| y.is_finite()).copied().collect();
     for piece in finite.chunk_by(|a, b| !stage_ends.iter().any(|end| a.0 <= *end && *end < b.0)) {
@@ -333,7 +332,7 @@ pub(super) fn smooth(points: &[(f64, f64)], span: usize, stage_ends: &[f64]) -> 
 }
 
 /// The page's colour for a source.
-pub(super) fn color(place: Option<usize>) -> String {
+pub(crate) fn color(place: Option<usize>) -> String {
     match place {
         Some(place) => format!("var(--c{})", place % 8),
         None => "var(--ink)".into(),
@@ -341,12 +340,12 @@ pub(super) fn color(place: Option<usize>) -> String {
 }
 
 /// A small square in the colour of a source.
-pub(super) fn swatch(place: usize) -> String {
+pub(crate) fn swatch(place: usize) -> String {
     format!("<i class=\"box\" style=\"--c:{}\"></i>", color(Some(place)))
 }
 
 /// Text that cannot become markup.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -201,7 +201,7 @@ pub(super) fn trouble(history: &History) -> String {
 }
 
 /// The frozen configuration, folded away.
-pub(super) fn config(yaml: &str) -> String {
+pub(crate) fn config(yaml: &str) -> String {
     if yaml.trim().is_empty() {
         return String::new();
     }
@@ -244,7 +244,7 @@ fn significant(x: f64) -> String {
 }
 
 /// `12,345,678`.
-pub(super) fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -1,0 +1,306 @@
+//! A model in a test: it is loaded, asked, and its answers are checked.
+
+use web_time::Instant;
+
+use super::questions::Question;
+use super::{answer, conversion};
+use crate::config::reason::{Quantize, ReasonConfig};
+use crate::control::{Control, Flow};
+use crate::data::random::Random;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::generate::speech::Speech;
+use crate::generate::{self, Generation, Limits, batch};
+use crate::model::load::{self, Keep};
+use crate::model::{Adapter, Llama, fetch};
+use crate::protocol::{Event, Reply, Sampling, TestReport};
+use crate::store::Store;
+use crate::text::template::Message;
+use crate::train::checkpoint;
+
+/// Positions that a model has where nobody says how many it needs.
+const POSITIONS: usize = 4096;
+
+/// A model that can be asked.
+pub struct Examinee {
+    /// Its weights, with its adapter.
+    pub model: Llama,
+    /// How it reads and where it stops.
+    pub speech: Speech,
+    compute: Compute,
+}
+
+/// What a question is asked with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// Nothing.
+    Plain,
+    /// What stands before it in a conversation by the model's chat template.
+    Worked(Vec<Message>),
+}
+
+impl Prompt {
+    /// The system's words, and examples as questions of the user and reasoning of the assistant.
+    pub fn worked(system: &str, shots: &[Question]) -> Self {
+        let system = (!system.trim().is_empty()).then(|| Message::new("system", system));
+        let shots = shots.iter().flat_map(|shot| {
+            let reasoning = shot.reasoning.clone().unwrap_or_else(|| format!("<answer>{}</answer>", answer::shown(shot.answer)));
+            [Message::new("user", &shot.text), Message::new("assistant", &reasoning)]
+        });
+        Self::Worked(system.into_iter().chain(shots).collect())
+    }
+
+    /// Tokens of a question.
+    ///
+    /// # Errors
+    /// A model without a chat template, where it needs one.
+    pub fn ids(&self, question: &str, speech: &Speech) -> Result<Vec<u32>> {
+        match self {
+            Self::Plain => Ok(generate::prompt_ids(&speech.tokenizer, &speech.shape, question)),
+            Self::Worked(before) => {
+                let messages: Vec<Message> = before.iter().cloned().chain([Message::new("user", question)]).collect();
+                speech.prompt(&messages)
+            }
+        }
+    }
+}
+
+/// The folder of a model: of a run its newest checkpoint, of a name at the hub where that was downloaded to. `None` where
+/// the download was stopped.
+///
+/// # Errors
+/// As [`fetch::folder`].
+pub async fn folder_of(model: &str, store: &Store, control: &Control) -> Result<Option<String>> {
+    match fetch::folder(store, model, control).await? {
+        Some(folder) => checkpoint::model_of(store, &folder, ["--model", "--adapter"]).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+impl Examinee {
+    /// Loads a model with an adapter, for sequences of up to `positions` tokens, at most its context; 0: 4096. `None`
+    /// where it was stopped.
+    ///
+    /// # Errors
+    /// What is wrong with folder, adapter or device.
+    pub async fn load(
+        config: &ReasonConfig,
+        model: &str,
+        adapter: Option<&Adapter>,
+        positions: usize,
+        store: &Store,
+        control: &Control,
+    ) -> Result<Option<Self>> {
+        Self::load_kept(config, model, adapter, positions, Quantize::No, store, control).await
+    }
+
+    /// As [`Self::load`]; a model may be kept in 4 bits.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; [`Error::OutOfMemory`] where it does not fit in any way that is allowed.
+    pub async fn load_kept(
+        config: &ReasonConfig,
+        model: &str,
+        adapter: Option<&Adapter>,
+        positions: usize,
+        quantize: Quantize,
+        store: &Store,
+        control: &Control,
+    ) -> Result<Option<Self>> {
+        let Some(folder) = folder_of(model, store, control).await? else { return Ok(None) };
+        let speech = Speech::load(store, &folder, None, None).await?;
+        let (compute, why) = Compute::open(config.device).await?;
+        control.notice(why);
+        let keep = keep(&speech, quantize, &compute, model, control)?;
+        let positions = if positions == 0 { POSITIONS } else { positions }.min(speech.shape.max_position_embeddings);
+        let loading = |done, total| control.progress("load the model", done, total, "bytes");
+        let model = load::load(store, &folder, &speech.shape, &compute, positions, keep, loading).await?.with_adapter(adapter)?;
+        Ok(Some(Self { model, speech, compute }))
+    }
+
+    /// Samples written side by side where `longest` is the number of tokens of prompt and sample together.
+    pub fn rows(&self, config: &ReasonConfig, longest: usize) -> usize {
+        match config.batch_rows {
+            0 => batch::rows(&self.speech.shape, longest, &self.compute),
+            rows => rows,
+        }
+    }
+
+    /// Lets it continue prompts; `on_done` gets every sample when it is complete, with the places of its prompt and of the
+    /// sample.
+    ///
+    /// # Errors
+    /// Prompts that do not fit the context; what `on_done` returns.
+    pub async fn continue_all(
+        &self,
+        prompts: &[batch::Prompt],
+        sampling: &Sampling,
+        config: &ReasonConfig,
+        control: &Control,
+        on_done: impl FnMut(usize, usize, Generation) -> Result<()>,
+    ) -> Result<Flow> {
+        let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+        let room = self.model.positions().saturating_sub(longest);
+        if room == 0 {
+            return Err(Error::Context { prompt: longest, context: self.model.positions() });
+        }
+        let limits = Limits { max_new_tokens: config.max_new_tokens.min(room), stop: &[], end: &self.speech.stops };
+        let rows = self.rows(config, longest + limits.max_new_tokens);
+        batch::generate(&self.model, &self.speech.tokenizer, prompts, sampling, &limits, rows, control, on_done).await
+    }
+
+    /// What it writes greedily after every question, all of them side by side, with the number of new tokens; `None` where
+    /// it was stopped.
+    ///
+    /// # Errors
+    /// Prompts that do not fit the context.
+    pub async fn write(
+        &self,
+        questions: &[&str],
+        prompt: &Prompt,
+        config: &ReasonConfig,
+        control: &Control,
+    ) -> Result<Option<(Vec<String>, u64)>> {
+        let prompts =
+            questions.iter().map(|question| Ok(batch::Prompt { ids: prompt.ids(question, &self.speech)?, samples: 1, stream: 0 }));
+        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        let (mut texts, mut done, mut tokens) = (vec![String::new(); questions.len()], 0, 0);
+        let greedy = greedy();
+        let flow = self.continue_all(&prompts, &greedy, config, control, |place, _, sample| {
+            texts[place] = sample.text;
+            (done, tokens) = (done + 1, tokens + sample.tokens.len() as u64);
+            control.progress("answer", done, questions.len() as u64, "questions");
+            Ok(())
+        });
+        Ok((flow.await? == Flow::Continue).then_some((texts, tokens)))
+    }
+
+    /// As [`Self::write`], one question after the other.
+    ///
+    /// # Errors
+    /// Prompts that do not fit the context.
+    pub async fn write_one_by_one(
+        &self,
+        questions: &[&str],
+        prompt: &Prompt,
+        config: &ReasonConfig,
+        control: &Control,
+    ) -> Result<Option<(Vec<String>, u64)>> {
+        let (mut texts, mut tokens) = (Vec::new(), 0);
+        for (done, question) in questions.iter().enumerate() {
+            let ids = prompt.ids(question, &self.speech)?;
+            let room = self.model.positions().saturating_sub(ids.len());
+            let limits = Limits { max_new_tokens: config.max_new_tokens.min(room), stop: &[], end: &self.speech.stops };
+            let (model, tokenizer) = (&self.model, &self.speech.tokenizer);
+            let (sample, _) =
+                generate::generate(model, tokenizer, &ids, &greedy(), &limits, Random::stream(0, 0), control, |_, _| {}, |_| {}).await?;
+            if sample.finish == "cancelled" {
+                return Ok(None);
+            }
+            control.progress("answer one by one", done as u64 + 1, questions.len() as u64, "questions");
+            tokens += sample.tokens.len() as u64;
+            texts.push(sample.text);
+        }
+        Ok(Some((texts, tokens)))
+    }
+
+    /// Asks the first `config.test_questions` questions and checks the answers; the report is emitted as well. `what` is its
+    /// name. `None` where it was stopped.
+    ///
+    /// # Errors
+    /// Prompts that do not fit the context.
+    pub async fn test(
+        &self,
+        what: &str,
+        questions: &[Question],
+        prompt: &Prompt,
+        config: &ReasonConfig,
+        control: &Control,
+    ) -> Result<Option<TestReport>> {
+        let asked = &questions[..questions.len().min(config.test_questions)];
+        let started = Instant::now();
+        let texts: Vec<&str> = asked.iter().map(|question| question.text.as_str()).collect();
+        let Some((written, tokens)) = self.write(&texts, prompt, config, control).await? else { return Ok(None) };
+        let report = TestReport { what: what.into(), tokens, secs: started.elapsed().as_secs_f64(), ..checked(asked, written, config) };
+        control.emit(Event::Tested(report.clone()));
+        Ok(Some(report))
+    }
+}
+
+fn greedy() -> Sampling {
+    Sampling { greedy: true, ..Sampling::default() }
+}
+
+/// Answers as they are found in what was written, and whether they are right.
+fn checked(questions: &[Question], written: Vec<String>, config: &ReasonConfig) -> TestReport {
+    let mut report = TestReport::default();
+    for (question, text) in questions.iter().zip(written) {
+        let found = answer::parse(&text);
+        let right = answer::is_right(found, question.answer, config.tolerance);
+        report.all.add(!found.is_nan(), right);
+        report.kinds.entry(conversion::kind(&question.text).into()).or_default().add(!found.is_nan(), right);
+        report.replies.push(Reply { question: question.text.clone(), expected: question.answer, found, right, text });
+    }
+    report
+}
+
+/// How a model is kept: as it is stored where it fits, which only a device in the machine's own memory can tell, else in 4
+/// bits.
+fn keep(speech: &Speech, quantize: Quantize, compute: &Compute, model: &str, control: &Control) -> Result<Keep> {
+    let size = |keep| load::size_bytes(&speech.shape, keep, &compute.device);
+    let (stored, small) = (size(Keep::F16), size(Keep::Nf4));
+    let fits = |bytes: u64| compute.free_bytes().is_none_or(|free| bytes <= free);
+    match quantize {
+        Quantize::Yes => Ok(Keep::Nf4),
+        _ if fits(stored) => Ok(Keep::Stored),
+        Quantize::Auto if fits(small) => {
+            control.warn(format!("{model} is kept in 4 bits: it takes {} MiB, and {} MiB in f16 are not free", small >> 20, stored >> 20));
+            Ok(Keep::Nf4)
+        }
+        _ => {
+            let free = compute.free_bytes().unwrap_or(0) >> 20;
+            let fitting = if quantize == Quantize::No && fits(small) { "; keep it in 4 bits with --quantize-teacher auto" } else { "" };
+            let detail = format!(
+                "{model} takes {} MiB ({} MiB in 4 bits), and {free} MiB are free{fitting}; else take a smaller model",
+                stored >> 20,
+                small >> 20
+            );
+            Err(Error::OutOfMemory { device: compute.info.name.clone(), detail })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(text: &str, answer: f64) -> Question {
+        Question { text: text.into(), answer, reasoning: None }
+    }
+
+    #[test]
+    fn answers_are_counted_by_kind() {
+        let questions = [question("How many g are there per 6 kg?", 6000.0), question("How many m are 2 km?", 2000.0), question("?", 1.0)];
+        let written = ["6 * 1000 = <answer>6000</answer>", "<answer>12</answer>", "I do not know"].map(String::from).to_vec();
+        let report = checked(&questions, written, &ReasonConfig::default());
+        assert_eq!((report.all.asked, report.all.answered, report.all.right), (3, 2, 1));
+        assert_eq!((report.kinds["mass"].right, report.kinds["length"].right, report.kinds["other"].answered), (1, 0, 0));
+        assert!(report.replies[2].found.is_nan() && report.replies[0].right);
+    }
+
+    #[test]
+    fn worked_examples_stand_between_system_and_question() {
+        let shot = Question { reasoning: Some("2 * 3 = <answer>6</answer>".into()), ..question("q", 6.0) };
+        let Prompt::Worked(messages) = Prompt::worked("Be brief.", &[shot, question("r", 7.0)]) else { panic!() };
+        let said: Vec<(&str, &str)> = messages.iter().map(|m| (m.role.as_str(), m.content.as_deref().unwrap_or(""))).collect();
+        let expect = [
+            ("system", "Be brief."),
+            ("user", "q"),
+            ("assistant", "2 * 3 = <answer>6</answer>"),
+            ("user", "r"),
+            ("assistant", "<answer>7.0</answer>"),
+        ];
+        assert_eq!(said, expect);
+        assert_eq!(Prompt::worked(" ", &[]), Prompt::Worked(Vec::new()));
+    }
+}
