@@ -158,16 +158,19 @@ tuning() {
     close_window
 }
 
-# A task with right answers: its form, and its budget and funnel after all steps.
+# A task with right answers that is done: its form, and its budget and funnel.
 reasoning() {
-    local width=$1 height=$2 theme=$3 folder=$4 out=runs/units-$3-$1
-    local config='{"student":"runs/demo/export","teacher":"runs/demo/export","out":"'$out'","device":"cpu","train_questions":24,"valid_questions":12,"test_questions":12,"oversample":4,"max_new_tokens":24,"sft_epochs":1.0}'
-    open_window "$width" "$height" "$theme" "{\"reason\":{\"config\":$config}}"
+    local width=$1 height=$2 theme=$3 folder=$4 task=runs/task config
+    local questions=$task/seed-1337/questions
+    config='"student":"'$task'/student","teacher":"'$task'/teacher","out":"'$task'/seed-1337","seed":1337,"device":"cpu"'
+    config+=',"train_file":"'$questions'/train.json","valid_file":"'$questions'/valid.json","shots":"'$task'/shots.json"'
+    config+=',"system":"You convert units. Work it out and be brief.","test_questions":150,"max_new_tokens":40,"oversample":4'
+    config+=',"sft_dropout":0.0,"sft_learning_rate":0.003,"rft_dropout":0.0,"rft_learning_rate":0.003'
+    open_window "$width" "$height" "$theme" "{\"reason\":{\"config\":{$config}}}"
     keys ctrl+3
     [ "$width" -ge 700 ] || picture "$folder/reason-form-$width.png"
     keys ctrl+Return
-    until_true 120 test -e "$work/place/$out/train.json"
-    sleep 60
+    sleep 10
     picture "$folder/reason-$theme-$width.png"
     close_window
 }
@@ -189,6 +192,7 @@ panels() {
 }
 
 rows >"$work/place/rows.jsonl"
+(cd "$work/place" && "$program" --json demo --task --out runs/task --device cpu >/dev/null)
 tune --output-dir runs/parts
 tune --output-dir runs/parts-small --r 4 --num-epochs 1
 if [ -n "$all" ]; then
