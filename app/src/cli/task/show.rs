@@ -67,7 +67,7 @@ fn budget(report: &BudgetReport) -> String {
     }
     lines.push(format!(
         "       ranks       {sft} for answers, {rft} for reasoning; the largest that fits: {by_parameters} by parameters, \
-         {by_bundle} twice in the bundle"
+         {by_bundle} twice in the bundle, before it is compressed"
     ));
     lines.join("\n")
 }
