@@ -19,12 +19,12 @@ use crate::data::vocabulary;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::generate::{self, Loaded};
-use crate::model::{fetch, hub};
+use crate::model::hub;
 use crate::plan;
 use crate::platform;
 use crate::protocol::{AdapterChoice, Command, DeviceChoice, Event, GenerateRequest, JobId, ReasonVerb};
 use crate::store::Store;
-use crate::tasks::{answers, demo, describe, export, inspect, merge, pack, reason, self_test, unpack};
+use crate::tasks::{answers, demo, describe, export, folder_of, inspect, merge, pack, reason, self_test, unpack};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::runs::{self, ReadLogs};
 use crate::train::{Ended, checkpoint, eval, finetune, pretrain};
@@ -401,15 +401,6 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
 /// The end of a job that leaves nothing to be done.
 fn stopped(control: &Control) -> Outcome {
     Ok((if control.flow() == Flow::Stop { Ended::Stopped } else { Ended::Finished }, Vec::new()))
-}
-
-/// The folder of a model: of a run its newest checkpoint, of a name at the hub where that was downloaded to. `None` where
-/// the download was stopped.
-async fn folder_of(model: &str, store: &Store, control: &Control) -> Result<Option<String>> {
-    match fetch::folder(store, model, control).await? {
-        Some(folder) => checkpoint::model_of(store, &folder, ["--model", "--adapter"]).await.map(Some),
-        None => Ok(None),
-    }
 }
 
 async fn adapters_of(mut adapters: Vec<AdapterChoice>, store: &Store) -> Vec<AdapterChoice> {

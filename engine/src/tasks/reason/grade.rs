@@ -7,13 +7,14 @@ use web_time::Instant;
 
 use super::bundle::{self, Submission};
 use super::questions::{self, Question};
-use super::test::{self, Examinee, Prompt};
+use super::test::{Examinee, Prompt};
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, hub};
 use crate::protocol::{Event, GradeReport, TestReport};
 use crate::store::{Store, inside};
+use crate::tasks::folder_of;
 use crate::train::checkpoint;
 use marks::PARTS;
 
@@ -64,7 +65,7 @@ pub async fn run(
         Some(prompt) => prompt,
         None => Prompt::worked(&config.system, &super::shots(config, store).await?),
     };
-    let Some(folder) = test::folder_of(&config.student, store, control).await? else { return Ok(None) };
+    let Some(folder) = folder_of(&config.student, store, control).await? else { return Ok(None) };
     let parameters = hub::read_config(store, &folder).await?.parameters();
     if let Some(why) = too_many(parameters, config) {
         let cases = PARTS.iter().map(|part| part.failed(why.clone(), 0.0)).collect();

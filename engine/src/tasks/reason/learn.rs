@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::questions::{self, Question};
-use super::{answer, budget, test};
+use super::{answer, budget};
 use crate::config::finetune::{DatasetFormat, Decay, Files, FinetuneConfig, Interval, Method, Targets};
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
@@ -11,6 +11,7 @@ use crate::data::example::LossOn;
 use crate::error::{Error, Result};
 use crate::model::hub;
 use crate::store::Store;
+use crate::tasks::folder_of;
 use crate::train::{Ended, finetune};
 
 /// Rows below which reasoning is hardly learned: the reference is worse with fewer.
@@ -124,7 +125,7 @@ pub async fn run(
             questions.len()
         ));
     }
-    let Some(folder) = test::folder_of(&config.student, store, control).await? else { return Ok((Ended::Stopped, Vec::new())) };
+    let Some(folder) = folder_of(&config.student, store, control).await? else { return Ok((Ended::Stopped, Vec::new())) };
     let r = rank(config, lesson, &folder, store, control).await?;
     let path = format!("{}.rows.jsonl", out.trim_end_matches('/'));
     let text = rows(&questions, lesson, data)?;

@@ -11,7 +11,7 @@ use web_time::Instant;
 
 use super::questions::{self, Question};
 use super::test::{Examinee, Prompt};
-use super::{answer, conversion, test};
+use super::{answer, conversion};
 use crate::config::reason::{Keep, ReasonConfig};
 use crate::control::{Control, Flow};
 use crate::error::{Error, Result};
@@ -19,6 +19,7 @@ use crate::generate::batch;
 use crate::generate::loaded::hash_of;
 use crate::protocol::{Event, FunnelReport, Reject, Sampling};
 use crate::store::{Store, inside};
+use crate::tasks::folder_of;
 
 /// Seconds between reports.
 const REPORT_EVERY_SECS: f64 = 0.5;
@@ -72,7 +73,7 @@ pub async fn run(
 ) -> Result<Option<FunnelReport>> {
     let text = store.read_text(data).await?;
     let questions = questions::read(&text, data)?;
-    let Some(folder) = test::folder_of(&config.teacher, store, control).await? else { return Ok(None) };
+    let Some(folder) = folder_of(&config.teacher, store, control).await? else { return Ok(None) };
     let prompt = Prompt::worked(&config.system, shots);
     let origin = Origin {
         teacher: config.teacher.clone(),

@@ -12,11 +12,11 @@ use crate::error::{Error, Result};
 use crate::generate::speech::Speech;
 use crate::generate::{self, Generation, Limits, batch};
 use crate::model::load::{self, Keep};
-use crate::model::{Adapter, Llama, fetch};
+use crate::model::{Adapter, Llama};
 use crate::protocol::{Event, Reply, Sampling, TestReport};
 use crate::store::Store;
+use crate::tasks::folder_of;
 use crate::text::template::Message;
-use crate::train::checkpoint;
 
 /// Positions that a model has where nobody says how many it needs.
 const POSITIONS: usize = 4096;
@@ -62,18 +62,6 @@ impl Prompt {
                 speech.prompt(&messages)
             }
         }
-    }
-}
-
-/// The folder of a model: of a run its newest checkpoint, of a name at the hub where that was downloaded to. `None` where
-/// the download was stopped.
-///
-/// # Errors
-/// As [`fetch::folder`].
-pub async fn folder_of(model: &str, store: &Store, control: &Control) -> Result<Option<String>> {
-    match fetch::folder(store, model, control).await? {
-        Some(folder) => checkpoint::model_of(store, &folder, ["--model", "--adapter"]).await.map(Some),
-        None => Ok(None),
     }
 }
 
