@@ -101,15 +101,15 @@ pub fn linear(x: &[f32], w: &[f32], n: usize, k: usize, m: usize) -> Vec<f32> {
 /// the product.
 const MOST_ROWS: usize = 64;
 
-/// Rows of the weights that are multiplied at a time.
-const BLOCK: usize = 4;
+/// Rows of the weights and of `x` that are multiplied in registers: 12 accumulators, which every machine has.
+const TILE: [usize; 2] = [4, 3];
 
 /// With some rows the weights are read once from memory, four rows at a time, and meet all rows of `x` in the cache.
 fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], k: usize, m: usize) {
     let shared = Disjoint::new(out);
-    (0..m.div_ceil(BLOCK)).into_par_iter().with_min_len(8).for_each(|block| {
-        let first = block * BLOCK;
-        let count = BLOCK.min(m - first);
+    (0..m.div_ceil(TILE[0])).into_par_iter().with_min_len(8).for_each(|block| {
+        let first = block * TILE[0];
+        let count = TILE[0].min(m - first);
         let weights = std::array::from_fn(|j| &w[(first + j.min(count - 1)) * k..][..k]);
         pulp::Arch::new().dispatch(Rows { weights, first, count, x, out: shared, k, m });
     });
@@ -117,7 +117,7 @@ fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], k: usize, m: usize) {
 
 /// Four rows of the weights, of which `count` count, times all rows of `x`, in columns `first..` of the product.
 struct Rows<'a> {
-    weights: [&'a [f32]; BLOCK],
+    weights: [&'a [f32]; TILE[0]],
     first: usize,
     count: usize,
     x: &'a [f32],
@@ -131,38 +131,32 @@ impl pulp::WithSimd for Rows<'_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
-        if S::REGISTER_COUNT >= 32 { self.times_all::<S, 6>(simd) } else { self.times_all::<S, 3>(simd) }
-    }
-}
-
-impl Rows<'_> {
-    /// Multiplies with `ROWS` rows of `x` at a time: 4 · `ROWS` accumulators, and the operands beside them, fill the
-    /// registers.
-    #[inline(always)]
-    fn times_all<S: pulp::Simd, const ROWS: usize>(self, simd: S) {
         let Self { weights, first, count, x, out, k, m } = self;
-        let [(w0, t0), (w1, t1), (w2, t2), (w3, t3)] = weights.map(|row| S::as_simd_f32s(row));
+        let w: [(&[S::f32s], &[f32]); TILE[0]] = weights.map(|row| S::as_simd_f32s(row));
         let n = x.len() / k;
-        for row in (0..n).step_by(ROWS) {
-            let rows = ROWS.min(n - row);
-            let mut x_rows: [(&[S::f32s], &[f32]); ROWS] = [(&[], &[]); ROWS];
-            for (i, x_row) in x_rows.iter_mut().enumerate() {
-                *x_row = S::as_simd_f32s(&x[(row + i.min(rows - 1)) * k..][..k]);
-            }
-            let mut sums = [[simd.splat_f32s(0.0); BLOCK]; ROWS];
-            for (at, (((w0, w1), w2), w3)) in w0.iter().zip(w1).zip(w2).zip(w3).enumerate() {
-                for i in 0..ROWS {
-                    let x = x_rows[i].0[at];
-                    for (sum, w) in sums[i].iter_mut().zip([w0, w1, w2, w3]) {
-                        *sum = simd.mul_add_f32s(x, *w, *sum);
+        for row in (0..n).step_by(TILE[1]) {
+            let rows = TILE[1].min(n - row);
+            let x: [(&[S::f32s], &[f32]); TILE[1]] = [0, 1, 2].map(|i: usize| S::as_simd_f32s(&x[(row + i.min(rows - 1)) * k..][..k]));
+            let mut sums = [[simd.splat_f32s(0.0); TILE[0]]; TILE[1]];
+            let whole = x[0].0.len();
+            let (x0, x1, x2) = (&x[0].0[..whole], &x[1].0[..whole], &x[2].0[..whole]);
+            let (w0, w1, w2, w3) = (&w[0].0[..whole], &w[1].0[..whole], &w[2].0[..whole], &w[3].0[..whole]);
+            for at in 0..whole {
+                let (x, w) = ([x0[at], x1[at], x2[at]], [w0[at], w1[at], w2[at], w3[at]]);
+                for i in 0..TILE[1] {
+                    for j in 0..TILE[0] {
+                        sums[i][j] = simd.mul_add_f32s(x[i], w[j], sums[i][j]);
                     }
                 }
             }
-            for (i, (sums, (_, x_rest))) in sums.iter().zip(x_rows).enumerate().take(rows) {
+            for i in 0..rows {
                 // SAFETY: one task per block writes these columns.
                 let out = unsafe { out.piece((row + i) * m + first, count) };
-                for ((out, sum), w_rest) in out.iter_mut().zip(sums).zip([t0, t1, t2, t3]) {
-                    *out = x_rest.iter().zip(w_rest).fold(simd.reduce_sum_f32s(*sum), |total, (x, w)| total + x * w);
+                for (j, out) in out.iter_mut().enumerate() {
+                    *out = simd.reduce_sum_f32s(sums[i][j]);
+                    for (x, w) in x[i].1.iter().zip(w[j].1) {
+                        *out += x * w;
+                    }
                 }
             }
         }
