@@ -86,7 +86,7 @@ enum Verb {
     },
     /// List the questions of a rollout without a right sample
     Rejects {
-        /// What rollout wrote, or is writing
+        /// What rollout wrote
         #[arg(long, value_name = "FILE")]
         data: String,
 

@@ -64,7 +64,7 @@ pub async fn generate(
     control: &Control,
     mut on_done: impl FnMut(usize, usize, Generation) -> Result<()>,
 ) -> Result<Flow> {
-    let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+    let Some(longest) = prompts.iter().map(|prompt| prompt.ids.len()).max() else { return Ok(Flow::Continue) };
     if prompts.iter().any(|prompt| prompt.ids.is_empty()) {
         return Err(Error::Config("a prompt is empty: give at least one character".into()));
     }

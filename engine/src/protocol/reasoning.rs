@@ -38,7 +38,7 @@ pub enum ReasonVerb {
     },
     /// List the questions of a rollout without a right sample: [`Event::Rejected`](super::Event::Rejected).
     Rejects {
-        /// What the rollout wrote, or is writing.
+        /// What the rollout wrote.
         data: String,
     },
     /// Put reasoning that people wrote into a rollout's rows, for a question without a right sample.
@@ -271,7 +271,7 @@ impl Capped {
 pub struct BudgetReport {
     /// Parameters of the student with its larger adapter.
     pub parameters: Capped,
-    /// Bytes of both adapters as they are stored.
+    /// Bytes of both adapters before they are compressed.
     pub bundle_bytes: Capped,
     /// Bytes of the device that training the larger adapter takes; no cap is known where that is 0.
     pub device_bytes: Capped,

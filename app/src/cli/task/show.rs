@@ -5,7 +5,7 @@ use std::io;
 
 use smolforge_engine::protocol::{BudgetReport, Capped, Event, FunnelReport, GradeReport, Reject, Reply, Tally, TestReport};
 
-use super::super::progress::{Screen, bold, red};
+use super::super::progress::{Screen, bold, red, yellow};
 use super::super::table::Table;
 use super::super::{is_last, train};
 use crate::units::{amount, answer, bytes, count, duration, limit, megabytes, one_line, percent, rate};
@@ -59,21 +59,22 @@ impl Teller {
 fn budget(report: &BudgetReport) -> String {
     let BudgetReport { parameters, bundle_bytes, device_bytes, ranks: [sft, rft], largest_ranks: [by_parameters, by_bundle] } = report;
     let mut lines = vec![
-        format!("{} parameters  {}", bold("budget"), capped(parameters, count)),
-        format!("       bundle      {}", capped(bundle_bytes, megabytes)),
+        format!("{} parameters  {}", bold("budget"), capped(parameters, count, false)),
+        format!("       bundle      {}", capped(bundle_bytes, megabytes, true)),
     ];
     if device_bytes.used > 0 {
-        lines.push(format!("       device      {}", capped(device_bytes, bytes)));
+        lines.push(format!("       device      {}", capped(device_bytes, bytes, false)));
     }
     lines.push(format!(
         "       ranks       {sft} for answers, {rft} for reasoning; the largest that fits: {by_parameters} by parameters, \
-         {by_bundle} twice in the bundle, before it is compressed"
+         {by_bundle} twice in the bundle, uncompressed"
     ));
     lines.join("\n")
 }
 
-/// `━━━━━━━━━━━━────────────  24 MB of 50 MB`; where no cap is known the quantity alone.
-fn capped(quantity: &Capped, write: fn(u64) -> String) -> String {
+/// `━━━━━━━━━━━━────────────  24 MB of 50 MB`; where no cap is known the quantity alone. What is still to be compressed may be
+/// a little above its cap.
+fn capped(quantity: &Capped, write: fn(u64) -> String, compressed: bool) -> String {
     let Capped { used, cap } = *quantity;
     if limit(cap) == "–" {
         return format!("{:WIDTH$}  {}", "", write(used));
@@ -83,6 +84,10 @@ fn capped(quantity: &Capped, write: fn(u64) -> String) -> String {
     let amounts = format!("{} of {}", write(used), write(cap));
     match quantity.fits() {
         true => format!("{bar}  {amounts}"),
+        false if compressed => {
+            let more = format!("{} too many, unless compression saves them", write(used - cap));
+            format!("{}  {amounts}: {}", yellow(&bar), yellow(&more))
+        }
         false => format!("{}  {amounts}: {}", red(&bar), red(&format!("{} too many", write(used - cap)))),
     }
 }
@@ -208,9 +213,10 @@ mod tests {
             largest_ranks: [33, 11],
         };
         let text = budget(&report);
-        check(&text, &["370,504,640 of 380,000,000", "52 MB of 50 MB: 2 MB too many", "3.00 GiB\n", "33 by parameters, 11 twice"]);
+        check(&text, &["370,504,640 of 380,000,000", "52 MB of 50 MB: 2 MB too many, unless", "3.00 GiB\n", "33 by parameters, 11 twice"]);
         assert_eq!(text.lines().count(), 4);
-        check(&capped(&Capped { used: 1, cap: 2 }, count), &["━━━━━━━━━━━━────────────  1 of 2"]);
+        check(&capped(&Capped { used: 1, cap: 2 }, count, false), &["━━━━━━━━━━━━────────────  1 of 2"]);
+        assert!(capped(&Capped { used: 3, cap: 2 }, count, false).ends_with("3 of 2: 1 too many"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use smolforge_engine::protocol::{BudgetReport, Capped, FunnelReport, ReasonConfi
 use super::{Bar, bars, scrolled};
 use crate::session::Session;
 use crate::theme;
-use crate::units::{bytes, count, duration, percent, rate};
+use crate::units::{bytes, count, duration, megabytes, percent, rate};
 
 /// Width from which on both stand beside each other.
 const TWO_COLUMNS: f32 = 680.0;
@@ -21,11 +21,6 @@ pub fn show(ui: &mut Ui, session: &Session, config: &ReasonConfig) {
             funnel(&mut columns[number - 1], session.reason.funnel.as_ref());
         });
     });
-}
-
-/// Megabytes as the caps are written: of a million bytes.
-fn megabytes(number: u64) -> String {
-    format!("{:.2} MB", number as f64 / 1e6)
 }
 
 /// What there may be of everything, and which ranks fit.
@@ -43,11 +38,13 @@ fn budget(ui: &mut Ui, known: Option<&(ReasonConfig, BudgetReport)>, config: &Re
         ui.weak("of other settings: the next step counts anew");
     }
     let BudgetReport { parameters, bundle_bytes, device_bytes, ranks: [sft, rft], largest_ranks: [in_parameters, in_bundle] } = report;
-    let warned = bundle_bytes.used as f64 > of.warn_zip_mb * 1e6;
+    // Whether the bundle fits is known when it is compressed.
+    let bundle = if bundle_bytes.fits() { "nearly too much" } else { "too much unless compressed" };
+    let bundle = (bundle_bytes.used as f64 > of.warn_zip_mb * 1e6).then_some(bundle);
     let rows = vec![
-        limit(ui, "parameters", parameters, count, false, largest("largest rank that fits", *in_parameters)),
-        limit(ui, "bundle", bundle_bytes, megabytes, warned, largest("largest rank that fits twice", *in_bundle)),
-        limit(ui, "device memory", device_bytes, bytes, false, String::new()),
+        limit(ui, "parameters", parameters, count, None, largest("largest rank that fits", *in_parameters)),
+        limit(ui, "bundle", bundle_bytes, megabytes, bundle, largest("largest rank that fits twice, uncompressed", *in_bundle)),
+        limit(ui, "device memory", device_bytes, bytes, None, String::new()),
     ];
     bars(ui, "budget", rows);
     ui.label(format!("rank {sft} for answers, {rft} for reasoning"));
@@ -57,14 +54,14 @@ fn largest(words: &str, rank: usize) -> String {
     if rank == 0 { "no rank fits".into() } else { format!("{words}: {}", count(rank as u64)) }
 }
 
-/// How much of a cap is used; a cap of 0 is not known.
-fn limit(ui: &Ui, name: &str, amount: &Capped, written: fn(u64) -> String, warned: bool, below: String) -> Bar {
+/// How much of a cap is used; a cap of 0 is not known. A warning is told instead of what is too much.
+fn limit(ui: &Ui, name: &str, amount: &Capped, written: fn(u64) -> String, warning: Option<&str>, below: String) -> Bar {
     let (visuals, Capped { used, cap }) = (ui.visuals(), *amount);
-    let (color, remark) = match () {
-        () if cap == 0 => (theme::bar(visuals, 0), " · no cap is known"),
-        () if !amount.fits() => (theme::too_long(visuals), " · too much"),
-        () if warned => (theme::bar(visuals, 1), " · nearly too much"),
-        () => (theme::bar(visuals, 0), ""),
+    let (color, remark) = match warning {
+        _ if cap == 0 => (theme::bar(visuals, 0), " · no cap is known".into()),
+        Some(warning) => (theme::bar(visuals, 1), format!(" · {warning}")),
+        None if amount.fits() => (theme::bar(visuals, 0), String::new()),
+        None => (theme::too_long(visuals), " · too much".into()),
     };
     let of = if cap == 0 { String::new() } else { format!(" of {}", written(cap)) };
     let share = if cap == 0 { 0.0 } else { used as f64 / cap as f64 };
@@ -124,8 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn caps_are_told_in_their_own_megabytes() {
-        assert_eq!([megabytes(50_000_000), megabytes(48_271_900)], ["50.00 MB", "48.27 MB"]);
+    fn the_largest_rank_is_told() {
         assert_eq!(largest("largest rank that fits", 33), "largest rank that fits: 33");
         assert_eq!(largest("largest rank that fits", 0), "no rank fits");
     }

@@ -91,76 +91,41 @@ pub fn linear(x: &[f32], w: &[f32], n: usize, k: usize, m: usize) -> Vec<f32> {
     let mut out = vec![0.0; n * m];
     match n {
         0..=4 => few_rows(&mut out, x, w, n, k, m),
-        5..=MOST_ROWS => some_rows(&mut out, x, w, k, m),
+        5..=MOST_ROWS => some_rows(&mut out, x, w, n, k, m),
         _ => matmul(&mut out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
     }
     out
 }
 
-/// Rows up to which the weights are read as they lie: to rearrange them, as a general product does, would take longer than
+/// Rows up to which the weights are read as they lie: to rearrange them, as a general product does, would take as long as
 /// the product.
-const MOST_ROWS: usize = 64;
+const MOST_ROWS: usize = 128;
 
-/// Rows of the weights and of `x` that are multiplied in registers: 12 accumulators, which every machine has.
-const TILE: [usize; 2] = [4, 3];
+/// Rows of `x` are made a multiple of this: one vector of AVX-512, two of AVX2, four of NEON.
+const LANES: usize = 16;
 
-/// With some rows the weights are read once from memory, four rows at a time, and meet all rows of `x` in the cache.
-fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], k: usize, m: usize) {
-    let shared = Disjoint::new(out);
-    (0..m.div_ceil(TILE[0])).into_par_iter().with_min_len(8).for_each(|block| {
-        let first = block * TILE[0];
-        let count = TILE[0].min(m - first);
-        let weights = std::array::from_fn(|j| &w[(first + j.min(count - 1)) * k..][..k]);
-        pulp::Arch::new().dispatch(Rows { weights, first, count, x, out: shared, k, m });
-    });
-}
-
-/// Four rows of the weights, of which `count` count, times all rows of `x`, in columns `first..` of the product.
-struct Rows<'a> {
-    weights: [&'a [f32]; TILE[0]],
-    first: usize,
-    count: usize,
-    x: &'a [f32],
-    out: Disjoint,
-    k: usize,
-    m: usize,
-}
-
-impl pulp::WithSimd for Rows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Self { weights, first, count, x, out, k, m } = self;
-        let w: [(&[S::f32s], &[f32]); TILE[0]] = weights.map(|row| S::as_simd_f32s(row));
-        let n = x.len() / k;
-        for row in (0..n).step_by(TILE[1]) {
-            let rows = TILE[1].min(n - row);
-            let x: [(&[S::f32s], &[f32]); TILE[1]] = [0, 1, 2].map(|i: usize| S::as_simd_f32s(&x[(row + i.min(rows - 1)) * k..][..k]));
-            let mut sums = [[simd.splat_f32s(0.0); TILE[0]]; TILE[1]];
-            let whole = x[0].0.len();
-            let (x0, x1, x2) = (&x[0].0[..whole], &x[1].0[..whole], &x[2].0[..whole]);
-            let (w0, w1, w2, w3) = (&w[0].0[..whole], &w[1].0[..whole], &w[2].0[..whole], &w[3].0[..whole]);
-            for at in 0..whole {
-                let (x, w) = ([x0[at], x1[at], x2[at]], [w0[at], w1[at], w2[at], w3[at]]);
-                for i in 0..TILE[1] {
-                    for j in 0..TILE[0] {
-                        sums[i][j] = simd.mul_add_f32s(x[i], w[j], sums[i][j]);
-                    }
-                }
-            }
-            for i in 0..rows {
-                // SAFETY: one task per block writes these columns.
-                let out = unsafe { out.piece((row + i) * m + first, count) };
-                for (j, out) in out.iter_mut().enumerate() {
-                    *out = simd.reduce_sum_f32s(sums[i][j]);
-                    for (x, w) in x[i].1.iter().zip(w[j].1) {
-                        *out += x * w;
-                    }
-                }
-            }
-        }
+/// With some rows `x` is transposed, and rows of the weights are multiplied with it as they lie, 48 of them at a time: their
+/// products are still in the cache when they are written to their columns.
+fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], n: usize, k: usize, m: usize) {
+    const BLOCK: usize = 48;
+    let rows = n.next_multiple_of(LANES);
+    let mut columns = vec![0.0; k * rows]; // [k, rows]
+    for (row, x) in x.chunks(k).enumerate() {
+        columns[row..].iter_mut().step_by(rows).zip(x).for_each(|(column, x)| *column = *x);
     }
+    let shared = Disjoint::new(out);
+    let sums = || vec![0.0; BLOCK * rows];
+    (0..m.div_ceil(BLOCK)).into_par_iter().for_each_init(sums, |sums, block| {
+        let first = block * BLOCK;
+        let count = BLOCK.min(m - first);
+        let weights = View::new(&w[first * k..][..count * k], count, k);
+        matmul(sums, rows, weights, View::new(&columns, k, rows), 1.0, false, false);
+        for row in 0..n {
+            // SAFETY: one task per block writes these columns.
+            let out = unsafe { shared.piece(row * m + first, count) };
+            out.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(out, sum)| *out = *sum);
+        }
+    });
 }
 
 /// With few rows the weights are read once from memory and every row of `x` meets them in the cache.

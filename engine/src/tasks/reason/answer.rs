@@ -1,5 +1,7 @@
 //! The answer in a text, and whether it is right: exactly as the reference's Python does it.
 
+use crate::text::python::repr;
+
 /// The zeros of Unicode 14, as Python 3.11 knows them: the nine digits of each script follow its zero.
 #[rustfmt::skip]
 const ZEROS: [u32; 66] = [
@@ -26,20 +28,6 @@ pub fn is_right(found: f64, expected: f64, tolerance: f64) -> bool {
 /// A number with three decimals, as Python's `str(round(x, 3))` writes it: `120.0`, `0.333`.
 pub fn shown(number: f64) -> String {
     repr(rounded(number))
-}
-
-/// Python's `repr` of a number: the shortest digits that read back as the same, with an exponent from 1e16 and below 1e-4.
-pub fn repr(number: f64) -> String {
-    if !number.is_finite() {
-        return format!("{number}").to_lowercase();
-    }
-    let scientific = format!("{number:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-4..16).contains(&exponent) {
-        return format!("{number:?}");
-    }
-    format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 
 /// Three decimals; of two equally near numbers the even one, measured on the exact value.

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::de::{self, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::answer::repr;
 use crate::error::{Error, Result};
+use crate::text::python::repr;
 
 /// More than any such file has; every row takes several times its text while it is read.
 const MOST_BYTES: usize = 64 << 20;

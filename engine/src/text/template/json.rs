@@ -3,6 +3,8 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use crate::text::python::repr;
+
 /// Deeper than any tool's schema; templates can nest further than the stack reaches.
 const MOST_LEVELS: usize = 128;
 
@@ -118,30 +120,15 @@ fn key_text(key: &Value) -> Result<String, Error> {
     }
 }
 
-/// Python's `repr` of a number: the shortest digits that read back as the same, with an exponent from 1e16 and below 1e-4.
+/// A number as Python's `json` writes it.
 fn number(value: &Value) -> String {
-    if value.is_integer() {
-        return value.to_string();
+    match f64::try_from(value.clone()) {
+        Ok(number) if !value.is_integer() => match repr(number) {
+            special if number.is_finite() => special,
+            special => special.replace("nan", "NaN").replace("inf", "Infinity"),
+        },
+        _ => value.to_string(),
     }
-    let Ok(number) = f64::try_from(value.clone()) else { return value.to_string() };
-    if !number.is_finite() {
-        return if number.is_nan() {
-            "NaN"
-        } else if number > 0.0 {
-            "Infinity"
-        } else {
-            "-Infinity"
-        }
-        .to_string();
-    }
-    let scientific = format!("{number:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if number == 0.0 || (-4..16).contains(&exponent) {
-        let plain = format!("{number}");
-        return if plain.contains('.') { plain } else { format!("{plain}.0") };
-    }
-    format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 
 fn refused(why: &str) -> Error {
