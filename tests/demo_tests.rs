@@ -77,17 +77,17 @@ fn a_stopped_demo_of_a_task_goes_on_by_the_same_command() {
     cpu();
     let store = Store::memory();
     let run = |seed, until: fn(&Event) -> bool| {
-        watched(async |control| demo::task::run("d", DeviceChoice::Cpu, seed, 3, &store, control).await, until)
+        watched(async |control| demo::task::run("d", DeviceChoice::Cpu, seed, 5, &store, control).await, until)
     };
     let stopped = |until| {
         let (ended, events) = run(7, until);
-        let hint = "stopped; go on with: smolforge demo --task --out d --device cpu --seed 7 --steps 3";
+        let hint = "stopped; go on with: smolforge demo --task --out d --device cpu --seed 7 --steps 5";
         assert_eq!(ended.unwrap(), (Ended::Stopped, vec![hint.to_string()]));
         events
     };
     let texts =
         |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Wrote { what, .. } if what.starts_with("text"))).count();
-    let models = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Step(step) if step.step == 3)).count();
+    let models = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Step(step) if step.step == 5)).count();
     assert!(texts(&stopped(|event| matches!(event, Event::Wrote { .. }))) < 5);
     let events = stopped(|event| matches!(event, Event::Step(_)));
     assert_eq!((texts(&events), models(&events)), (5, 0));

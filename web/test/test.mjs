@@ -171,6 +171,44 @@ try {
   await page.getByRole('checkbox', { name: 'runs/tuned' }).waitFor({ state: 'attached', timeout: 20_000 });
   seen(`an adapter of rank ${r} stands on the shelf`);
 
+  // A task with right answers, of which so small a model knows none.
+  await click(page, 'button', 'Reason');
+  for (const key of ['student', 'teacher']) await type(page, key, `${RUN}/export`);
+  const task = { out: 'runs/task', oversample: '2' };
+  const grouped = {
+    Run: {}, Questions: { 'train questions': '6', 'valid questions': '4' }, Answers: { 'max new tokens': '8' }, SFT: { 'sft batch size': '4', 'sft epochs': '1' },
+  };
+  for (const [key, value] of Object.entries(task)) await type(page, key, value);
+  for (const [group, keys] of Object.entries(grouped)) {
+    await click(page, 'button', group, { exact: true });
+    for (const [key, value] of Object.entries(keys)) await type(page, key, value);
+    if (group === 'Run') await choose(page, 'device', 'cpu');
+    await click(page, 'button', group, { exact: true });
+  }
+  const press = async (button, event) => {
+    const from = await count(page);
+    await click(page, 'button', button);
+    const job = await until(`the start of ${button}`, async () => (await heard(page, 'started', from))[0]?.job);
+    const ended = async () => (await heard(page, 'done', from)).concat(await heard(page, 'failed', from)).find((end) => end.job === job);
+    const end = await until(`the end of ${button}`, ended, 240);
+    return { ...end, told: (await heard(page, event, from)).findLast((told) => told.job === job) };
+  };
+  await press('make questions', 'wrote');
+  const questions = JSON.parse(await read(page, 'runs/task/valid.json'));
+  const { told: tested } = await press('test (CoT)', 'tested');
+  writeFileSync(join(downloads, 'valid.json'), JSON.stringify(questions));
+  const asked = ['cot', '--model', model, '--data', 'valid.json', '--device', 'cpu', '--max-new-tokens', '8'];
+  const lines = execFileSync(program, ['--json', 'task', 'unit-conversion', ...asked], { cwd: downloads, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+  const native = lines.trim().split('\n').map((line) => JSON.parse(line)).find((event) => event.event === 'tested');
+  const replies = (report) => JSON.stringify(report.replies.map(({ question, text }) => [question, text]));
+  check(tested.replies.length === questions.length && replies(tested) === replies(native), `other replies than the native ones: ${replies(tested)}, ${replies(native)}`);
+  const { error, told: funnel } = await press('roll out', 'funnel');
+  check(funnel.samples === 12 && funnel.right === 0 && error, `not a rollout without a right sample: ${JSON.stringify(funnel)}, ${error}`);
+  await press('learn answers', 'run');
+  const learned = steps(await events(page, 'runs/task/sft'));
+  seen(`questions, their test as the native program's, a rollout (${error}), an adapter by ${learned.length} updates`);
+  check(learned.length === 2, 'not two updates of at most four questions');
+
   // Training by WebGPU, on a file of one's own.
   await click(page, 'button', 'Train');
   const file = join(downloads, 'story.txt');

@@ -49,7 +49,7 @@ pub fn config(out: &str, device: DeviceChoice, seed: u64, steps: u32) -> TrainCo
 /// Refuses too few updates.
 fn check_steps(steps: u32) -> Result<()> {
     match steps {
-        ..5 => Err(Error::Config(format!("--steps {steps}: the demo has five stages and needs at least 5"))),
+        ..5 => Err(Error::Config(format!("--steps {steps}: the demo needs at least 5, one for every stage"))),
         _ => Ok(()),
     }
 }

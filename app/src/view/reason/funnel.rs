@@ -39,11 +39,11 @@ fn budget(ui: &mut Ui, known: Option<&(ReasonConfig, BudgetReport)>, config: &Re
     }
     let BudgetReport { parameters, bundle_bytes, device_bytes, ranks: [sft, rft], largest_ranks: [in_parameters, in_bundle] } = report;
     // Whether the bundle fits is known when it is compressed.
-    let bundle = if bundle_bytes.fits() { "nearly too much" } else { "too much unless compressed" };
+    let bundle = if bundle_bytes.fits() { "nearly too much" } else { "uncompressed" };
     let bundle = (bundle_bytes.used as f64 > of.warn_zip_mb * 1e6).then_some(bundle);
     let rows = vec![
         limit(ui, "parameters", parameters, count, None, largest("largest rank that fits", *in_parameters)),
-        limit(ui, "bundle", bundle_bytes, megabytes, bundle, largest("largest rank that fits twice, uncompressed", *in_bundle)),
+        limit(ui, "bundle", bundle_bytes, megabytes, bundle, largest("largest rank that fits twice", *in_bundle)),
         limit(ui, "device memory", device_bytes, bytes, None, String::new()),
     ];
     bars(ui, "budget", rows);

@@ -216,7 +216,7 @@ fn a_step_in_progress_is_paused_and_stopped() {
 fn what_is_over_its_cap_says_so() {
     let mut harness = sized(egui::vec2(800.0, 700.0), rolling(), forms(ReasonPart::Funnel), reason_parts);
     seen(&harness, &["370,504,640 of 380,000,000", "largest rank that fits: 33"]);
-    seen(&harness, &["52.10 MB of 50.00 MB · too much", "largest rank that fits twice: 11"]);
+    seen(&harness, &["52.1 MB of 50 MB · uncompressed", "largest rank that fits twice: 11"]);
     seen(&harness, &["3.00 GiB · no cap is known", "rank 8 for answers, 16 for reasoning"]);
     assert!(harness.query_by_label_contains("of other settings").is_none());
     harness.state_mut().forms.reason.config.rft_r = 11;
