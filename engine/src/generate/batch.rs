@@ -43,9 +43,14 @@ pub struct Prompt {
 /// Samples side by side for which there is memory; `longest` is the number of tokens of prompt and sample together.
 pub fn rows(shape: &LlamaConfig, longest: usize, compute: &Compute) -> usize {
     let memory = compute.free_bytes().map_or(UNKNOWN_MEMORY_BYTES, |free| (free as f64 * MEMORY_SHARE) as u64);
+    rows_within(shape, longest, memory).min(MOST_ROWS)
+}
+
+/// Samples side by side whose caches and logits fit into so many bytes, at least one.
+pub fn rows_within(shape: &LlamaConfig, longest: usize, bytes: u64) -> usize {
     // The logits, what is read of them and a sorted copy; the activations of a layer are less.
     let row = KvCache::row_bytes(shape, longest + SLACK) + 16 * shape.vocab_size as u64;
-    (memory / row.max(1)).clamp(1, MOST_ROWS as u64) as usize
+    (bytes / row.max(1)).max(1) as usize
 }
 
 /// Continues all prompts, at most `rows` samples at a time; `on_done` gets every sample, with the places of its prompt and

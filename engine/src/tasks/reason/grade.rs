@@ -43,9 +43,6 @@ pub async fn run(
     control: &Control,
 ) -> Result<Option<GradeReport>> {
     let questions = questions::read(&store.read_text(data).await?, data)?;
-    if questions.is_empty() {
-        return Err(Error::format(data, "holds no questions"));
-    }
     let submission = match submission {
         None => None,
         Some(name) => match bundle::read(config, name, store, control).await? {
@@ -61,10 +58,12 @@ pub async fn run(
         Some(submission) => submission.prompt().await?,
         None => None,
     };
-    let prompt = match prompt {
-        Some(prompt) => prompt,
-        None => Prompt::worked(&config.system, &super::shots(config, store).await?),
-    };
+    let own = Prompt::worked(&config.system, &super::shots(config, store).await?);
+    let given = config.shots.is_some() || config.system != ReasonConfig::default().system;
+    if given && prompt.as_ref().is_some_and(|prompt| *prompt != own) {
+        control.warn("--system and --shots do not count: the submission brings its own in task.json");
+    }
+    let prompt = prompt.unwrap_or(own);
     let Some(folder) = folder_of(&config.student, store, control).await? else { return Ok(None) };
     let parameters = hub::read_config(store, &folder).await?.parameters();
     if let Some(why) = too_many(parameters, config) {
@@ -74,7 +73,7 @@ pub async fn run(
         return Ok(Some(report));
     }
     let started = Instant::now();
-    let Some(examinee) = Examinee::load(config, &config.student, None, 0, store, control).await? else { return Ok(None) };
+    let Some(examinee) = Examinee::load(config, &config.student, None, store, control).await? else { return Ok(None) };
     let load_secs = started.elapsed().as_secs_f64();
     Sitting { config, folder, parameters, questions, prompt, adapters, examinee, load_secs, store, control }.grade().await
 }

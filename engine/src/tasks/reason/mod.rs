@@ -120,7 +120,7 @@ async fn ask(
         Some(adapter) => Some(Adapter::load(store, &checkpoint::adapter_of(store, adapter).await).await?),
         None => None,
     };
-    let Some(model) = Examinee::load(config, &config.student, adapter.as_ref(), 0, store, control).await? else { return Ok(None) };
+    let Some(model) = Examinee::load(config, &config.student, adapter.as_ref(), store, control).await? else { return Ok(None) };
     model.test(what, &questions, &prompt, config, control).await
 }
 

@@ -12,7 +12,7 @@ use web_time::Instant;
 use super::questions::{self, Question};
 use super::test::{Examinee, Prompt};
 use super::{answer, conversion};
-use crate::config::reason::{Keep, ReasonConfig};
+use crate::config::reason::{Keep, Quantize, ReasonConfig};
 use crate::control::{Control, Flow};
 use crate::error::{Error, Result};
 use crate::generate::batch;
@@ -24,16 +24,13 @@ use crate::tasks::folder_of;
 /// Seconds between reports.
 const REPORT_EVERY_SECS: f64 = 0.5;
 
-/// A file in the folder of another.
-fn beside(path: &str, name: &str) -> String {
-    path.rsplit_once('/').map_or_else(|| name.into(), |(folder, _)| inside(folder, name))
-}
-
 /// What samples depend on: the first line of their file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Origin {
     teacher: String,
     weights: String,
+    /// Whether the teacher was kept in 4 bits; unknown until it is loaded.
+    four_bits: Option<bool>,
     questions: String,
     prompt: String,
     oversample: usize,
@@ -51,10 +48,27 @@ struct Sampled {
     samples: Vec<String>,
 }
 
-/// Files of a rollout that writes its rows to `out`: all samples, and questions without a right one.
-pub fn files(out: &str) -> [String; 2] {
-    let stem = out.strip_suffix(".json").unwrap_or(out);
-    [format!("{stem}.samples.jsonl"), format!("{stem}.rejects.json")]
+/// Files of a rollout beside the rows that it writes.
+struct Files {
+    /// All samples.
+    samples: String,
+    /// Questions without a right sample.
+    rejects: String,
+    /// Rows that people wrote for such questions.
+    mended: String,
+    /// Held by who writes them.
+    lock: String,
+}
+
+impl Files {
+    /// Of a rollout that writes its rows to `out`.
+    fn of(out: &str) -> Self {
+        let stem = out.strip_suffix(".json").unwrap_or(out);
+        let (folder, name) = stem.rsplit_once('/').unwrap_or(("", stem));
+        let lock = if folder.is_empty() { format!(".{name}.lock") } else { inside(folder, &format!(".{name}.lock")) };
+        let [samples, rejects, mended] = ["samples.jsonl", "rejects.json", "mended.json"].map(|name| format!("{stem}.{name}"));
+        Self { samples, rejects, mended, lock }
+    }
 }
 
 /// Lets the teacher answer the questions of `data` and keeps what is right in `out`. `None` where it was stopped: it goes on
@@ -71,13 +85,23 @@ pub async fn run(
     store: &Store,
     control: &Control,
 ) -> Result<Option<FunnelReport>> {
+    if out == data {
+        return Err(Error::Config(format!("--out {out}: these are the questions; name another file for the rows")));
+    }
     let text = store.read_text(data).await?;
     let questions = questions::read(&text, data)?;
+    if let Some(odd) = questions::oddities(&questions, &[]) {
+        control.warn(format!("{data}: {odd}"));
+    }
     let Some(folder) = folder_of(&config.teacher, store, control).await? else { return Ok(None) };
     let prompt = Prompt::worked(&config.system, shots);
     let origin = Origin {
         teacher: config.teacher.clone(),
         weights: hash_of(store, &folder).await?,
+        four_bits: match config.quantize_teacher {
+            Quantize::Auto => None,
+            quantize => Some(quantize == Quantize::Yes),
+        },
         questions: blake3::hash(text.as_bytes()).to_hex().to_string(),
         prompt: blake3::hash(format!("{prompt:?}").as_bytes()).to_hex().to_string(),
         oversample: config.oversample,
@@ -85,9 +109,9 @@ pub async fn run(
         max_new_tokens: config.max_new_tokens,
         seed: config.seed,
     };
-    let [path, _] = files(out);
-    let _lock = store.lock(&beside(&path, ".rollout.lock")).await?;
-    let known = begun(&path, &origin, questions.len(), store).await?;
+    let Files { samples: path, lock, .. } = Files::of(out);
+    let _lock = store.lock(&lock).await?;
+    let (origin, known) = begun(&path, origin, questions.len(), store).await?;
     let mut funnel = Funnel::new(&questions, config);
     known.iter().for_each(|sampled| funnel.add(sampled));
     if known.len() < questions.len() {
@@ -95,15 +119,14 @@ pub async fn run(
             control.notice(format!("{path}: goes on behind {} of {} questions", known.len(), questions.len()));
         }
         let missing: Vec<usize> = (0..questions.len()).filter(|index| funnel.rows[*index].is_none()).collect();
-        if draw(config, &folder, &missing, &prompt, &path, &mut funnel, store, control).await? == Flow::Stop {
+        if draw(config, &folder, origin, &missing, &prompt, &path, &mut funnel, store, control).await? == Flow::Stop {
             control.emit(Event::Funnel(funnel.report));
             return Ok(None);
         }
     }
     let report = funnel.report.clone();
     control.emit(Event::Funnel(report.clone()));
-    write(&funnel, out, store, control).await?;
-    if report.kept == 0 {
+    if write(&funnel, out, store, control).await? == 0 {
         let remedy = match report.answered {
             0 => {
                 "no sample holds an <answer>: show worked examples with --shots, take an Instruct model as --teacher, or raise --max-new-tokens"
@@ -115,42 +138,40 @@ pub async fn run(
     Ok(Some(report))
 }
 
-/// The samples that are there. A line that was not written to its end is cut off.
-async fn begun(path: &str, origin: &Origin, questions: usize, store: &Store) -> Result<Vec<Sampled>> {
-    let head = format!("{}\n", json!(origin));
+/// The samples that are there, and what they depend on: `asked`, with what is known of it by now. A line that was not written
+/// to its end is cut off.
+async fn begun(path: &str, asked: Origin, questions: usize, store: &Store) -> Result<(Origin, Vec<Sampled>)> {
+    let none = (asked.clone(), Vec::new());
     if !store.exists(path).await {
-        store.write(path, head.as_bytes()).await?;
-        return Ok(Vec::new());
+        return Ok(none);
     }
-    let text = store.read_text(path).await?;
-    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-    let mut lines = whole.lines();
-    let Some(first) = lines.next() else {
-        store.write(path, head.as_bytes()).await?; // stopped before its first line was complete
-        return Ok(Vec::new());
-    };
+    let bytes = store.read(path).await?.to_vec();
+    let whole = &bytes[..bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1)];
+    let mut lines = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let Some(first) = lines.next() else { return Ok(none) }; // stopped before its first line was complete
     let damaged = |line: usize| Error::format(path, format!("line {line} is damaged; remove the file to draw all samples anew"));
-    let found: Origin = serde_json::from_str(first).map_err(|_| damaged(1))?;
-    if let Some(what) = difference(&found, origin) {
+    let found: Origin = serde_json::from_slice(first).map_err(|_| damaged(1))?;
+    if let Some(what) = difference(&found, &asked) {
         return Err(Error::Resume(format!("{path} holds samples of another {what}; remove it, or choose another --out")));
     }
     let mut known = BTreeMap::new();
     for (line, number) in lines.zip(2..) {
-        let sampled: Sampled = serde_json::from_str(line).map_err(|_| damaged(number))?;
-        if sampled.question >= questions || sampled.samples.len() != origin.oversample {
+        let sampled: Sampled = serde_json::from_slice(line).map_err(|_| damaged(number))?;
+        if sampled.question >= questions || sampled.samples.len() != asked.oversample {
             return Err(damaged(number));
         }
         known.insert(sampled.question, sampled);
     }
-    if whole.len() < text.len() {
-        store.write(path, whole.as_bytes()).await?;
+    if whole.len() < bytes.len() {
+        store.write(path, whole).await?;
     }
-    Ok(known.into_values().collect())
+    Ok((found, known.into_values().collect()))
 }
 
 fn difference(found: &Origin, asked: &Origin) -> Option<&'static str> {
     let pairs = [
         (found.weights == asked.weights, "teacher"),
+        (asked.four_bits.is_none() || found.four_bits == asked.four_bits, "--quantize-teacher"),
         (found.questions == asked.questions, "file of questions"),
         (found.prompt == asked.prompt, "--system or --shots"),
         (found.oversample == asked.oversample, "--oversample"),
@@ -165,6 +186,7 @@ fn difference(found: &Origin, asked: &Origin) -> Option<&'static str> {
 async fn draw(
     config: &ReasonConfig,
     folder: &str,
+    origin: Origin,
     missing: &[usize],
     prompt: &Prompt,
     path: &str,
@@ -172,8 +194,15 @@ async fn draw(
     store: &Store,
     control: &Control,
 ) -> Result<Flow> {
-    let teacher = Examinee::load_kept(config, folder, None, 0, config.quantize_teacher, store, control).await?;
-    let Some(teacher) = teacher else { return Ok(Flow::Stop) };
+    let Some(teacher) = Examinee::load_teacher(config, folder, store, control).await? else { return Ok(Flow::Stop) };
+    if missing.len() == funnel.questions.len() {
+        let origin = Origin { four_bits: Some(teacher.four_bits), ..origin };
+        store.write(path, format!("{}\n", json!(origin)).as_bytes()).await?;
+    } else if origin.four_bits != Some(teacher.four_bits) {
+        let (quantize, how) = if teacher.four_bits { ("no", "in more than 4 bits") } else { ("yes", "in 4 bits") };
+        let way = format!("go on with --quantize-teacher {quantize}, or choose another --out");
+        return Err(Error::Resume(format!("{path} holds samples of the teacher {how}; {way}")));
+    }
     let n = config.oversample;
     let prompts = missing.iter().map(|index| {
         let ids = prompt.ids(&funnel.questions[*index].text, &teacher.speech)?;
@@ -274,16 +303,16 @@ fn kept(right: &[String], keep: Keep) -> Vec<String> {
     distinct
 }
 
-/// Writes what is kept, with what people mended, and what is not.
-async fn write(funnel: &Funnel<'_>, out: &str, store: &Store, control: &Control) -> Result<()> {
-    let [_, rejects_path] = files(out);
-    let mended: Vec<Question> = mended(out, funnel.questions, store).await;
+/// Writes what is kept, with what people mended, and what is not; the number of rows.
+async fn write(funnel: &Funnel<'_>, out: &str, store: &Store, control: &Control) -> Result<usize> {
+    let Files { rejects: rejects_path, mended: mended_path, .. } = Files::of(out);
+    let mended = mended(&mended_path, store).await?;
     let (mut rows, mut rejects) = (Vec::new(), Vec::new());
     for (question, found) in funnel.questions.iter().zip(&funnel.rows) {
         let Some((kept, samples)) = found else { continue };
         rows.extend(kept.iter().map(|reasoning| Question { reasoning: Some(reasoning.clone()), ..question.clone() }));
         if kept.is_empty() {
-            match mended.iter().find(|row| row.text == question.text && row.answer == question.answer) {
+            match mended.iter().find(|row| mends(row, &question.text, question.answer, funnel.config.tolerance)) {
                 Some(row) => rows.push(row.clone()),
                 None => rejects.push(json!([question.text, question.answer, samples])),
             }
@@ -293,14 +322,18 @@ async fn write(funnel: &Funnel<'_>, out: &str, store: &Store, control: &Control)
     control.emit(Event::Wrote { what: format!("{} rows of reasoning", rows.len()), path: out.into() });
     store.write(&rejects_path, listed(&rejects).as_bytes()).await?;
     control.emit(Event::Wrote { what: format!("{} rejects", rejects.len()), path: rejects_path });
-    Ok(())
+    Ok(rows.len())
 }
 
-/// Rows that people put into the file that is about to be written anew: those of questions that its rejects do not name.
-async fn mended(out: &str, questions: &[Question], store: &Store) -> Vec<Question> {
-    let Ok(text) = store.read_text(out).await else { return Vec::new() };
-    let rows = questions::read(&text, out).unwrap_or_default();
-    rows.into_iter().filter(|row| questions.iter().any(|question| question.text == row.text)).collect()
+/// Rows that people wrote for questions without a right sample.
+async fn mended(path: &str, store: &Store) -> Result<Vec<Question>> {
+    if store.exists(path).await { questions::read(&store.read_text(path).await?, path) } else { Ok(Vec::new()) }
+}
+
+/// Whether a row that people wrote works out a question rightly.
+fn mends(row: &Question, question: &str, answer: f64, tolerance: f64) -> bool {
+    let found = row.reasoning.as_deref().map_or(f64::NAN, answer::parse);
+    row.text == question && answer::is_right(found, answer, tolerance)
 }
 
 /// Rows of JSON, a row a line.
@@ -314,35 +347,41 @@ fn listed(rows: &[serde_json::Value]) -> String {
 /// # Errors
 /// [`Error::File`] where there are none, [`Error::Format`] where the file is no such list.
 pub async fn rejects(out: &str, store: &Store) -> Result<Vec<Reject>> {
-    let [_, path] = files(out);
+    let path = Files::of(out).rejects;
     let rows: Vec<(String, f64, Vec<String>)> = serde_json::from_str(&store.read_text(&path).await?)
         .map_err(|e| Error::format(&path, format!("no list of [question, answer, [samples]]: {e}")))?;
     Ok(rows.into_iter().map(|(question, expected, samples)| Reject { question, expected, samples }).collect())
 }
 
-/// Puts reasoning that people wrote into the rows of a rollout.
+/// Puts reasoning that people wrote into the rows of a rollout, for a question that none of its samples answers rightly.
 ///
 /// # Errors
 /// [`Error::Data`] where the question is no reject or the reasoning's answer is not right.
 pub async fn mend(config: &ReasonConfig, out: &str, question: &str, reasoning: &str, store: &Store, control: &Control) -> Result<()> {
-    let mut rejects = rejects(out, store).await?;
-    let Some(place) = rejects.iter().position(|reject| reject.question == question) else {
+    let files = Files::of(out);
+    let _lock = store.lock(&files.lock).await?;
+    let (asked, left): (Vec<_>, Vec<_>) = rejects(out, store).await?.into_iter().partition(|reject| reject.question == question);
+    let Some(Reject { expected, .. }) = asked.first() else {
         return Err(Error::Data(format!("{question:?} is none of the rejects of {out}; list them with: rejects")));
     };
-    let (found, expected) = (answer::parse(reasoning), rejects[place].expected);
-    if !answer::is_right(found, expected, config.tolerance) {
+    let row = Question { text: question.into(), answer: *expected, reasoning: Some(trimmed(reasoning)) };
+    if !mends(&row, question, *expected, config.tolerance) {
+        let found = answer::parse(reasoning);
         let what = if found.is_nan() { "holds no <answer>…</answer> with a number".into() } else { format!("ends in {found}") };
-        return Err(Error::Data(format!("the reasoning {what}; the right answer is {}", answer::shown(expected))));
+        return Err(Error::Data(format!("the reasoning {what}; the right answer is {}", answer::shown(*expected))));
     }
+    // First what a rollout never writes anew.
+    let mut mended = mended(&files.mended, store).await?;
+    mended.retain(|row| row.text != question);
+    mended.push(row.clone());
+    store.write(&files.mended, questions::written(&mended).as_bytes()).await?;
     let text = if store.exists(out).await { store.read_text(out).await? } else { String::new() };
     let none_kept = text.trim().trim_start_matches('[').trim_end_matches(']').trim().is_empty();
     let mut rows = if none_kept { Vec::new() } else { questions::read(&text, out)? };
-    rows.push(Question { text: question.into(), answer: expected, reasoning: Some(trimmed(reasoning)) });
-    rejects.remove(place);
+    rows.extend(asked.iter().map(|_| row.clone()));
     store.write(out, questions::written(&rows).as_bytes()).await?;
-    let [_, path] = files(out);
-    let left: Vec<_> = rejects.iter().map(|reject| json!([reject.question, reject.expected, reject.samples])).collect();
-    store.write(&path, listed(&left).as_bytes()).await?;
+    let left: Vec<_> = left.iter().map(|reject| json!([reject.question, reject.expected, reject.samples])).collect();
+    store.write(&files.rejects, listed(&left).as_bytes()).await?;
     control.emit(Event::Wrote { what: format!("row {} of reasoning", rows.len()), path: out.into() });
     Ok(())
 }
@@ -404,6 +443,7 @@ mod tests {
         let origin = Origin {
             teacher: "t".into(),
             weights: "w".into(),
+            four_bits: Some(false),
             questions: "q".into(),
             prompt: "p".into(),
             oversample: 1,
@@ -411,27 +451,33 @@ mod tests {
             max_new_tokens: 9,
             seed: 1,
         };
-        let begun = |origin: &Origin| block_on(begun("r.samples.jsonl", origin, 2, &store));
-        assert_eq!(begun(&origin).unwrap(), []);
-        let mut appender = block_on(store.append("r.samples.jsonl")).unwrap();
-        let line = format!("{}\n", json!(sampled(1, &["x"])));
-        appender.push(line.as_bytes());
-        appender.push(&line.as_bytes()[..9]); // killed while it wrote
-        appender.flush().unwrap();
-        assert_eq!(begun(&origin).unwrap(), [sampled(1, &["x"])]);
+        let write = |bytes: &[u8]| block_on(store.write("r.samples.jsonl", bytes)).unwrap();
+        let begun = |origin: &Origin| block_on(begun("r.samples.jsonl", origin.clone(), 2, &store));
+        assert_eq!(begun(&origin).unwrap().1, []);
+        let (head, line) = (format!("{}\n", json!(origin)), format!("{}\n", json!(sampled(1, &["µ"]))));
+        let torn = line.find('µ').unwrap() + 1; // killed in the middle of a character
+        write(&[head.as_bytes(), line.as_bytes(), &line.as_bytes()[..torn]].concat());
+        assert_eq!(begun(&origin).unwrap(), (origin.clone(), vec![sampled(1, &["µ"])]));
         assert!(block_on(store.read_text("r.samples.jsonl")).unwrap().ends_with(&line));
-        let error = begun(&Origin { temperature: 0.6, ..origin.clone() }).unwrap_err().to_string();
-        assert!(error.contains("--temperature"), "{error}");
-        block_on(store.write("r.samples.jsonl", b"{\"x\n")).unwrap();
+        for (other, word) in [
+            (Origin { temperature: 0.6, ..origin.clone() }, "--temperature"),
+            (Origin { four_bits: Some(true), ..origin.clone() }, "--quantize-teacher"),
+        ] {
+            let error = begun(&other).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!(begun(&Origin { four_bits: None, ..origin.clone() }).unwrap().0, origin);
+        write(b"{\"x\n");
         assert!(begun(&origin).unwrap_err().to_string().contains("line 1"));
-        block_on(store.write("r.samples.jsonl", b"")).unwrap();
-        assert_eq!(begun(&origin).unwrap(), []);
+        write(b"");
+        assert_eq!(begun(&origin).unwrap().1, []);
     }
 
     #[test]
     fn people_mend_rejects_with_right_answers() {
         let (store, (control, _signals, _events)) = (Store::memory(), Control::connect());
         let (questions, config) = (questions(), ReasonConfig { oversample: 1, ..ReasonConfig::default() });
+        let others = [questions[0].clone(), Question { answer: 3.0, ..questions[1].clone() }];
         let mut funnel = Funnel::new(&questions, &config);
         funnel.add(&sampled(0, &["<answer>6000</answer>"]));
         funnel.add(&sampled(1, &["no"]));
@@ -445,8 +491,12 @@ mod tests {
         let rows = || questions::read(&block_on(store.read_text("rft.json")).unwrap(), "rft.json").unwrap();
         assert_eq!(rows().len(), 1);
         assert!(block_on(rejects("rft.json", &store)).unwrap().is_empty());
-        // What people wrote stays when the same rollout is finished again.
-        block_on(write(&funnel, "rft.json", &store, &control)).unwrap();
+        // What people wrote stays when the same rollout is finished again, as long as it is right.
+        assert_eq!(block_on(write(&funnel, "rft.json", &store, &control)).unwrap(), 2);
         assert_eq!(rows().len(), 2);
+        funnel.questions = &others;
+        assert_eq!(block_on(write(&funnel, "rft.json", &store, &control)).unwrap(), 1);
+        block_on(store.write("rft.mended.json", b"[[\"How many")).unwrap();
+        assert!(block_on(write(&funnel, "rft.json", &store, &control)).is_err(), "it is not lost");
     }
 }

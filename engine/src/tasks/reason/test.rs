@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::tasks::folder_of;
 use crate::text::template::Message;
 
-/// Positions that a model has where nobody says how many it needs.
+/// Most positions that a model has here: longer questions and answers there are none.
 const POSITIONS: usize = 4096;
 
 /// A model that can be asked.
@@ -27,6 +27,8 @@ pub struct Examinee {
     pub model: Llama,
     /// How it reads and where it stops.
     pub speech: Speech,
+    /// Whether its linear layers were put into 4 bits.
+    pub four_bits: bool,
     compute: Compute,
 }
 
@@ -66,32 +68,33 @@ impl Prompt {
 }
 
 impl Examinee {
-    /// Loads a model with an adapter, for sequences of up to `positions` tokens, at most its context; 0: 4096. `None`
-    /// where it was stopped.
+    /// Loads a model with an adapter. `None` where it was stopped.
     ///
     /// # Errors
-    /// What is wrong with folder, adapter or device.
+    /// What is wrong with folder, adapter or device; [`Error::OutOfMemory`] where it does not fit in f16.
     pub async fn load(
         config: &ReasonConfig,
         model: &str,
         adapter: Option<&Adapter>,
-        positions: usize,
         store: &Store,
         control: &Control,
     ) -> Result<Option<Self>> {
-        Self::load_kept(config, model, adapter, positions, Quantize::No, store, control).await
+        Self::load_kept(config, model, adapter, None, store, control).await
     }
 
-    /// As [`Self::load`]; a model may be kept in 4 bits.
+    /// Loads a teacher, in 4 bits where `config.quantize_teacher` says so. `None` where it was stopped.
     ///
     /// # Errors
-    /// As [`Self::load`]; [`Error::OutOfMemory`] where it does not fit in any way that is allowed.
-    pub async fn load_kept(
+    /// As [`Self::load`].
+    pub async fn load_teacher(config: &ReasonConfig, model: &str, store: &Store, control: &Control) -> Result<Option<Self>> {
+        Self::load_kept(config, model, None, Some(config.quantize_teacher), store, control).await
+    }
+
+    async fn load_kept(
         config: &ReasonConfig,
         model: &str,
         adapter: Option<&Adapter>,
-        positions: usize,
-        quantize: Quantize,
+        quantize: Option<Quantize>,
         store: &Store,
         control: &Control,
     ) -> Result<Option<Self>> {
@@ -99,23 +102,44 @@ impl Examinee {
         let speech = Speech::load(store, &folder, None, None).await?;
         let (compute, why) = Compute::open(config.device).await?;
         control.notice(why);
-        let keep = keep(&speech, quantize, &compute, model, control)?;
-        let positions = if positions == 0 { POSITIONS } else { positions }.min(speech.shape.max_position_embeddings);
+        let sizes = [Keep::F32, Keep::F16, Keep::Nf4].map(|keep| load::size_bytes(&speech.shape, keep, &compute.device));
+        let keep = keep(sizes, compute.free_bytes(), quantize)
+            .map_err(|why| Error::OutOfMemory { device: compute.info.name.clone(), detail: format!("{model} {why}") })?;
+        if keep == Keep::Nf4 && quantize == Some(Quantize::Auto) {
+            control.warn(format!(
+                "{model} is kept in 4 bits: it takes {} MiB, and {} MiB in f16 are not free",
+                sizes[2] >> 20,
+                sizes[1] >> 20
+            ));
+        }
+        let positions = POSITIONS.min(speech.shape.max_position_embeddings);
         let loading = |done, total| control.progress("load the model", done, total, "bytes");
         let model = load::load(store, &folder, &speech.shape, &compute, positions, keep, loading).await?.with_adapter(adapter)?;
-        Ok(Some(Self { model, speech, compute }))
+        Ok(Some(Self { model, speech, compute, four_bits: keep == Keep::Nf4 }))
     }
 
-    /// Samples written side by side where `longest` is the number of tokens of prompt and sample together.
-    pub fn rows(&self, config: &ReasonConfig, longest: usize) -> usize {
-        match config.batch_rows {
-            0 => batch::rows(&self.speech.shape, longest, &self.compute),
-            rows => rows,
+    /// Samples written side by side where `longest` is the number of tokens of prompt and sample together: never more than
+    /// there is memory for, if anybody knows how much that is.
+    fn rows(&self, config: &ReasonConfig, longest: usize, control: &Control) -> usize {
+        let asked = config.batch_rows;
+        if asked == 0 {
+            return batch::rows(&self.speech.shape, longest, &self.compute);
         }
+        let most = self.compute.free_bytes().map_or(asked, |free| batch::rows_within(&self.speech.shape, longest, free));
+        if most < asked {
+            control.warn(format!("--batch-rows {asked}: there is memory for {most} samples of {longest} tokens side by side"));
+        }
+        asked.min(most)
     }
 
-    /// Lets it continue prompts; `on_done` gets every sample when it is complete, with the places of its prompt and of the
-    /// sample.
+    /// The text of a sample, without special tokens.
+    fn text(&self, sample: &Generation) -> String {
+        let ended = sample.tokens.last().is_some_and(|last| self.speech.stops.contains(last));
+        self.speech.tokenizer.decode(&sample.tokens[..sample.tokens.len() - usize::from(ended)], true)
+    }
+
+    /// Lets it continue prompts; `on_done` gets every sample when it is complete, without special tokens, with the places of
+    /// its prompt and of the sample.
     ///
     /// # Errors
     /// Prompts that do not fit the context; what `on_done` returns.
@@ -125,7 +149,7 @@ impl Examinee {
         sampling: &Sampling,
         config: &ReasonConfig,
         control: &Control,
-        on_done: impl FnMut(usize, usize, Generation) -> Result<()>,
+        mut on_done: impl FnMut(usize, usize, Generation) -> Result<()>,
     ) -> Result<Flow> {
         let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
         let room = self.model.positions().saturating_sub(longest);
@@ -133,7 +157,8 @@ impl Examinee {
             return Err(Error::Context { prompt: longest, context: self.model.positions() });
         }
         let limits = Limits { max_new_tokens: config.max_new_tokens.min(room), stop: &[], end: &self.speech.stops };
-        let rows = self.rows(config, longest + limits.max_new_tokens);
+        let rows = self.rows(config, longest + limits.max_new_tokens, control);
+        let on_done = |prompt, place, sample: Generation| on_done(prompt, place, Generation { text: self.text(&sample), ..sample });
         batch::generate(&self.model, &self.speech.tokenizer, prompts, sampling, &limits, rows, control, on_done).await
     }
 
@@ -187,7 +212,7 @@ impl Examinee {
             }
             control.progress("answer one by one", done as u64 + 1, questions.len() as u64, "questions");
             tokens += sample.tokens.len() as u64;
-            texts.push(sample.text);
+            texts.push(self.text(&sample));
         }
         Ok(Some((texts, tokens)))
     }
@@ -232,28 +257,20 @@ fn checked(questions: &[Question], written: Vec<String>, config: &ReasonConfig) 
     report
 }
 
-/// How a model is kept: as it is stored where it fits, which only a device in the machine's own memory can tell, else in 4
-/// bits.
-fn keep(speech: &Speech, quantize: Quantize, compute: &Compute, model: &str, control: &Control) -> Result<Keep> {
-    let size = |keep| load::size_bytes(&speech.shape, keep, &compute.device);
-    let (stored, small) = (size(Keep::F16), size(Keep::Nf4));
-    let fits = |bytes: u64| compute.free_bytes().is_none_or(|free| bytes <= free);
+/// How a model is kept that takes so many bytes in f32, f16 and 4 bits: as it is stored where it fits, which only a device in
+/// the machine's own memory can tell, else in f16, else, if that is allowed, in 4 bits; or why not.
+fn keep([full, half, small]: [u64; 3], free: Option<u64>, quantize: Option<Quantize>) -> std::result::Result<Keep, String> {
+    let fits = |bytes: u64| free.is_none_or(|free| bytes <= free);
     match quantize {
-        Quantize::Yes => Ok(Keep::Nf4),
-        _ if fits(stored) => Ok(Keep::Stored),
-        Quantize::Auto if fits(small) => {
-            control.warn(format!("{model} is kept in 4 bits: it takes {} MiB, and {} MiB in f16 are not free", small >> 20, stored >> 20));
-            Ok(Keep::Nf4)
-        }
+        Some(Quantize::Yes) if fits(small) => Ok(Keep::Nf4),
+        Some(Quantize::No | Quantize::Auto) | None if fits(full) => Ok(Keep::Stored),
+        Some(Quantize::No | Quantize::Auto) | None if fits(half) => Ok(Keep::F16),
+        Some(Quantize::Auto) if fits(small) => Ok(Keep::Nf4),
         _ => {
-            let free = compute.free_bytes().unwrap_or(0) >> 20;
-            let fitting = if quantize == Quantize::No && fits(small) { "; keep it in 4 bits with --quantize-teacher auto" } else { "" };
-            let detail = format!(
-                "{model} takes {} MiB ({} MiB in 4 bits), and {free} MiB are free{fitting}; else take a smaller model",
-                stored >> 20,
-                small >> 20
-            );
-            Err(Error::OutOfMemory { device: compute.info.name.clone(), detail })
+            let fitting =
+                if quantize == Some(Quantize::No) && fits(small) { "keep it in 4 bits with --quantize-teacher auto, or " } else { "" };
+            let (half, small, free) = (half >> 20, small >> 20, free.unwrap_or(0) >> 20);
+            Err(format!("takes {half} MiB in f16 ({small} MiB in 4 bits), and {free} MiB are free; {fitting}take a smaller model"))
         }
     }
 }
@@ -274,6 +291,28 @@ mod tests {
         assert_eq!((report.all.asked, report.all.answered, report.all.right), (3, 2, 1));
         assert_eq!((report.kinds["mass"].right, report.kinds["length"].right, report.kinds["other"].answered), (1, 0, 0));
         assert!(report.replies[2].found.is_nan() && report.replies[0].right);
+    }
+
+    #[test]
+    fn a_model_is_kept_as_it_fits() {
+        let check =
+            |free, quantize, expect: std::result::Result<Keep, &str>| match (keep([40 << 20, 20 << 20, 5 << 20], free, quantize), expect) {
+                (Err(why), Err(words)) => assert!(why.contains(words) && why.contains("20 MiB in f16"), "{why}"),
+                (found, expect) => assert_eq!(found, expect.map_err(String::from)),
+            };
+        let free = |mib: u64| Some(mib << 20);
+        for quantize in [None, Some(Quantize::No), Some(Quantize::Auto)] {
+            check(None, quantize, Ok(Keep::Stored));
+            check(free(40), quantize, Ok(Keep::Stored));
+            check(free(39), quantize, Ok(Keep::F16));
+        }
+        check(free(19), None, Err("19 MiB are free; take a smaller"));
+        check(free(19), Some(Quantize::No), Err("--quantize-teacher auto"));
+        check(free(19), Some(Quantize::Auto), Ok(Keep::Nf4));
+        check(free(40), Some(Quantize::Yes), Ok(Keep::Nf4));
+        for quantize in [None, Some(Quantize::No), Some(Quantize::Auto), Some(Quantize::Yes)] {
+            check(free(4), quantize, Err("4 MiB are free; take a smaller"));
+        }
     }
 
     #[test]
