@@ -101,8 +101,12 @@ fn a_stopped_demo_of_a_task_goes_on_by_the_same_command() {
     assert_eq!((texts(&events), models(&events)), (0, 0));
     assert_eq!(["train", "valid"].map(questions), asked);
 
+    // As if it had been stopped behind its texts: no model knows the seed.
+    for model in ["d/student", "d/teacher"] {
+        block_on(store.remove(model)).unwrap();
+    }
     let error = run(8, |_| false).0.unwrap_err().to_string();
-    assert!(error.contains("seed"), "{error}");
+    assert!(error.contains("begun with another seed; go on with --seed 7"), "{error}");
     block_on(store.write("d/results.json", b"[]")).unwrap();
     let error = run(7, |_| false).0.unwrap_err().to_string();
     assert!(error.contains("this demo has ended") && error.contains("another --out"), "{error}");

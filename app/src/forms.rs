@@ -226,6 +226,13 @@ impl Reason {
         self.config.valid_file.clone().unwrap_or_else(|| self.at("valid.json"))
     }
 
+    /// Questions that end a step which learns or bundles: those that were chosen, or those that are made with the ones to
+    /// learn from. Beside a file of one's own there may be none.
+    pub fn tested(&self) -> Option<String> {
+        let made = self.config.train_file.is_none();
+        self.config.valid_file.clone().or_else(|| made.then(|| self.valid()))
+    }
+
     /// Puts a path that was chosen for a key where it belongs.
     pub fn put(&mut self, key: &str, path: String) {
         let config = &mut self.config;

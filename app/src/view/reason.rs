@@ -45,7 +45,7 @@ pub fn parts(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<A
             Some(learned) => scrolled(ui, "run", |ui| run::show(ui, "this adapter", learned, &mut forms.plots)),
             None => empty(ui, "No adapter yet", "Press learn answers or learn reasoning, and look at its losses here."),
         },
-        ReasonPart::Tests => replies::show(ui, session, &mut forms.reason.replies),
+        ReasonPart::Tests => replies::show(ui, session, &mut forms.reason),
         ReasonPart::Grade => grade::show(ui, session),
         ReasonPart::Rejects => rejects::show(ui, session, &mut forms.reason, asks),
     }

@@ -102,6 +102,9 @@ const NUMBERS: [u64; 2] = [2, 12];
 /// Of every pair, numbers that the texts work out; questions ask for the other five.
 const WORKED: usize = 6;
 
+/// How often a question is drawn for each conversion at most; it has twenty.
+const ROUNDS: usize = 100;
+
 /// A number of one unit in another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Conversion {
@@ -251,7 +254,8 @@ fn chat(random: &mut Random, known: &[Conversion]) -> String {
 }
 
 /// Questions to learn from and questions to be tested on, as JSON arrays of `[question, answer]`. None of their conversions
-/// is worked out in the [`texts`] of `seed`, none is in both, and `split` decides which is where.
+/// is worked out in the [`texts`] of `seed`, none is in both, and `split` decides which is where. Where more are asked for
+/// than exist, nearly all are made.
 pub fn questions(seed: u64, split: u64, counts: [usize; 2]) -> [String; 2] {
     let [_, asked] = conversions(seed);
     let order = Permutation::new(asked.len() as u64, split);
@@ -260,9 +264,10 @@ pub fn questions(seed: u64, split: u64, counts: [usize; 2]) -> [String; 2] {
     let mut random = Random::stream(split, 6);
     [(learned, counts[0]), (held_out, counts[1])].map(|(conversions, count)| {
         let mut rows: Vec<(String, u64)> = Vec::new();
-        let mut conversions = conversions.iter().cycle();
-        while rows.len() < count {
-            let Some(conversion) = conversions.next() else { break };
+        for conversion in std::iter::repeat_n(conversions, ROUNDS).flatten() {
+            if rows.len() == count {
+                break;
+            }
             let worded = Worded::new(*conversion, &mut random);
             let question = worded.question(&mut random);
             if rows.iter().all(|(known, _)| *known != question) {
@@ -347,6 +352,15 @@ mod tests {
         let [learned, held_out] = [&learned, &held_out].map(|rows| different(rows));
         assert_eq!((learned.len(), held_out.len()), (1000, 150));
         assert!(learned.is_disjoint(&held_out));
+    }
+
+    #[test]
+    fn more_questions_than_exist_come_to_an_end() {
+        let most = [7, 3].map(|part| PAIRS.len() * 5 * part / 10 * 20);
+        let parts = questions(1, 2, most.map(|most| most + 1)).map(|part| rows(&part).len());
+        for (found, most) in parts.into_iter().zip(most) {
+            assert!(found <= most && found > most * 9 / 10, "{found} of {most}");
+        }
     }
 
     #[test]

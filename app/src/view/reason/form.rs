@@ -121,9 +121,13 @@ fn steps(session: &Session, reason: &Reason) -> [Step; 6] {
     let (train, valid) = (reason.train(), reason.valid());
     let goes_on = |out: &str| {
         let mut runs = session.runs.iter().flatten();
-        runs.any(|run| run.path == out && run.state != RunState::Finished && !run.checkpoints.is_empty())
+        runs.any(|run| run.path == out && run.state != RunState::Finished)
     };
-    let learning = |what: &str, out: &str| if goes_on(out) { format!("Goes on with {out}") } else { format!("{what} into {out}") };
+    let test = reason.tested().map(|file| format!("; it is tested with {file} at the end")).unwrap_or_default();
+    let learning = |what: &str, out: &str| {
+        let learned = if goes_on(out) { format!("Goes on with {out}") } else { format!("{what} into {out}") };
+        learned + &test
+    };
     let step = |label, help, part, verb| Step { label, help, part, verb };
     [
         step(
@@ -181,17 +185,25 @@ fn controls(ui: &mut Ui, session: &Session, reason: &mut Reason, busy: Option<(J
             for Step { label, help, part, verb } in steps(session, reason) {
                 let button = ui.add_enabled(ready, egui::Button::new(label)).on_disabled_hover_text(&why_not);
                 if button.on_hover_text(help).clicked() {
-                    asks.push(begin(&reason.config, verb));
+                    asks.push(begin_tested(reason, verb));
                     reason.part = part;
                 }
             }
             let more = egui::Button::new("bundle …").selected(reason.bundling);
-            if ui.add(more).on_hover_text("Both adapters as one .zip, and its points").clicked() {
+            let points = if reason.tested().is_some() { ", and its points" } else { "" };
+            if ui.add(more).on_hover_text(format!("Both adapters as one .zip{points}")).clicked() {
                 reason.bundling = !reason.bundling;
             }
         }
     });
     jobs::progress(ui, session);
+}
+
+/// Begins a step; what it makes is tested at its end where there are questions for that.
+fn begin_tested(reason: &Reason, verb: ReasonVerb) -> Ask {
+    let makes = matches!(verb, ReasonVerb::Sft { .. } | ReasonVerb::Rft { .. } | ReasonVerb::Bundle { .. });
+    let valid_file = if makes { reason.tested() } else { reason.config.valid_file.clone() };
+    begin(&ReasonConfig { valid_file, ..reason.config.clone() }, verb)
 }
 
 /// What a job does, in a few words.
@@ -241,10 +253,11 @@ fn bundle(ui: &mut Ui, reason: &mut Reason, picker: &Picker, asks: &mut Vec<Ask>
         let (ready, why_not) = (why_not.is_none(), why_not.unwrap_or_default());
         ui.horizontal_wrapped(|ui| {
             let write = ui.add_enabled(ready, egui::Button::new("write the bundle")).on_disabled_hover_text(&why_not);
-            if write.on_hover_text(format!("Writes {out}")).clicked() {
+            let graded = reason.tested().map(|file| format!(", and grades it with {file}")).unwrap_or_default();
+            if write.on_hover_text(format!("Writes {out}{graded}")).clicked() {
                 let folder = Some(reason.folder.trim().to_string()).filter(|folder| !folder.is_empty());
                 let verb = ReasonVerb::Bundle { sft: reason.at("sft"), rft: reason.at("rft"), folder, out: out.clone() };
-                asks.push(begin(&reason.config, verb));
+                asks.push(begin_tested(reason, verb));
                 reason.part = ReasonPart::Funnel;
             }
             let grade = ui.add_enabled(ready, egui::Button::new("grade the bundle")).on_disabled_hover_text(&why_not);

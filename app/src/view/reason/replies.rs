@@ -7,7 +7,7 @@ use smolforge_engine::protocol::{Reply, Tally, TestReport};
 use smolforge_engine::tasks::reason::answer;
 
 use super::{NAMES, bar, empty, scrolled};
-use crate::forms::Replies;
+use crate::forms::{Reason, Replies};
 use crate::session::Session;
 use crate::theme;
 use crate::units::{count, duration, percent, rate};
@@ -20,11 +20,16 @@ const PAGE: usize = 20;
 const TESTS: [(&str, &str); 4] = [("base", "student alone"), ("cot", "CoT"), ("sft", "SFT"), ("rft", "RFT")];
 
 /// The last test of everything that was tested.
-pub fn show(ui: &mut Ui, session: &Session, shown: &mut Replies) {
+pub fn show(ui: &mut Ui, session: &Session, reason: &mut Reason) {
     let tests = in_order(&session.reason.tests);
     if tests.is_empty() {
-        return empty(ui, "No test yet", "Press test (CoT), or let the student learn: it is tested at the end.");
+        let how = match reason.tested() {
+            Some(_) => "Press test (CoT), or let the student learn: it is tested at the end.",
+            None => "Press test (CoT), or choose a valid file: the student is then tested whenever it has learned.",
+        };
+        return empty(ui, "No test yet", how);
     }
+    let shown = &mut reason.replies;
     scrolled(ui, "tests", |ui| {
         table(ui, &tests);
         ui.add_space(theme::GAP);

@@ -23,6 +23,12 @@ fn asked(verb: ReasonVerb) -> Command {
     Command::Reason { config: Box::new(looking(ReasonPart::Funnel).config), verb }
 }
 
+/// A step that ends with a test.
+fn tested(verb: ReasonVerb) -> Command {
+    let config = ReasonConfig { valid_file: Some("t/valid.json".into()), ..looking(ReasonPart::Funnel).config };
+    Command::Reason { config: Box::new(config), verb }
+}
+
 fn rollout() -> Command {
     asked(ReasonVerb::Rollout { data: "t/train.json".into(), out: "t/rft.json".into() })
 }
@@ -153,16 +159,16 @@ fn every_step_works_below_the_folder_of_the_task() {
     let [train, valid, rows] = ["train", "valid", "rft"].map(|name| format!("t/{name}.json"));
     let [sft, rft] = ["t/sft", "t/rft"].map(String::from);
     let resume = false;
-    for (label, part, verb) in [
-        ("make questions", ReasonPart::Funnel, ReasonVerb::MakeData { out: "t".into() }),
-        ("test (CoT)", ReasonPart::Tests, ReasonVerb::Cot { data: valid.clone() }),
-        ("learn answers (SFT)", ReasonPart::Run, ReasonVerb::Sft { data: train.clone(), out: sft.clone(), resume }),
-        ("roll out", ReasonPart::Funnel, ReasonVerb::Rollout { data: train, out: rows.clone() }),
-        ("learn reasoning (RFT)", ReasonPart::Run, ReasonVerb::Rft { data: rows, out: rft.clone(), resume }),
-        ("grade", ReasonPart::Grade, ReasonVerb::Grade { data: valid, submission: None, sft: Some(sft), rft: Some(rft) }),
-        ("▶ run all", ReasonPart::Funnel, ReasonVerb::Run),
+    for (label, part, command) in [
+        ("make questions", ReasonPart::Funnel, asked(ReasonVerb::MakeData { out: "t".into() })),
+        ("test (CoT)", ReasonPart::Tests, asked(ReasonVerb::Cot { data: valid.clone() })),
+        ("learn answers (SFT)", ReasonPart::Run, tested(ReasonVerb::Sft { data: train.clone(), out: sft.clone(), resume })),
+        ("roll out", ReasonPart::Funnel, asked(ReasonVerb::Rollout { data: train, out: rows.clone() })),
+        ("learn reasoning (RFT)", ReasonPart::Run, tested(ReasonVerb::Rft { data: rows, out: rft.clone(), resume })),
+        ("grade", ReasonPart::Grade, asked(ReasonVerb::Grade { data: valid, submission: None, sft: Some(sft), rft: Some(rft) })),
+        ("▶ run all", ReasonPart::Funnel, asked(ReasonVerb::Run)),
     ] {
-        assert_eq!(click(&mut harness, label), [Ask::Begin(asked(verb))], "{label}");
+        assert_eq!(click(&mut harness, label), [Ask::Begin(command)], "{label}");
         assert_eq!(harness.state().forms.reason.part, part, "{label}: its outcome is in front");
     }
     assert_eq!(keys(&mut harness, Key::Enter), [Ask::Begin(asked(ReasonVerb::Run))]);
@@ -178,7 +184,7 @@ fn a_bundle_is_written_and_graded_from_the_zip() {
     assert!(harness.query_by_label("write the bundle").is_none());
     assert_eq!(click(&mut harness, "bundle …"), []);
     let out = "t/submission.zip".to_string();
-    let bundle = |folder| asked(ReasonVerb::Bundle { sft: "t/sft".into(), rft: "t/rft".into(), folder, out: out.clone() });
+    let bundle = |folder| tested(ReasonVerb::Bundle { sft: "t/sft".into(), rft: "t/rft".into(), folder, out: out.clone() });
     assert_eq!(click(&mut harness, "write the bundle"), [Ask::Begin(bundle(None))]);
     harness.state_mut().forms.reason.folder = "homework".into();
     harness.run_steps(2);
@@ -188,17 +194,43 @@ fn a_bundle_is_written_and_graded_from_the_zip() {
 }
 
 #[test]
+fn what_is_learned_is_tested_by_questions_that_are_chosen_or_made() {
+    let [mine, other] = ["mine.json", "other.json"].map(|name| Some(name.to_string()));
+    let made = Some("t/valid.json".to_string());
+    for (train_file, valid_file, expected) in [
+        (None, None, made),
+        (None, other.clone(), other.clone()),
+        (mine.clone(), other.clone(), other),
+        (mine, None, None), // beside a file of one's own there may be none
+    ] {
+        let mut forms = forms(ReasonPart::Tests);
+        forms.reason.config = ReasonConfig { train_file, valid_file, ..forms.reason.config };
+        let parts = sized(egui::vec2(800.0, 600.0), Session::default(), forms.clone(), reason_parts);
+        let promised = parts.query_by_label_contains("it is tested at the end").is_some();
+        assert_eq!(promised, expected.is_some());
+        let mut harness = sized(egui::vec2(440.0, 1400.0), rolled_out(), forms, reason_form);
+        let asks = click(&mut harness, "learn answers (SFT)");
+        let [Ask::Begin(Command::Reason { config, .. })] = asks.as_slice() else { panic!("{asks:?}") };
+        assert_eq!(config.valid_file, expected);
+    }
+}
+
+#[test]
 fn an_adapter_that_was_stopped_goes_on() {
-    let mut session = rolled_out();
-    session.runs = Some(vec![summary("t/sft", RunState::Stopped), summary("t/rft", RunState::Finished)]);
-    let mut harness = sized(egui::vec2(440.0, 1400.0), session, forms(ReasonPart::Funnel), reason_form);
-    for (label, goes_on) in [("learn answers (SFT)", true), ("learn reasoning (RFT)", false)] {
-        let asks = click(&mut harness, label);
-        let [Ask::Begin(Command::Reason { verb: ReasonVerb::Sft { resume, .. } | ReasonVerb::Rft { resume, .. }, .. })] = asks.as_slice()
-        else {
-            panic!("{asks:?}")
-        };
-        assert_eq!(*resume, goes_on, "{label}");
+    let died = RunSummary { checkpoints: Vec::new(), ..summary("t/sft", RunState::Open) }; // before its first checkpoint
+    for begun in [summary("t/sft", RunState::Stopped), died] {
+        let mut session = rolled_out();
+        session.runs = Some(vec![begun, summary("t/rft", RunState::Finished)]);
+        let mut harness = sized(egui::vec2(440.0, 1400.0), session, forms(ReasonPart::Funnel), reason_form);
+        for (label, goes_on) in [("learn answers (SFT)", true), ("learn reasoning (RFT)", false)] {
+            let asks = click(&mut harness, label);
+            let [Ask::Begin(Command::Reason { verb: ReasonVerb::Sft { resume, .. } | ReasonVerb::Rft { resume, .. }, .. })] =
+                asks.as_slice()
+            else {
+                panic!("{asks:?}")
+            };
+            assert_eq!(*resume, goes_on, "{label}");
+        }
     }
 }
 

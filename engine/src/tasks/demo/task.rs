@@ -150,7 +150,8 @@ fn folder(out: &str, seed: u64) -> String {
 /// that was stopped goes on where it was.
 ///
 /// # Errors
-/// As [`pretrain::run`] and [`pipeline::run`]; [`Error::Config`] for a folder whose demo has ended.
+/// As [`pretrain::run`] and [`pipeline::run`]; [`Error::Config`] for a folder whose demo has ended, [`Error::Resume`] for one whose
+/// demo was begun with another seed.
 pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
     super::check_steps(steps)?;
     let results = format!("{out}/{RESULTS}");
@@ -189,11 +190,17 @@ pub async fn run(out: &str, device: DeviceChoice, seed: u64, steps: u32, store: 
     Ok((Ended::Finished, hints(out, seed, &outcomes)))
 }
 
-/// Writes what both models read, and the worked example of the prompts; whether it came to its end.
+/// Writes what both models read, and the worked example of the prompts; whether it came to its end. Their seed is written last:
+/// only questions of the same seed are new to them.
 async fn texts(out: &str, seed: u64, store: &Store, control: &Control) -> Result<bool> {
-    let last = format!("{out}/shots.json");
+    let last = format!("{out}/texts/seed.json");
     if store.exists(&last).await {
-        return Ok(true);
+        let begun = store.read_text(&last).await?;
+        if begun.trim() == seed.to_string() {
+            return Ok(true);
+        }
+        let hint = format!("go on with --seed {}, or choose another --out", begun.trim());
+        return Err(Error::Resume(format!("the demo in {out} was begun with another seed; {hint}")));
     }
     for (name, text) in lessons::texts(seed, TEXT_BYTES) {
         let path = format!("{out}/texts/{name}.txt");
@@ -206,7 +213,8 @@ async fn texts(out: &str, seed: u64, store: &Store, control: &Control) -> Result
     for role in [Role::Student, Role::Teacher] {
         store.write(&role.shape(out), role.config().to_hf_json("float32").as_bytes()).await?;
     }
-    store.write(&last, lessons::shots(seed).as_bytes()).await?;
+    store.write(&format!("{out}/shots.json"), lessons::shots(seed).as_bytes()).await?;
+    store.write(&last, seed.to_string().as_bytes()).await?;
     Ok(true)
 }
 

@@ -99,32 +99,50 @@ pub const UNITS: &[Unit] = &[
     Unit::degree(100.0, 45_967.0, &[["F", "F"], ["°F", "°F"], ["degree F", "degrees F"], ["degree Fahrenheit", "degrees Fahrenheit"]]),
 ];
 
+/// Other units, and short names that can be something else: no question is made of them.
+const OTHERS: [(&str, &[&str]); 4] = [
+    ("length", &["hand", "hands", "hh", "fathom", "fathoms", "ftm", "chain", "chains", "ch"]),
+    ("mass", &["t", "stone", "stones", "st"]),
+    ("time", &["d", "wk", "mo", "yr", "dec", "cent"]),
+    ("volume", &["teaspoon", "teaspoons", "tsp", "tablespoon", "tablespoons", "tbsp", "c", "pt", "qt", "gal"]),
+];
+
 /// Most words of a name.
 const MOST_WORDS: usize = 3;
 
 /// What the units of a question measure; `None` where no unit is in it.
 pub fn kind(question: &str) -> Option<&'static str> {
     let found = named_in(question);
-    let votes = |kind: &str| found.iter().filter(|(unit, _)| unit.kind == kind).map(|(_, votes)| votes).sum::<u32>();
+    let votes = |kind: &str| found.iter().filter(|(of, _)| *of == kind).map(|(_, votes)| votes).sum::<u32>();
     let best = KINDS.into_iter().rev().max_by_key(|kind| votes(kind))?; // of equals the first
     (votes(best) > 1).then_some(best)
 }
 
-/// Units in a question with how much each says about its kind: little where it can be something else.
-fn named_in(question: &str) -> Vec<(&'static Unit, u32)> {
+/// Kinds of the units in a question, each with what its name says about it.
+fn named_in(question: &str) -> Vec<(&'static str, u32)> {
     let words: Vec<&str> = question.split_whitespace().map(bare).collect();
     let (mut found, mut at) = (Vec::new(), 0);
     while at < words.len() {
         let longest = (1..=MOST_WORDS.min(words.len() - at)).rev();
-        let unit = longest.into_iter().find_map(|count| Some((named(&words[at..at + count].join(" "))?, count)));
-        at += unit.map_or(1, |(_, count)| count);
-        found.extend(unit.map(|(unit, _)| match unit.names[0][0] {
-            "in" => (unit, 1), // a preposition
-            "oz" => (unit, 2), // of a fluid, where the other unit is a volume
-            _ => (unit, 3),
-        }));
+        let name = longest.into_iter().find_map(|count| Some((vote(&words[at..at + count].join(" "))?, count)));
+        at += name.map_or(1, |(_, count)| count);
+        found.extend(name.map(|(vote, _)| vote));
     }
     found
+}
+
+/// The kind of a name, and how much the name says about it: little where it can be something else.
+fn vote(name: &str) -> Option<(&'static str, u32)> {
+    let Some(unit) = named(name) else {
+        let (kind, _) = OTHERS.iter().find(|(_, names)| names.contains(&name))?;
+        return Some((kind, 1));
+    };
+    let votes = match unit.names[0][0] {
+        "in" => 1, // a preposition
+        "oz" => 2, // of a fluid, where the other unit is a volume
+        _ => 3,
+    };
+    Some((unit.kind, votes))
 }
 
 /// A word without the number before it and the marks round it.
@@ -142,6 +160,7 @@ fn named(name: &str) -> Option<&'static Unit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::lessons;
     use crate::text::tokenizer::tests::shared_data;
     use serde_json::Value;
 
@@ -151,6 +170,9 @@ mod tests {
         for name in names {
             let owners = UNITS.iter().filter(|unit| unit.names.as_flattened().contains(&name)).count();
             assert!(owners == 1 && name.split(' ').count() <= MOST_WORDS && bare(name) == name, "{name}");
+        }
+        for (kind, names) in OTHERS {
+            assert!(KINDS.contains(&kind) && names.iter().all(|name| named(name).is_none() && bare(name) == *name), "{kind}");
         }
         for unit in UNITS {
             assert!(KINDS.contains(&unit.kind) && unit.size > 0.0 && unit.size.fract() == 0.0, "{unit:?}");
@@ -241,9 +263,23 @@ mod tests {
         measures("Give 3 Weeks in DAYS!", Some("time"));
         measures("How many cups are in 2 sips?", Some("volume"));
         measures("How many lines are there per 8 hours", Some("time"));
+        measures("What is 5 gal in qt?", Some("volume"));
+        measures("How many c are there in 3 pt?", Some("volume"));
+        measures("Express 7 wk in d.", Some("time"));
+        measures("4 stones is how many lb?", Some("mass"));
+        measures("What is 9 hh in in?", Some("length"));
+        measures("Convert 30 c to f.", None); // a cup alone says too little
         measures("What is 2 + 3 in binary?", None);
         measures("Who are you?", None);
         measures("", None);
+    }
+
+    #[test]
+    fn every_question_of_the_lessons_measures_something() {
+        for part in lessons::questions(1, 1, [1000, 150]) {
+            let questions: Vec<(String, f64)> = serde_json::from_str(&part).unwrap();
+            assert!(questions.iter().all(|(question, _)| kind(question).is_some_and(|kind| kind != "speed" && kind != TEMPERATURE)));
+        }
     }
 
     #[test]
