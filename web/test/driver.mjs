@@ -116,23 +116,23 @@ const EDGE = 40;
 /** Scrolling goes on this long after a turn of the wheel; a menu that is opened meanwhile closes again. */
 const SCROLL_MS = 500;
 
-/** The place on the canvas of a widget that can be used, scrolled to where it is in sight and at rest. */
-export async function place(page, role, name, { nth = 0, timeout = 60_000, exact = false } = {}) {
+/** The place on the canvas of a widget that can be used, at rest; what may be out of sight is scrolled to the middle. */
+export async function place(page, role, name, { nth = 0, timeout = 60_000, exact = false, edge = role === 'button' ? 0 : EDGE } = {}) {
   const widget = page.getByRole(role, { name, exact, disabled: false }).nth(nth);
   await widget.waitFor({ state: 'attached', timeout });
-  for (let before = null; ;) {
-    const box = await widget.boundingBox({ timeout });
-    if (!box) throw new Error(`${role} ${name} has no place`);
+  for (let [before, scrolled] = [null, null]; ;) {
+    const box = await until(`a place of ${role} ${name}`, () => widget.boundingBox({ timeout }), timeout / 1000);
     const { width, height } = page.viewportSize();
     const middle = box.y + box.height / 2;
-    const sits = JSON.stringify(box) === before;
-    if (sits && ((middle > EDGE && middle < height - EDGE) || role === 'button')) return box;
-    if (sits) {
+    const now = JSON.stringify(box);
+    if (now === before) {
+      if (edge === 0 || (middle > edge && middle < height - edge) || now === scrolled) return box;
       await page.mouse.move(Math.min(box.x + 4, width - 8), height / 2);
       await page.mouse.wheel(0, middle - height / 2);
       await sleep(SCROLL_MS);
+      scrolled = now; // where it stays if there is nothing to scroll
     }
-    before = sits ? null : JSON.stringify(box);
+    before = now === before ? null : now;
     await sleep(60);
   }
 }

@@ -180,10 +180,11 @@ try {
   };
   for (const [key, value] of Object.entries(task)) await type(page, key, value);
   for (const [group, keys] of Object.entries(grouped)) {
-    await click(page, 'button', group, { exact: true });
+    const header = () => click(page, 'button', group, { exact: true, edge: 200 });
+    await header();
     for (const [key, value] of Object.entries(keys)) await type(page, key, value);
     if (group === 'Run') await choose(page, 'device', 'cpu');
-    await click(page, 'button', group, { exact: true });
+    await header();
   }
   const press = async (button, event) => {
     const from = await count(page);
