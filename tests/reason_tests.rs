@@ -191,9 +191,15 @@ fn a_task_runs_to_its_bundle_and_then_is_done() {
     assert_eq!((funnel.done, funnel.solved, funnel.kept), (4, 3, 3), "{funnel:?}");
     let grade = events.iter().rev().find_map(|event| if let Event::Graded(grade) = event { Some(grade) } else { None }).unwrap();
     assert_eq!((grade.cases.len(), grade.points()), (5, 100));
-    for file in
-        ["rft.json", "rft.rejects.json", "sft/adapter/adapter_model.safetensors", "rft/report.html", "submission.zip", "report.html"]
-    {
+    for file in [
+        "results.json",
+        "rft.json",
+        "rft.rejects.json",
+        "sft/adapter/adapter_model.safetensors",
+        "rft/report.html",
+        "submission.zip",
+        "report.html",
+    ] {
         assert!(block_on(store.exists(&format!("task/{file}"))), "{file}");
     }
     let oddities = events.iter().any(|event| matches!(event, Event::Notice { warning: true, text } if text.contains("4 of the questions")));
@@ -201,6 +207,31 @@ fn a_task_runs_to_its_bundle_and_then_is_done() {
     let (again, told) = run(&config);
     assert_eq!(again.unwrap().0, Ended::Finished);
     assert!(told.iter().any(|event| matches!(event, Event::Graded(_))) && !told.iter().any(|event| matches!(event, Event::Step(_))));
-    let other = run(&ReasonConfig { oversample: 2, ..config }).0.unwrap_err().to_string();
-    assert!(other.contains("oversample"), "{other}");
+    let other = run(&ReasonConfig { oversample: 2, ..config.clone() }).0.unwrap_err().to_string();
+    assert!(other.starts_with("--oversample is 2, ") && other.contains("remove task/rft.json and task/rft to"), "{other}");
+    let smaller = ReasonConfig { sft_r: 4, max_zip_mb: 45.0, ..config };
+    let other = run(&smaller).0.unwrap_err().to_string();
+    assert!(other.starts_with("--sft-r is 4, ") && other.contains("remove task/sft to"), "{other}");
+    for gone in ["task/sft", "task/rft.rejects.json"] {
+        block_on(store.remove(gone)).unwrap();
+    }
+    let (anew, told) = run(&smaller);
+    assert_eq!(anew.unwrap().0, Ended::Finished);
+    let trained = |event: &&Event| matches!(event, Event::Run(run) if run.path == "task/sft" || run.path == "task/rft");
+    assert_eq!(told.iter().filter(trained).count(), 1, "answers are learned anew, reasoning is not");
+}
+
+#[test]
+fn questions_that_are_there_are_never_replaced() {
+    let store = Store::memory();
+    let make = |seed: u64| {
+        let config = ReasonConfig { seed, train_questions: 5, valid_questions: 3, ..ReasonConfig::default() };
+        block_on(reason::run(&config, ReasonVerb::MakeData { out: "d".into() }, &store, &Control::connect().0))
+    };
+    make(1).unwrap();
+    let first = block_on(store.read_text("d/train.json")).unwrap();
+    make(1).unwrap();
+    let error = make(2).unwrap_err().to_string();
+    assert!(error.starts_with("d/train.json: ") && error.contains("remove it or choose another --out"), "{error}");
+    assert_eq!(block_on(store.read_text("d/train.json")).unwrap(), first);
 }

@@ -176,6 +176,11 @@ impl ReasonConfig {
         serde_norway::to_string(self).expect("a config is plain data")
     }
 
+    /// Every key with its value.
+    pub fn values(&self) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::to_value(self).ok().and_then(|values| values.as_object().cloned()).expect("a config is a map of plain data")
+    }
+
     /// Sets one key from text, as a flag does; the text is read as YAML.
     ///
     /// # Errors
@@ -207,6 +212,15 @@ impl ReasonConfig {
         for (key, value) in [("sft_batch_size", self.sft_batch_size), ("rft_batch_size", self.rft_batch_size)] {
             range(key, value as f64, 1.0, 65_536.0)?;
         }
+        for (key, value) in [("sft_alpha", self.sft_alpha), ("rft_alpha", self.rft_alpha)] {
+            range(key, value, 1e-6, 1e6)?;
+        }
+        for (key, value) in [("sft_dropout", self.sft_dropout), ("rft_dropout", self.rft_dropout)] {
+            range(key, value, 0.0, 0.9)?;
+        }
+        for (key, value) in [("sft_learning_rate", self.sft_learning_rate), ("rft_learning_rate", self.rft_learning_rate)] {
+            range(key, value, 0.0, 10.0)?;
+        }
         for (key, value) in [("sft_epochs", self.sft_epochs), ("rft_epochs", self.rft_epochs)] {
             range(key, value, 1e-6, 10_000.0)?;
         }
@@ -231,6 +245,18 @@ mod tests {
         for keep in [Keep::First, Keep::Shortest, Keep::Distinct(3)] {
             let config = ReasonConfig { keep, shots: Some("shots.json".into()), ..ReasonConfig::default() };
             assert_eq!(ReasonConfig::from_yaml(&config.to_yaml()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn what_no_adapter_can_learn_with_is_refused_by_its_own_flag() {
+        for (key, value) in
+            [("sft_alpha", "0"), ("rft_alpha", "-1"), ("rft_dropout", "0.95"), ("sft_dropout", "1"), ("rft_learning_rate", "11")]
+        {
+            let mut config = ReasonConfig::default();
+            config.set(key, value).unwrap();
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--{} {value}:", key.replace('_', "-"))), "{error}");
         }
     }
 

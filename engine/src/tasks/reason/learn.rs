@@ -10,7 +10,7 @@ use crate::control::Control;
 use crate::data::example::LossOn;
 use crate::error::{Error, Result};
 use crate::model::hub;
-use crate::store::Store;
+use crate::store::{Store, inside};
 use crate::tasks::folder_of;
 use crate::train::{Ended, finetune};
 
@@ -60,11 +60,25 @@ pub fn rows(questions: &[Question], lesson: Lesson, path: &str) -> Result<String
     Ok(text)
 }
 
+/// The rank that is asked for, and the alpha that goes with it.
+fn asked(config: &ReasonConfig, lesson: Lesson) -> (usize, f64) {
+    match lesson {
+        Lesson::Answers => (config.sft_r, config.sft_alpha),
+        Lesson::Reasoning => (config.rft_r, config.rft_alpha),
+    }
+}
+
+/// The alpha of an adapter of rank `r`: it is multiplied by alpha / r, and that stays where the rank was lowered.
+fn alpha(config: &ReasonConfig, lesson: Lesson, r: usize) -> f64 {
+    let (asked, alpha) = asked(config, lesson);
+    alpha * (r as f64 / asked as f64)
+}
+
 /// The fine-tuning run of a lesson; `r` is the rank of its adapter.
 pub fn config(config: &ReasonConfig, lesson: Lesson, r: usize, rows: &str, out: &str) -> FinetuneConfig {
-    let (alpha, dropout, rate, epochs, batch) = match lesson {
-        Lesson::Answers => (config.sft_alpha, config.sft_dropout, config.sft_learning_rate, config.sft_epochs, config.sft_batch_size),
-        Lesson::Reasoning => (config.rft_alpha, config.rft_dropout, config.rft_learning_rate, config.rft_epochs, config.rft_batch_size),
+    let (dropout, rate, epochs, batch) = match lesson {
+        Lesson::Answers => (config.sft_dropout, config.sft_learning_rate, config.sft_epochs, config.sft_batch_size),
+        Lesson::Reasoning => (config.rft_dropout, config.rft_learning_rate, config.rft_epochs, config.rft_batch_size),
     };
     FinetuneConfig {
         model_name: config.student.clone(),
@@ -75,7 +89,7 @@ pub fn config(config: &ReasonConfig, lesson: Lesson, r: usize, rows: &str, out: 
         loss_on: LossOn::Completion,
         method: Method::Lora,
         r,
-        lora_alpha: alpha,
+        lora_alpha: alpha(config, lesson, r),
         lora_dropout: dropout,
         target_modules: Targets::Pattern("all-linear".into()),
         output_dir: out.into(),
@@ -99,9 +113,12 @@ pub fn config(config: &ReasonConfig, lesson: Lesson, r: usize, rows: &str, out: 
 /// # Errors
 /// Where not even rank 1 is within the limits.
 pub async fn rank(config: &ReasonConfig, lesson: Lesson, folder: &str, store: &Store, control: &Control) -> Result<usize> {
-    let asked = if lesson == Lesson::Answers { config.sft_r } else { config.rft_r };
+    let (asked, usual) = asked(config, lesson);
     let (r, why) = budget::fitting_rank(config, asked, &hub::read_config(store, folder).await?)?;
-    why.into_iter().for_each(|why| control.warn(why));
+    if let Some(why) = why {
+        let lowered = alpha(config, lesson, r);
+        control.warn(format!("{why}; its alpha is {lowered} instead of {usual}, so that its scale stays"));
+    }
     Ok(r)
 }
 
@@ -128,16 +145,55 @@ pub async fn run(
     let Some(folder) = folder_of(&config.student, store, control).await? else { return Ok((Ended::Stopped, Vec::new())) };
     let r = rank(config, lesson, &folder, store, control).await?;
     let path = format!("{}.rows.jsonl", out.trim_end_matches('/'));
-    let text = rows(&questions, lesson, data)?;
-    if !resume {
-        store.write(&path, text.as_bytes()).await?;
-    }
+    keep_rows(&rows(&questions, lesson, data)?, &path, data, out, resume, store).await?;
     finetune::run(&self::config(config, lesson, r, &path, out), resume, store, control).await
+}
+
+/// Writes the rows of a run that is to begin; those of one that has begun stay as they are.
+///
+/// # Errors
+/// [`Error::Resume`] where a run is to go on with other rows.
+async fn keep_rows(text: &str, path: &str, data: &str, out: &str, resume: bool, store: &Store) -> Result<()> {
+    let begun = resume || store.exists(&inside(out, "config.yaml")).await;
+    if !begun || !store.exists(path).await {
+        return store.write(path, text.as_bytes()).await;
+    }
+    if resume && *store.read(path).await? != *text.as_bytes() {
+        let way = format!("give that data again, choose another --out, or remove {out} to begin anew");
+        return Err(Error::Resume(format!("the run in {out} was begun with other rows than {data} gives now; {way}")));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_lite::future::block_on;
+
     use super::*;
+
+    #[test]
+    fn a_lower_rank_keeps_the_scale() {
+        let asked = ReasonConfig::default();
+        for (r, expect) in [(16, 64.0), (8, 32.0), (1, 4.0)] {
+            assert_eq!(config(&asked, Lesson::Reasoning, r, "f", "o").lora_alpha, expect);
+        }
+    }
+
+    #[test]
+    fn rows_of_a_run_that_has_begun_stay_as_they_are() {
+        let store = Store::memory();
+        let keep = |text: &str, resume| block_on(keep_rows(text, "o.rows.jsonl", "d.json", "o", resume, &store));
+        let written = || block_on(store.read_text("o.rows.jsonl")).unwrap();
+        keep("a", false).unwrap();
+        keep("b", false).unwrap();
+        assert_eq!(written(), "b", "nothing was begun");
+        block_on(store.write("o/config.yaml", b"")).unwrap();
+        keep("c", false).unwrap(); // the run itself refuses to begin twice
+        keep("b", true).unwrap();
+        let error = keep("c", true).unwrap_err().to_string();
+        assert!(error.contains("d.json") && error.contains("remove o") && !error.contains('\n'), "{error}");
+        assert_eq!(written(), "b");
+    }
 
     #[test]
     fn rows_hold_what_is_learned_behind_a_space() {

@@ -6,6 +6,7 @@ pub mod answer;
 pub mod budget;
 pub mod bundle;
 pub mod conversion;
+mod frozen;
 pub mod grade;
 pub mod learn;
 pub mod pipeline;
@@ -14,14 +15,15 @@ pub mod report;
 pub mod rollout;
 pub mod test;
 
-use crate::config::reason::ReasonConfig;
+use crate::config::reason::{REASON_FIELDS, ReasonConfig};
 use crate::control::Control;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::adapter::AdapterConfig;
 use crate::model::{Adapter, fetch, hub};
 use crate::protocol::{BudgetReport, Event, ReasonVerb, TestReport};
 use crate::store::{Store, inside};
 use crate::train::run::quoted;
+use crate::train::runs::TUNING;
 use crate::train::{Ended, checkpoint};
 
 use self::learn::Lesson;
@@ -34,7 +36,7 @@ use self::test::{Examinee, Prompt};
 /// What is wrong with configuration, files, models or device.
 pub async fn run(config: &ReasonConfig, verb: ReasonVerb, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
     config.validate()?;
-    if !matches!(verb, ReasonVerb::MakeData { .. } | ReasonVerb::Rejects { .. } | ReasonVerb::Mend { .. } | ReasonVerb::Run) {
+    if concerns_student(&verb) {
         budget(&with_ranks_of(&verb, config, store).await, store, control).await?;
     }
     let done = match verb {
@@ -81,13 +83,41 @@ pub fn data_files(folder: &str) -> [String; 2] {
     ["train.json", "valid.json"].map(|name| inside(folder, name))
 }
 
+/// Questions to learn from and to be tested on, as they are made.
+fn made(config: &ReasonConfig) -> Result<[Vec<Question>; 2]> {
+    conversion::make([config.train_questions, config.valid_questions], config.temperatures, config.seed)
+}
+
+async fn write_questions(questions: &[Question], path: String, store: &Store, control: &Control) -> Result<()> {
+    store.write(&path, questions::written(questions).as_bytes()).await?;
+    control.emit(Event::Wrote { what: format!("{} questions", questions.len()), path });
+    Ok(())
+}
+
+/// Writes questions; files with others stay as they are.
 async fn make_data(config: &ReasonConfig, out: &str, store: &Store, control: &Control) -> Result<bool> {
-    let made = conversion::make([config.train_questions, config.valid_questions], config.temperatures, config.seed)?;
-    for (questions, path) in made.iter().zip(data_files(out)) {
-        store.write(&path, questions::written(questions).as_bytes()).await?;
-        control.emit(Event::Wrote { what: format!("{} questions", questions.len()), path });
+    let (made, paths) = (made(config)?, data_files(out));
+    for (questions, path) in made.iter().zip(&paths) {
+        if store.exists(path).await && *store.read(path).await? != *questions::written(questions).as_bytes() {
+            return Err(Error::Config(format!("{path}: there are other questions already; remove it or choose another --out")));
+        }
+    }
+    for (questions, path) in made.iter().zip(paths) {
+        write_questions(questions, path, store, control).await?;
     }
     Ok(true)
+}
+
+/// Reads questions to learn from and to be tested on, and warns of what is odd about them, which is returned, too.
+async fn look_over(train: &str, valid: Option<&str>, store: &Store, control: &Control) -> Result<Option<String>> {
+    let train = questions::read(&store.read_text(train).await?, train)?;
+    let valid = match valid {
+        Some(valid) => questions::read(&store.read_text(valid).await?, valid)?,
+        None => Vec::new(),
+    };
+    let oddities = questions::oddities(&train, &valid);
+    oddities.iter().for_each(|odd| control.warn(odd));
+    Ok(oddities)
 }
 
 /// The worked examples of a configuration.
@@ -134,13 +164,44 @@ async fn teach(
     store: &Store,
     control: &Control,
 ) -> Result<(Ended, Vec<String>)> {
+    look_over(data, config.valid_file.as_deref(), store, control).await?;
     let (ended, hints) = learn::run(config, lesson, data, out, resume, store, control).await?;
-    let Some(valid) = config.valid_file.as_ref().filter(|_| ended == Ended::Finished) else { return Ok((ended, hints)) };
+    if ended == Ended::Stopped {
+        let begun = store.exists(&format!("{}/{TUNING}", out.trim_end_matches('/'))).await;
+        let resume = if begun { " --resume" } else { "" };
+        let again = command(lesson.name(), &[("data", data), ("out", out)], config);
+        return Ok((ended, vec![format!("stopped; go on with: {again}{resume}")]));
+    }
+    let Some(valid) = &config.valid_file else { return Ok((ended, hints)) };
     if ask(lesson.name(), config, Some(out), valid, store, control).await?.is_some() {
         return Ok((ended, hints));
     }
-    let again = format!("test it with: smolforge task unit-conversion test --adapter {} --data {}", quoted(out), quoted(valid));
-    Ok((Ended::Stopped, vec![again]))
+    let again = command("test", &[("adapter", out), ("data", valid)], config);
+    Ok((Ended::Stopped, vec![format!("stopped; test it with: {again}")]))
+}
+
+/// The command line of a verb: what it is `given`, and the keys that matter to it where they are not as usual.
+fn command(verb: &str, given: &[(&str, &str)], config: &ReasonConfig) -> String {
+    let learned: &[&str] = if verb == "test" { &[] } else { &["seed", "valid_file", "max_params", "max_adapter_mb"] };
+    let tested = ["device", "test_questions", "max_new_tokens", "tolerance", "batch_rows"];
+    let matters = |key: &str| tested.contains(&key) || learned.contains(&key) || key.starts_with(&format!("{verb}_"));
+    let mut line = format!("smolforge task unit-conversion {verb} --model {}", quoted(&config.student));
+    for (flag, value) in given {
+        line += &format!(" --{flag} {}", quoted(value));
+    }
+    let (values, usual) = (config.values(), ReasonConfig::default().values());
+    for key in REASON_FIELDS.iter().map(|field| field.name).filter(|key| matters(key) && values[*key] != usual[*key]) {
+        let value = &values[key];
+        let value = value.as_str().map_or_else(|| value.to_string(), quoted);
+        line += &format!(" --{} {value}", key.replace('_', "-"));
+    }
+    line
+}
+
+/// Whether a verb is about the student's adapters, whose budget is then told; `run` tells it itself.
+fn concerns_student(verb: &ReasonVerb) -> bool {
+    use ReasonVerb::{Bundle, Cot, Grade, Rft, Sft, Test};
+    matches!(verb, Cot { .. } | Test { .. } | Sft { .. } | Rft { .. } | Grade { .. } | Bundle { .. })
 }
 
 /// The settings with the ranks of the adapters that a verb is about.
@@ -169,4 +230,27 @@ async fn budget(config: &ReasonConfig, store: &Store, control: &Control) -> Resu
     let report = budget::report(config, &shape).await?;
     control.emit(Event::Budget(report.clone()));
     Ok(Some(report))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_names_what_is_not_as_usual_and_matters_to_its_verb() {
+        let config = ReasonConfig {
+            student: "my model".into(),
+            teacher: "T".into(),
+            sft_r: 4,
+            rft_r: 2,
+            valid_file: Some("v.json".into()),
+            tolerance: 0.01,
+            ..ReasonConfig::default()
+        };
+        let of = |verb: &str| command(verb, &[("data", "d.json"), ("out", "runs/a")], &config);
+        let begin = |verb: &str| format!("smolforge task unit-conversion {verb} --model 'my model' --data d.json --out runs/a");
+        assert_eq!(of("sft"), begin("sft") + " --valid-file v.json --tolerance 0.01 --sft-r 4");
+        assert_eq!(of("rft"), begin("rft") + " --valid-file v.json --tolerance 0.01 --rft-r 2");
+        assert_eq!(of("test"), begin("test") + " --tolerance 0.01");
+    }
 }

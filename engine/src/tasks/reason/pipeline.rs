@@ -3,19 +3,22 @@
 use serde::{Deserialize, Serialize};
 
 use super::learn::Lesson;
-use super::questions::{self, Question};
-use super::{ask, bundle, data_files, grade, learn, make_data, report, rollout, shots};
+use super::{ask, bundle, data_files, frozen, grade, learn, look_over, made, questions, report, rollout, shots, write_questions};
 use crate::config::reason::ReasonConfig;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::protocol::{BudgetReport, Event, FunnelReport, GradeReport, TestReport};
 use crate::store::{Store, inside};
+use crate::tasks::folder_of;
 use crate::train::Ended;
 use crate::train::log::read_events;
 use crate::train::run::quoted;
 use crate::train::runs::TUNING;
 
-/// What is done, and what came of it: `task.json` in the folder of the task.
+/// What a run has in its folder once it is done.
+const ADAPTER: &str = "adapter/adapter_config.json";
+
+/// What is done, and what came of it: `results.json` in the folder of the task.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Results {
@@ -37,8 +40,27 @@ pub struct Results {
     pub bundle_bytes: Option<u64>,
 }
 
+impl Results {
+    /// Forgets stages whose files were removed, so that they are done anew.
+    async fn forget(&mut self, places: &Places, store: &Store) {
+        let adapter = async |run: &str| store.exists(&inside(run, ADAPTER)).await;
+        let (sft, rft) = (adapter(&places.sft).await, adapter(&places.rft).await);
+        self.sft.take_if(|_| !sft);
+        self.rft.take_if(|_| !rft);
+        self.grade.take_if(|_| !sft || !rft);
+        self.bundle_bytes.take_if(|_| !sft || !rft);
+        if !store.exists(&places.rows).await {
+            self.funnel = None;
+        }
+        if !store.exists(&places.bundle).await {
+            self.bundle_bytes = None;
+        }
+    }
+}
+
 /// Paths of a task's folder.
 struct Places {
+    questions: [String; 2],
     results: String,
     config: String,
     report: String,
@@ -51,24 +73,36 @@ struct Places {
 impl Places {
     fn of(out: &str) -> Self {
         let [results, config, report, rows, sft, rft, bundle] =
-            ["task.json", "config.yaml", "report.html", "rft.json", "sft", "rft", "submission.zip"].map(|name| inside(out, name));
-        Self { results, config, report, rows, sft, rft, bundle }
+            ["results.json", "config.yaml", "report.html", "rft.json", "sft", "rft", "submission.zip"].map(|name| inside(out, name));
+        Self { questions: data_files(out), results, config, report, rows, sft, rft, bundle }
     }
 }
 
 /// Runs all stages that are not done; returns what to tell the user.
 ///
 /// # Errors
-/// [`Error::Resume`] where the folder's stages were made with other settings; what is wrong with a stage.
+/// [`Error::Resume`] where what lies in the folder was made with other settings; what is wrong with a stage.
 pub async fn run(config: &ReasonConfig, store: &Store, control: &Control) -> Result<(Ended, Vec<String>)> {
     let places = Places::of(&config.out);
-    freeze(config, &places.config, store).await?;
     let mut results = read(&places.results, store).await?;
+    results.forget(&places, store).await;
+    if store.exists(&places.config).await {
+        let begun_with = ReasonConfig::from_yaml(&store.read_text(&places.config).await?)?;
+        frozen::check(&begun_with, config, &there(&begun_with, &places, &results, store).await)?;
+    }
     let hint = format!("smolforge task unit-conversion run {}", quoted(&places.config));
     let stopped = Ok((Ended::Stopped, vec![format!("stopped; go on with: {hint}")]));
-    let ([train, valid], oddities) = data(config, store, control).await?;
-    results.oddities = oddities;
-    results.budget = super::budget(config, store, control).await?;
+    let [train, valid] = data(config, &places.questions, store, control).await?;
+    store.write(&places.config, config.to_yaml().as_bytes()).await?;
+    results.oddities = look_over(&train, Some(&valid), store, control).await?;
+    // The student comes first, for its budget.
+    if results.cot.is_none() && folder_of(&config.student, store, control).await?.is_none() {
+        return stopped;
+    }
+    results.budget = super::budget(config, store, control).await?.or(results.budget);
+    if results.cot.is_some() {
+        save(&results, config, &places, store).await?; // without what was forgotten
+    }
     tell(&results, control);
 
     if results.cot.is_none() {
@@ -134,45 +168,40 @@ fn hints(results: &Results, config: &ReasonConfig, places: &Places) -> Vec<Strin
     ]
 }
 
-/// Keeps the configuration; another one needs another folder.
-async fn freeze(config: &ReasonConfig, path: &str, store: &Store) -> Result<()> {
-    if !store.exists(path).await {
-        return store.write(path, config.to_yaml().as_bytes()).await;
+/// What lies in the folder already, and the keys that it was made with.
+async fn there(begun_with: &ReasonConfig, places: &Places, results: &Results, store: &Store) -> Vec<(String, frozen::Keys)> {
+    let mut there = Vec::new();
+    for (path, named) in places.questions.iter().zip([&begun_with.train_file, &begun_with.valid_file]) {
+        if named.is_none() && store.exists(path).await {
+            there.push((path.clone(), frozen::QUESTIONS));
+        }
     }
-    let frozen = ReasonConfig::from_yaml(&store.read_text(path).await?)?;
-    // Where it is computed, and how many answers at a time, changes nothing of what comes out.
-    let asked = ReasonConfig { device: frozen.device, batch_rows: frozen.batch_rows, out: frozen.out.clone(), ..config.clone() };
-    let (old, new) = (serde_json::to_value(&frozen), serde_json::to_value(&asked));
-    let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) = (old, new) else {
-        return Err(Error::Internal("a configuration is a map".into()));
-    };
-    let changed: Vec<&str> = new.iter().filter(|(key, value)| old.get(*key) != Some(value)).map(|(key, _)| key.as_str()).collect();
-    if changed.is_empty() {
-        return Ok(());
+    if store.exists(&places.results).await {
+        there.push((places.results.clone(), frozen::TESTS));
     }
-    Err(Error::Resume(format!(
-        "the task in {} was begun with another {}; go on without that, or choose another --out",
-        config.out,
-        changed.join(", ")
-    )))
+    if results.funnel.is_some() {
+        there.push((places.rows.clone(), frozen::ROLLOUT));
+    }
+    for (run, keys) in [(&places.sft, frozen::SFT), (&places.rft, frozen::RFT)] {
+        if store.exists(&inside(run, TUNING)).await {
+            there.push((run.clone(), keys));
+        }
+    }
+    there
 }
 
-/// The files of questions, those that are named, else those that are made; and what is odd about them.
-async fn data(config: &ReasonConfig, store: &Store, control: &Control) -> Result<([String; 2], Option<String>)> {
-    let made = data_files(&config.out);
+/// The files of questions: those that are named, else those in the folder, which are made where they are missing.
+async fn data(config: &ReasonConfig, in_folder: &[String; 2], store: &Store, control: &Control) -> Result<[String; 2]> {
     let named = [&config.train_file, &config.valid_file];
-    let paths = [0, 1].map(|index| named[index].clone().unwrap_or_else(|| made[index].clone()));
-    let lacks = async |index: usize| named[index].is_none() && !store.exists(&made[index]).await;
-    if lacks(0).await || lacks(1).await {
-        make_data(config, &config.out, store, control).await?;
+    for path in named.into_iter().flatten() {
+        questions::read(&store.read_text(path).await?, path)?; // before anything is written
     }
-    let mut read: [Vec<Question>; 2] = Default::default();
-    for (questions, path) in read.iter_mut().zip(&paths) {
-        *questions = questions::read(&store.read_text(path).await?, path)?;
+    for index in [0, 1] {
+        if named[index].is_none() && !store.exists(&in_folder[index]).await {
+            write_questions(&made(config)?[index], in_folder[index].clone(), store, control).await?;
+        }
     }
-    let oddities = questions::oddities(&read[0], &read[1]);
-    oddities.iter().for_each(|odd| control.warn(odd));
-    Ok((paths, oddities))
+    Ok([0, 1].map(|index| named[index].clone().unwrap_or_else(|| in_folder[index].clone())))
 }
 
 /// Teaches the student and tests it; `None` where it was stopped.
@@ -185,8 +214,8 @@ async fn lesson(
     store: &Store,
     control: &Control,
 ) -> Result<Option<TestReport>> {
-    if !store.exists(&format!("{out}/adapter/adapter_config.json")).await {
-        let begun = store.exists(&format!("{out}/{TUNING}")).await;
+    if !store.exists(&inside(out, ADAPTER)).await {
+        let begun = store.exists(&inside(out, TUNING)).await;
         if learn::run(config, lesson, data, out, begun, store, control).await?.0 == Ended::Stopped {
             return Ok(None);
         }
@@ -235,7 +264,8 @@ async fn save(results: &Results, config: &ReasonConfig, places: &Places, store: 
         config: config.clone(),
         tests: [&results.cot, &results.sft, &results.rft].into_iter().flatten().cloned().collect(),
         funnel: results.funnel.clone(),
-        rejects: if results.funnel.is_some() { rollout::rejects(&places.rows, store).await? } else { Vec::new() },
+        // None where people removed their file, which nothing else needs.
+        rejects: rollout::rejects(&places.rows, store).await.unwrap_or_default(),
         grade: results.grade.clone(),
         budget: results.budget.clone(),
         losses,
@@ -243,4 +273,55 @@ async fn save(results: &Results, config: &ReasonConfig, places: &Places, store: 
         warnings: results.oddities.iter().cloned().collect(),
     };
     store.write(&places.report, report::html(&story).as_bytes()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    #[test]
+    fn only_questions_that_are_missing_are_made() {
+        let (store, control) = (Store::memory(), Control::connect().0);
+        let config = ReasonConfig { out: "o".into(), train_questions: 3, valid_questions: 2, ..ReasonConfig::default() };
+        let in_folder = data_files("o");
+        let make = |config: &ReasonConfig| block_on(data(config, &in_folder, &store, &control));
+        let text = |path: &str| block_on(store.read_text(path)).unwrap();
+        block_on(store.write("o/train.json", b"[[\"mine\", 1]]")).unwrap();
+        assert_eq!(make(&config).unwrap(), in_folder);
+        assert_eq!(text("o/train.json"), "[[\"mine\", 1]]");
+        assert_eq!(questions::read(&text("o/valid.json"), "v").unwrap().len(), 2);
+        block_on(store.remove("o/valid.json")).unwrap();
+        let slip = ReasonConfig { train_file: Some("nowhere.json".into()), ..config.clone() };
+        assert!(make(&slip).unwrap_err().to_string().contains("nowhere.json"));
+        assert!(!block_on(store.exists("o/valid.json")), "a slip writes nothing");
+        let named = ReasonConfig { train_file: Some("o/train.json".into()), valid_file: Some("o/train.json".into()), ..config };
+        assert_eq!(make(&named).unwrap(), ["o/train.json", "o/train.json"]);
+        assert!(!block_on(store.exists("o/valid.json")));
+    }
+
+    #[test]
+    fn a_stage_is_forgotten_with_its_files() {
+        let store = Store::memory();
+        let places = Places::of("o");
+        for path in ["o/sft/adapter/adapter_config.json", "o/rft/adapter/adapter_config.json", "o/rft.json", "o/submission.zip"] {
+            block_on(store.write(path, b"x")).unwrap();
+        }
+        let mut results = Results {
+            cot: Some(TestReport::default()),
+            sft: Some(TestReport::default()),
+            rft: Some(TestReport::default()),
+            funnel: Some(FunnelReport::default()),
+            grade: Some(GradeReport::default()),
+            bundle_bytes: Some(1),
+            ..Results::default()
+        };
+        let whole = results.clone();
+        block_on(results.forget(&places, &store));
+        assert_eq!(results, whole);
+        block_on(store.remove("o/sft")).unwrap();
+        block_on(results.forget(&places, &store));
+        assert_eq!(results, Results { sft: None, grade: None, bundle_bytes: None, ..whole });
+    }
 }
