@@ -174,17 +174,14 @@ try {
   // A task with right answers, of which so small a model knows none.
   await click(page, 'button', 'Reason');
   for (const key of ['student', 'teacher']) await type(page, key, `${RUN}/export`);
-  const task = { out: 'runs/task', oversample: '2' };
-  const grouped = {
-    Run: {}, Questions: { 'train questions': '6', 'valid questions': '4' }, Answers: { 'max new tokens': '8' }, SFT: { 'sft batch size': '4', 'sft epochs': '1' },
-  };
-  for (const [key, value] of Object.entries(task)) await type(page, key, value);
-  for (const [group, keys] of Object.entries(grouped)) {
-    const header = () => click(page, 'button', group, { exact: true, edge: 200 });
-    await header();
-    for (const [key, value] of Object.entries(keys)) await type(page, key, value);
+  await type(page, 'out', 'runs/task');
+  await type(page, 'oversample', '2');
+  const groups = { Questions: { 'train questions': '6', 'valid questions': '4' }, Answers: { 'max new tokens': '8' }, SFT: { 'sft batch size': '4', 'sft epochs': '1.0' } };
+  for (const [group, keys] of Object.entries({ Run: {}, ...groups })) {
+    const inside = group === 'Run' ? page.getByRole('combobox', { name: 'device' }) : page.getByRole('textbox', { name: Object.keys(keys)[0], exact: true });
+    await again(() => click(page, 'button', group, { exact: true, edge: 200 }), (timeout) => inside.first().waitFor({ state: 'attached', timeout }));
     if (group === 'Run') await choose(page, 'device', 'cpu');
-    await header();
+    for (const [key, value] of Object.entries(keys)) await type(page, key, value);
   }
   const press = async (button, event) => {
     const from = await count(page);

@@ -58,12 +58,17 @@ pub async fn run(
         Some(submission) => submission.prompt().await?,
         None => None,
     };
-    let own = Prompt::worked(&config.system, &super::shots(config, store).await?);
+    let own = super::shots(config, store).await.map(|shots| Prompt::worked(&config.system, &shots));
     let given = config.shots.is_some() || config.system != ReasonConfig::default().system;
-    if given && prompt.as_ref().is_some_and(|prompt| *prompt != own) {
-        control.warn("--system and --shots do not count: the submission brings its own in task.json");
-    }
-    let prompt = prompt.unwrap_or(own);
+    let prompt = match prompt {
+        Some(prompt) => {
+            if given && !own.is_ok_and(|own| own == prompt) {
+                control.warn("--system and --shots do not count: the submission brings its own in task.json");
+            }
+            prompt
+        }
+        None => own?,
+    };
     let Some(folder) = folder_of(&config.student, store, control).await? else { return Ok(None) };
     let parameters = hub::read_config(store, &folder).await?.parameters();
     if let Some(why) = too_many(parameters, config) {

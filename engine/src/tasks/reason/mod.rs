@@ -68,6 +68,9 @@ pub async fn run(config: &ReasonConfig, verb: ReasonVerb, store: &Store, control
             grade::run(config, &data, submission.as_deref(), sft.as_deref(), rft.as_deref(), store, control).await?.is_some()
         }
         ReasonVerb::Bundle { sft, rft, folder, out } => {
+            if let Some(data) = &config.valid_file {
+                questions::read(&store.read_text(data).await?, data)?; // before anything is written
+            }
             let written = bundle::write(config, &sft, &rft, folder.as_deref(), &out, store, control).await?.is_some();
             match &config.valid_file {
                 Some(data) if written => grade::run(config, data, Some(&out), None, None, store, control).await?.is_some(),

@@ -133,7 +133,8 @@ pub async fn run(
             }
             _ => "no answer is right: take a larger --teacher, better --shots, or a larger --oversample",
         };
-        return Err(Error::Data(format!("0 % of {} questions are solved; {remedy}", questions.len())));
+        let way = format!("{remedy}; then remove {path}, or choose another --out");
+        return Err(Error::Data(format!("0 % of {} questions are solved; {way}", questions.len())));
     }
     Ok(Some(report))
 }
