@@ -1,6 +1,6 @@
 //! Numbers and rows as people read them.
 
-use smolforge_engine::protocol::{ExampleReport, FunnelReport};
+use smolforge_engine::protocol::ExampleReport;
 
 /// `1,234,567`
 pub fn count(number: u64) -> String {
@@ -22,32 +22,6 @@ pub fn bytes(number: u64) -> String {
 pub fn megabytes(number: u64) -> String {
     let text = format!("{:.1}", number as f64 / 1e6);
     format!("{} MB", text.strip_suffix(".0").unwrap_or(&text))
-}
-
-/// An answer, rounded to three decimals; `no number` where there is none.
-pub fn answer(number: f64) -> String {
-    match number {
-        x if x.is_nan() => "no number".into(),
-        x if x.abs() >= 1e15 => format!("{x:e}"),
-        x => ((x * 1000.0).round() / 1000.0).to_string(),
-    }
-}
-
-/// `301 kept · pass@1 38 %, pass@10 73.1 % · 812 tokens/s · ETA 3 min 05 s · 4,120 samples, 62 % answered, 38 % right`
-pub fn yielded(report: &FunnelReport) -> String {
-    let FunnelReport { samples, answered, right, kept, per_question, tokens, secs, .. } = report;
-    let of_samples = |part: &u64| percent(*part as f64 / (*samples).max(1) as f64);
-    let eta = if report.done < report.questions { format!(" · ETA {}", duration(report.eta_secs)) } else { String::new() };
-    format!(
-        "{} kept · pass@1 {}, pass@{per_question} {} · {} tokens/s{eta} · {}, {} answered, {} right",
-        count(*kept),
-        percent(report.pass_at_1),
-        percent(report.pass_at_k()),
-        rate(*tokens as f64 / secs),
-        amount(*samples, "samples"),
-        of_samples(answered),
-        of_samples(right),
-    )
 }
 
 /// A limit in bytes; neither 0 nor the largest number is one.
@@ -167,40 +141,6 @@ mod tests {
     }
 
     #[test]
-    fn answers_have_three_decimals_at_most() {
-        check(answer(6000.0), "6000");
-        check(answer(0.333_333), "0.333");
-        check(answer(f64::NAN), "no number");
-        check(answer(f64::NEG_INFINITY), "-inf");
-        check(answer(1e300), "1e300");
-        check(megabytes(47_760_000), "47.8 MB");
-        check(megabytes(50_000_000), "50 MB");
-    }
-
-    #[test]
-    fn a_rollout_tells_its_yield_and_when_it_ends() {
-        let report = FunnelReport {
-            questions: 100,
-            done: 40,
-            per_question: 10,
-            samples: 400,
-            answered: 300,
-            right: 100,
-            kept: 20,
-            solved: 20,
-            pass_at_1: 0.25,
-            tokens: 8000,
-            secs: 10.0,
-            eta_secs: 15.0,
-            ..FunnelReport::default()
-        };
-        let line = |eta: &str| format!("20 kept · pass@1 25 %, pass@10 50 % · 800 tokens/s{eta} · 400 samples, 75 % answered, 25 % right");
-        check(yielded(&report), &line(" · ETA 15 s"));
-        check(yielded(&FunnelReport { questions: 40, ..report }), &line(""));
-        assert!(yielded(&FunnelReport::default()).contains("– tokens/s"));
-    }
-
-    #[test]
     fn signs_without_a_shape_are_named() {
         check(visible("a\n\tb\r\u{1b}[1m é"), "a↵\n→b<0x0D><0x1B>[1m é");
     }
@@ -214,5 +154,11 @@ mod tests {
         check(duration(8_040.0), "2 h 14 min");
         check(duration(273_600.0), "3 d 4 h");
         check(duration(f64::INFINITY), "–");
+    }
+
+    #[test]
+    fn megabytes_have_a_million_bytes() {
+        check(megabytes(47_760_000), "47.8 MB");
+        check(megabytes(50_000_000), "50 MB");
     }
 }

@@ -12,8 +12,10 @@ use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::generate::sampler;
 use crate::model::llama::ids;
+use crate::model::load::Keep;
 use crate::model::{Adapter, KvCache, Llama, hub, load};
 use crate::ops::attention::Mask;
+use crate::ops::linear_f16;
 use crate::plan;
 use crate::platform;
 use crate::protocol::{BenchRequest, Event};
@@ -66,8 +68,15 @@ pub async fn run(request: &BenchRequest, store: &Store, control: &Control) -> Re
     if !training(request, &plain, &config, &report).await? {
         return Ok(());
     }
-    inference(&plain, &compute, [prefill, decode, request.repeats], &report).await?;
-    side_by_side(&plain, &compute, [request.rows, decode, request.repeats], &report).await
+    let lengths = [prefill, decode, request.repeats];
+    inference(&plain, &compute, lengths, "", &report).await?;
+    side_by_side(&plain, &compute, [request.rows, decode, request.repeats], &report).await?;
+    drop(plain);
+    if request.method == Method::Full && prefill + decode > 0 && linear_f16::serves(&compute.device, shape.hidden_size) {
+        let halves = load::random(&shape, &compute, positions, 1, Keep::Stored)?;
+        inference(&halves, &compute, lengths, ", f16 weights", &report).await?;
+    }
+    Ok(())
 }
 
 async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, report: &Report<'_>) -> Result<bool> {
@@ -109,7 +118,14 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, r
     Ok(true)
 }
 
-async fn inference(model: &Llama, compute: &Compute, [prompt_len, decode_len, repeats]: [usize; 3], report: &Report<'_>) -> Result<()> {
+/// Reads a prompt and decodes behind it; `what` stands behind the names of both phases.
+async fn inference(
+    model: &Llama,
+    compute: &Compute,
+    [prompt_len, decode_len, repeats]: [usize; 3],
+    what: &str,
+    report: &Report<'_>,
+) -> Result<()> {
     let control = report.control;
     let mut random = Random::new(3);
     let mut tokens = |n: usize| (0..n).map(|_| random.below(model.config.vocab_size as u64) as i32).collect::<Vec<_>>();
@@ -138,10 +154,10 @@ async fn inference(model: &Llama, compute: &Compute, [prompt_len, decode_len, re
         }
     }
     if prompt_len > 0 {
-        report.phase("prefill", prefill, prompt_len);
+        report.phase(&format!("prefill{what}"), prefill, prompt_len);
     }
     if decode_len > 0 {
-        report.phase("decode", decode, decode_len);
+        report.phase(&format!("decode{what}"), decode, decode_len);
     }
     Ok(())
 }

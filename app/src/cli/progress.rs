@@ -7,7 +7,7 @@ use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use smolforge_engine::protocol::{Event, FunnelReport, StepReport};
 
-use crate::units::{amount, count, duration, percent, rate, yielded};
+use crate::units::{amount, count, duration, percent, rate};
 
 /// Time between lines where there is no terminal to redraw.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
@@ -107,7 +107,7 @@ impl Screen {
 
     fn funnel(&mut self, report: &FunnelReport) {
         let part = format!("{} of {}", count(report.done), amount(report.questions, "questions"));
-        self.part("rollout", report.done, report.questions, &part, &yielded(report));
+        self.part("rollout", report.done, report.questions, &part, &super::task::show::yielded(report));
     }
 
     /// Redraws the bar of a task, or prints its line where one is due; `more` stands below the bar, or at the line's end.

@@ -68,7 +68,7 @@ pub async fn load(
     })
 }
 
-/// Random weights, see [`Llama::random`], kept in some way.
+/// Random weights, see [`Llama::random`], kept in some way; [`Keep::Stored`] as of a checkpoint that has them in f16.
 ///
 /// # Errors
 /// None that random weights could cause.
@@ -76,7 +76,7 @@ pub fn random(config: &LlamaConfig, compute: &Compute, positions: usize, seed: u
     let draw = random_rows(config, seed);
     let columns: HashMap<String, usize> = config.tensors().into_iter().filter_map(|(name, shape)| Some((name, *shape.get(1)?))).collect();
     Llama::new(config, compute, positions, |name, rows| {
-        let kind = columns.get(name).map_or(Kind::F32, |columns| kept(name, *columns, keep, false, &compute.device));
+        let kind = columns.get(name).map_or(Kind::F32, |columns| kept(name, *columns, keep, true, &compute.device));
         stored(name, draw(name, rows.clone()), rows.len(), kind)
     })
 }
@@ -111,8 +111,8 @@ enum Kind {
 
 /// What becomes of a matrix with so many columns, which the checkpoint may have in f16.
 fn kept(name: &str, columns: usize, keep: Keep, in_f16: bool, device: &Device) -> Kind {
-    // The CPU reads rows of tables from f32.
-    let f16 = linear_f16::serves(device, columns) || on_cpu(device) && is_linear(name) && keep == Keep::F16;
+    // With tables of f32 the CPU is faster where something is trained.
+    let f16 = linear_f16::serves(device, columns) && (keep == Keep::Stored || is_linear(name) || !on_cpu(device));
     match keep {
         Keep::Nf4 if is_linear(name) && quantizes(device, columns) => Kind::Nf4,
         Keep::F16 | Keep::Nf4 if f16 => Kind::F16,

@@ -1,24 +1,18 @@
 //! Products with a weight that is not trained: it stays as it is stored, and the way back makes the input's gradient
 //! only.
 
-use std::ops::Range;
-
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, Wgpu, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Device, FloatDType, Tensor};
 use burn_cubecl::CubeBackend;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-use super::cpu::matmul::{View, matmul};
-use super::cpu::tensor::{contiguous, dims, floats, tensor};
+use super::cpu::matmul::{Halves, linear as cpu_linear, linear_dx as cpu_linear_dx};
+use super::cpu::tensor::{contiguous, dims, floats, halves, tensor};
 use super::linear_nf4::Nf4Weight;
-use super::{kernels_enabled, linear_f16, linear_nf4, on_cpu};
-
-/// Numbers of a weight that are unpacked at a time on the CPU: they stay in its cache.
-const PIECE: usize = 1 << 20;
+use super::quant::Nf4;
+use super::{flex, kernels_enabled, linear_f16, linear_nf4, on_cpu};
 
 /// A weight `[out, in]` that is not trained, as it is stored.
 #[allow(clippy::large_enum_variant)] // a tensor's handle is large, and there are a few hundred
@@ -70,6 +64,13 @@ impl Frozen {
         }
     }
 
+    fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::F16(w) => w.dims(),
+            Self::Nf4(w) => w.dims(),
+        }
+    }
+
     /// All of it in f32.
     pub fn dense(self, device: &Device) -> Tensor<2> {
         match self {
@@ -91,62 +92,29 @@ pub trait FrozenOps: Backend {
 impl FrozenOps for Flex {
     fn frozen_fwd(x: FloatTensor<Self>, w: Frozen) -> FloatTensor<Self> {
         let x = contiguous(x);
-        let [n, k] = dims(&x);
-        let mut y = Vec::new();
-        let mut width = 0;
-        pieces(&w, |first, rows, total, piece| {
-            if y.is_empty() {
-                (y, width) = (vec![0.0; n * total], total);
-            }
-            matmul(&mut y[first..], width, View::new(floats(&x), n, k), View::new(piece, rows, k).t(), 1.0, false, true);
-        });
-        tensor(y, [n, width])
+        let ([n, k], [m, _]) = (dims(&x), w.dims());
+        let y = match w {
+            Frozen::F16(w) => cpu_linear(floats(&x), &Halves(halves(&flex(w)), k), n, k, m),
+            Frozen::Nf4(w) => cpu_linear(floats(&x), host(&w), n, k, m),
+        };
+        tensor(y, [n, m])
     }
 
     fn frozen_dx(dy: FloatTensor<Self>, w: Frozen) -> FloatTensor<Self> {
         let dy = contiguous(dy);
-        let [n, m] = dims(&dy);
-        let mut dx = Vec::new();
-        let mut width = 0;
-        pieces(&w, |first, rows, _, piece| {
-            if dx.is_empty() {
-                width = piece.len() / rows;
-                dx = vec![0.0; n * width];
-            }
-            let part = View::strided(&floats(&dy)[first..], n, rows, m);
-            matmul(&mut dx, width, part, View::new(piece, rows, width), 1.0, first > 0, true);
-        });
-        tensor(dx, [n, width])
+        let ([n, m], [_, k]) = (dims(&dy), w.dims());
+        let dx = match w {
+            Frozen::F16(w) => cpu_linear_dx(floats(&dy), &Halves(halves(&flex(w)), k), n, k, m),
+            Frozen::Nf4(w) => cpu_linear_dx(floats(&dy), host(&w), n, k, m),
+        };
+        tensor(dx, [n, k])
     }
 }
 
-/// Unpacks some rows of a weight.
-type Fill<'a> = &'a dyn Fn(Range<usize>, &mut [f32]);
-
-/// Goes through the rows of a weight, some at a time as f32: first row, rows, rows of the weight, numbers.
-fn pieces(w: &Frozen, mut work: impl FnMut(usize, usize, usize, &[f32])) {
-    let stored;
-    let ([total, columns], fill): (_, Fill) = match w {
-        Frozen::F16(w) => {
-            stored = contiguous(w.clone().try_into_primitive::<Flex>().expect("a tensor of the CPU device"));
-            let [rows, columns] = dims(&stored);
-            let numbers = stored.as_slice::<f16>().expect("a contiguous f16 tensor");
-            ([rows, columns], &move |rows: Range<usize>, out: &mut [f32]| {
-                numbers[rows.start * columns..rows.end * columns].convert_to_f32_slice(out);
-            })
-        }
-        Frozen::Nf4(w) => {
-            let Nf4Weight::Host(w) = w else { unreachable!("the CPU device has matrices in main memory") };
-            ([w.rows, w.columns], &move |rows: Range<usize>, out: &mut [f32]| w.dequantize_rows(rows, out))
-        }
-    };
-    let height = (PIECE / columns).clamp(1, total);
-    let mut piece = vec![0.0; height * columns];
-    for first in (0..total).step_by(height) {
-        let rows = height.min(total - first);
-        fill(first..first + rows, &mut piece[..rows * columns]);
-        work(first, rows, total, &piece[..rows * columns]);
-    }
+/// A matrix of 4 bits in main memory.
+fn host(w: &Nf4Weight) -> &Nf4 {
+    let Nf4Weight::Host(w) = w else { unreachable!("the CPU device has matrices in main memory") };
+    w
 }
 
 impl FrozenOps for CubeBackend {

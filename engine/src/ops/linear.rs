@@ -6,7 +6,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{DType, FloatDType, Tensor};
 
-use super::cpu::matmul::{View, linear as cpu_linear, matmul};
+use super::cpu::matmul::{Floats, View, linear as cpu_linear, linear_dx as cpu_linear_dx, matmul};
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
 use super::linear_f16::linear_f16;
 use super::on_cpu;
@@ -50,15 +50,13 @@ impl LinearOps for Flex {
     fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, w) = (contiguous(x), contiguous(w));
         let ([n, k], [m, _]) = (dims(&x), dims(&w));
-        tensor(cpu_linear(floats(&x), floats(&w), n, k, m), [n, m])
+        tensor(cpu_linear(floats(&x), &Floats(floats(&w), k), n, k, m), [n, m])
     }
 
     fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         let (dy, w) = (contiguous(dy), contiguous(w));
         let ([n, m], [_, k]) = (dims(&dy), dims(&w));
-        let mut dx = vec![0.0; n * k];
-        matmul(&mut dx, k, View::new(floats(&dy), n, m), View::new(floats(&w), m, k), 1.0, false, true);
-        tensor(dx, [n, k])
+        tensor(cpu_linear_dx(floats(&dy), &Floats(floats(&w), k), n, k, m), [n, k])
     }
 
     fn linear_dw(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -8,7 +8,7 @@ use smolforge_engine::protocol::{BudgetReport, Capped, Event, FunnelReport, Grad
 use super::super::progress::{Screen, bold, red, yellow};
 use super::super::table::Table;
 use super::super::{is_last, train};
-use crate::units::{amount, answer, bytes, count, duration, limit, megabytes, one_line, percent, rate};
+use crate::units::{amount, bytes, count, duration, limit, megabytes, one_line, percent, rate};
 
 /// Right replies of a test that are shown, and wrong ones.
 const SHOWN: usize = 3;
@@ -187,6 +187,32 @@ fn rejected(data: &str, rejects: &[Reject]) -> String {
     text
 }
 
+/// An answer, rounded to three decimals; `no number` where there is none.
+fn answer(number: f64) -> String {
+    match number {
+        x if x.is_nan() => "no number".into(),
+        x if x.abs() >= 1e15 => format!("{x:e}"),
+        x => ((x * 1000.0).round() / 1000.0).to_string(),
+    }
+}
+
+/// `301 kept · pass@1 38 %, pass@10 73.1 % · 812 tokens/s · ETA 3 min 05 s · 4,120 samples, 62 % answered, 38 % right`
+pub fn yielded(report: &FunnelReport) -> String {
+    let FunnelReport { samples, answered, right, kept, per_question, tokens, secs, .. } = report;
+    let of_samples = |part: &u64| percent(*part as f64 / (*samples).max(1) as f64);
+    let eta = if report.done < report.questions { format!(" · ETA {}", duration(report.eta_secs)) } else { String::new() };
+    format!(
+        "{} kept · pass@1 {}, pass@{per_question} {} · {} tokens/s{eta} · {}, {} answered, {} right",
+        count(*kept),
+        percent(report.pass_at_1),
+        percent(report.pass_at_k()),
+        rate(*tokens as f64 / secs),
+        amount(*samples, "samples"),
+        of_samples(answered),
+        of_samples(right),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,5 +327,42 @@ mod tests {
         let reject = Reject { question: "6 kg?".into(), expected: 6000.0, samples: vec!["60".into(), "600".into()] };
         check(&rejected("r.json", &[reject]), &["r.json: 1 question without", "6 kg?\n  expected 6000, the first of 2 samples: \"60\""]);
         check(&rejected("r.json", &[]), &["r.json: 0 questions without a right sample"]);
+    }
+
+    #[test]
+    fn answers_have_three_decimals_at_most() {
+        told(answer(6000.0), "6000");
+        told(answer(0.333_333), "0.333");
+        told(answer(f64::NAN), "no number");
+        told(answer(f64::NEG_INFINITY), "-inf");
+        told(answer(1e300), "1e300");
+    }
+
+    #[test]
+    fn a_rollout_tells_its_yield_and_when_it_ends() {
+        let report = FunnelReport {
+            questions: 100,
+            done: 40,
+            per_question: 10,
+            samples: 400,
+            answered: 300,
+            right: 100,
+            kept: 20,
+            solved: 20,
+            pass_at_1: 0.25,
+            tokens: 8000,
+            secs: 10.0,
+            eta_secs: 15.0,
+            ..FunnelReport::default()
+        };
+        let line = |eta: &str| format!("20 kept · pass@1 25 %, pass@10 50 % · 800 tokens/s{eta} · 400 samples, 75 % answered, 25 % right");
+        told(yielded(&report), &line(" · ETA 15 s"));
+        told(yielded(&FunnelReport { questions: 40, ..report }), &line(""));
+        assert!(yielded(&FunnelReport::default()).contains("– tokens/s"));
+    }
+
+    #[track_caller]
+    fn told(text: String, expect: &str) {
+        assert_eq!(text, expect);
     }
 }

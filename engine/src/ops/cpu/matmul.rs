@@ -1,7 +1,12 @@
 //! Matrix products through the `gemm` crate, and the memory-bound case of few rows.
 
+use std::ops::Range;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::super::quant::Nf4;
 use super::simd::{dot, vectorized};
 use super::tensor::Disjoint;
 
@@ -86,15 +91,93 @@ pub unsafe fn matmul_to(out: *mut f32, out_stride: usize, a: View, b: View, scal
     }
 }
 
+/// A row-major matrix whose rows are read as f32, whatever they are stored as.
+pub trait Rows: Sync {
+    /// Some rows; `space` is as long as they are.
+    fn rows<'a>(&'a self, rows: Range<usize>, space: &'a mut [f32]) -> &'a [f32];
+
+    /// All of them, where they are stored as f32.
+    fn dense(&self) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// Rows of so many columns of f32.
+pub struct Floats<'a>(pub &'a [f32], pub usize);
+
+impl Rows for Floats<'_> {
+    fn rows<'a>(&'a self, rows: Range<usize>, _: &'a mut [f32]) -> &'a [f32] {
+        &self.0[rows.start * self.1..rows.end * self.1]
+    }
+
+    fn dense(&self) -> Option<&[f32]> {
+        Some(self.0)
+    }
+}
+
+/// Rows of so many columns of f16.
+pub struct Halves<'a>(pub &'a [f16], pub usize);
+
+impl Rows for Halves<'_> {
+    fn rows<'a>(&'a self, rows: Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
+        let halves = &self.0[rows.start * self.1..rows.end * self.1];
+        match halves.len() {
+            0..=SMALL => halves.convert_to_f32_slice(space),
+            _ => halves.par_chunks(SMALL).zip(space.par_chunks_mut(SMALL)).for_each(|(halves, space)| halves.convert_to_f32_slice(space)),
+        }
+        space
+    }
+}
+
+impl Rows for Nf4 {
+    fn rows<'a>(&'a self, rows: Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
+        self.dequantize_rows(rows, space);
+        space
+    }
+}
+
+/// Numbers that are read as f32 by one task.
+const SMALL: usize = 1 << 15;
+
+/// Numbers of a weight that are read as f32 at a time where there are many rows of `x`: they stay in the cache.
+const PIECE: usize = 1 << 20;
+
 /// `x · wᵀ` for a row-major `x: [n, k]` and `w: [m, k]`.
-pub fn linear(x: &[f32], w: &[f32], n: usize, k: usize, m: usize) -> Vec<f32> {
+pub fn linear(x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) -> Vec<f32> {
     let mut out = vec![0.0; n * m];
-    match n {
-        0..=4 => few_rows(&mut out, x, w, n, k, m),
-        5..=MOST_ROWS => some_rows(&mut out, x, w, n, k, m),
-        _ => matmul(&mut out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
+    match (n, w.dense()) {
+        (0..=4, _) => few_rows(&mut out, x, w, n, k, m),
+        (5..=MOST_ROWS, _) => some_rows(&mut out, x, w, n, k, m),
+        (_, Some(w)) => matmul(&mut out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
+        (_, None) => pieces(w, k, m, |rows, piece| {
+            let (first, piece) = (rows.start, View::new(piece, rows.len(), k));
+            matmul(&mut out[first..], m, View::new(x, n, k), piece.t(), 1.0, false, true);
+        }),
     }
     out
+}
+
+/// `dy · w` for a row-major `dy: [n, m]` and `w: [m, k]`.
+pub fn linear_dx(dy: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) -> Vec<f32> {
+    let mut dx = vec![0.0; n * k];
+    match w.dense() {
+        Some(w) => matmul(&mut dx, k, View::new(dy, n, m), View::new(w, m, k), 1.0, false, true),
+        None => pieces(w, k, m, |rows, piece| {
+            let part = View::strided(&dy[rows.start..], n, rows.len(), m);
+            matmul(&mut dx, k, part, View::new(piece, rows.len(), k), 1.0, rows.start > 0, true);
+        }),
+    }
+    dx
+}
+
+/// Goes through a matrix of `m` rows of `k` columns, some rows at a time.
+fn pieces(w: &impl Rows, k: usize, m: usize, mut work: impl FnMut(Range<usize>, &[f32])) {
+    let height = (PIECE / k).clamp(1, m.max(1));
+    let mut space = vec![0.0; height * k];
+    for first in (0..m).step_by(height) {
+        let rows = first..m.min(first + height);
+        work(rows.clone(), w.rows(rows.clone(), &mut space[..rows.len() * k]));
+    }
 }
 
 /// Rows up to which the weights are read as they lie: to rearrange them, as a general product does, would take as long as
@@ -106,7 +189,7 @@ const LANES: usize = 16;
 
 /// With some rows `x` is transposed, and rows of the weights are multiplied with it as they lie, 48 of them at a time: their
 /// products are still in the cache when they are written to their columns.
-fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], n: usize, k: usize, m: usize) {
+fn some_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     const BLOCK: usize = 48;
     let rows = n.next_multiple_of(LANES);
     let mut columns = vec![0.0; k * rows]; // [k, rows]
@@ -114,11 +197,12 @@ fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], n: usize, k: usize, m: usize
         columns[row..].iter_mut().step_by(rows).zip(x).for_each(|(column, x)| *column = *x);
     }
     let shared = Disjoint::new(out);
-    let sums = || vec![0.0; BLOCK * rows];
-    (0..m.div_ceil(BLOCK)).into_par_iter().for_each_init(sums, |sums, block| {
+    let buffers = || (vec![0.0; BLOCK * rows], vec![0.0; if w.dense().is_some() { 0 } else { BLOCK * k }]);
+    (0..m.div_ceil(BLOCK)).into_par_iter().for_each_init(buffers, |(sums, space), block| {
         let first = block * BLOCK;
         let count = BLOCK.min(m - first);
-        let weights = View::new(&w[first * k..][..count * k], count, k);
+        let space = if space.is_empty() { space } else { &mut space[..count * k] };
+        let weights = View::new(w.rows(first..first + count, space), count, k);
         matmul(sums, rows, weights, View::new(&columns, k, rows), 1.0, false, false);
         for row in 0..n {
             // SAFETY: one task per block writes these columns.
@@ -128,22 +212,29 @@ fn some_rows(out: &mut [f32], x: &[f32], w: &[f32], n: usize, k: usize, m: usize
     });
 }
 
-/// With few rows the weights are read once from memory and every row of `x` meets them in the cache.
-fn few_rows(out: &mut [f32], x: &[f32], w: &[f32], n: usize, k: usize, m: usize) {
+/// With few rows the weights are read once from memory, some at a time, and every row of `x` meets them in the cache.
+fn few_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     const BLOCK: usize = 64;
+    const AT_ONCE: usize = 4;
     let mut blocks = vec![[0.0f32; BLOCK * 4]; m.div_ceil(BLOCK)];
-    blocks.par_iter_mut().enumerate().with_min_len(4).for_each(|(block, sums)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for j in 0..BLOCK.min(m - block * BLOCK) {
-                    let row = (block * BLOCK + j) * k;
-                    for i in 0..n {
-                        sums[i * BLOCK + j] = dot(&x[i * k..][..k], &w[row..][..k]);
+    let space = || vec![0.0; if w.dense().is_some() { 0 } else { AT_ONCE * k }];
+    blocks.par_iter_mut().enumerate().with_min_len(4).for_each_init(space, |space, (block, sums)| {
+        for j in (0..BLOCK.min(m - block * BLOCK)).step_by(AT_ONCE) {
+            let first = block * BLOCK + j;
+            let count = AT_ONCE.min(m - first);
+            let space = if space.is_empty() { &mut space[..] } else { &mut space[..count * k] };
+            let weights = w.rows(first..first + count, space);
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (l, weights) in weights.chunks_exact(k).enumerate() {
+                        for i in 0..n {
+                            sums[i * BLOCK + j + l] = dot(&x[i * k..][..k], weights);
+                        }
                     }
-                }
-            },
-        );
+                },
+            );
+        }
     });
     for (block, sums) in blocks.iter().enumerate() {
         let width = BLOCK.min(m - block * BLOCK);

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
+use half::f16;
 
 /// A tensor whose elements lie in row-major order without gaps.
 pub fn contiguous(tensor: FlexTensor) -> FlexTensor {
@@ -11,6 +12,11 @@ pub fn contiguous(tensor: FlexTensor) -> FlexTensor {
 /// The elements of a contiguous f32 tensor.
 pub fn floats(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("a contiguous f32 tensor")
+}
+
+/// The elements of a contiguous f16 tensor.
+pub fn halves(tensor: &FlexTensor) -> &[f16] {
+    tensor.as_slice::<f16>().expect("a contiguous f16 tensor")
 }
 
 /// The elements of a contiguous i32 tensor.
