@@ -81,7 +81,7 @@ export async function open(context, url, problems = []) {
         (globalThis.workers ??= []).push(this);
         this.addEventListener('message', ({ data }) => {
           const said = JSON.parse(data);
-          if (said.Event) heard.push({ job: said.Event[0], ...said.Event[1] });
+          if (said.Event) heard.push({ id: said.Event[0], job: said.Event[0], ...said.Event[1] });
         });
       }
     };

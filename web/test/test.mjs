@@ -186,10 +186,10 @@ try {
   const press = async (button, event) => {
     const from = await count(page);
     await click(page, 'button', button);
-    const job = await until(`the start of ${button}`, async () => (await heard(page, 'started', from))[0]?.job);
-    const ended = async () => (await heard(page, 'done', from)).concat(await heard(page, 'failed', from)).find((end) => end.job === job);
+    const { id } = await until(`the start of ${button}`, async () => (await heard(page, 'started', from)).find(({ job }) => job === 'reason'));
+    const ended = async () => (await heard(page, 'done', from)).concat(await heard(page, 'failed', from)).find((end) => end.id === id);
     const end = await until(`the end of ${button}`, ended, 240);
-    return { ...end, told: (await heard(page, event, from)).findLast((told) => told.job === job) };
+    return { ...end, told: (await heard(page, event, from)).findLast((told) => told.id === id) };
   };
   await press('make questions', 'wrote');
   const questions = JSON.parse(await read(page, 'runs/task/valid.json'));
