@@ -13,6 +13,7 @@ from pathlib import Path
 
 METHODS = ["lora", "qlora"]
 PHASES = ["step", "forward", "backward", "optimizer", "prefill", "decode"]
+HALVES = {f"{phase}, f16 weights": phase for phase in ["prefill", "decode"]}
 TRAINING = {"step", "forward", "backward", "optimizer"}
 
 
@@ -24,6 +25,7 @@ def arguments():
     parser.add_argument("--preset", default="smollm2-135m")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=128)
+    parser.add_argument("--stock", action="store_true", help="also against burn's own ops: the same program without its kernels")
     parser.add_argument("--json", action="store_true", help="also print the runs and ratios as one JSON line")
     options = parser.parse_args()
     if options.pairs < 1:
@@ -31,9 +33,10 @@ def arguments():
     return options
 
 
-def events(command):
+def events(command, **environment):
     """The JSON objects that a process prints, one a line; other lines are passed over."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
+                          env={**os.environ, **environment})
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stderr[-2000:]}")
     found = []
@@ -43,9 +46,9 @@ def events(command):
     return found
 
 
-def run_ours(options, work):
+def run_ours(options, work, **environment):
     rates, peak = {}, 0
-    for event in events([options.binary, "bench", "--device", options.device, *work, "--json"]):
+    for event in events([options.binary, "bench", "--device", options.device, *work, "--json"], **environment):
         if event.get("event") == "bench":
             rates[event["phase"]] = event["tokens_per_sec"]
             if event["phase"] in TRAINING:
@@ -82,11 +85,13 @@ def row(label, ours, peer, unit):
 def main():
     options = arguments()
     work = ["--preset", options.preset, "--batch", str(options.batch), "--seq", str(options.seq)]
-    ours, peer, tuned = [], [], []
+    ours, peer, tuned, stock = [], [], [], []
     for pair in range(options.pairs):
         ours.append(run_ours(options, work))
         peer.append(run_pytorch(options, work))
         tuned.append(run_methods(options, work))
+        if options.stock:
+            stock.append(run_ours(options, work, SMOLFORGE_KERNELS="off"))
         print(f"pair {pair + 1}/{options.pairs}: step {ours[-1]['rates']['step']:.1f} against "
               f"{peer[-1]['rates']['step']:.1f} tokens/s", file=sys.stderr)
 
@@ -98,6 +103,10 @@ def main():
         if all(phase in run["rates"] for run in ours + peer):
             values = [[run["rates"][phase] for run in side] for side in (ours, peer)]
             ratios[phase] = row(phase, *values, "tokens/s")
+    for label, phase in HALVES.items():
+        if all(label in run["rates"] for run in ours) and all(phase in run["rates"] for run in peer):
+            values = [[run["rates"][label] for run in ours], [run["rates"][phase] for run in peer]]
+            ratios[label] = row(label, *values, "tokens/s")
     if all(run["peak"] > 0 for run in ours):
         peaks = [[run["peak"] / 2**20 for run in side] for side in (ours, peer)]
         ratios["peak_memory"] = row("peak memory, training", *peaks, "MiB")
@@ -105,8 +114,14 @@ def main():
     ratios["lora_step"] = row("LoRA step, peft", rates["lora"], [peft["rates"]["step"] for _, peft in tuned], "tokens/s")
     print(f"{'':<24}{'QLoRA':>12}{'LoRA':>12}")
     ratios["qlora_step"] = row("both smolforge", rates["qlora"], rates["lora"], "tokens/s")
+    if stock:
+        print(f"{'':<24}{'smolforge':>12}{'burn ops':>12}")
+        for phase in PHASES:
+            if all(phase in run["rates"] for run in ours + stock):
+                values = [[run["rates"][phase] for run in side] for side in (ours, stock)]
+                ratios[f"{phase}, burn ops"] = row(phase, *values, "tokens/s")
     if options.json:
-        print(json.dumps({"event": "bench_compare", "ratios": ratios, "ours": ours, "pytorch": peer, "tuned": tuned}))
+        print(json.dumps({"event": "bench_compare", "ratios": ratios, "ours": ours, "pytorch": peer, "tuned": tuned, "burn_ops": stock}))
 
 
 if __name__ == "__main__":

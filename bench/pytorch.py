@@ -33,7 +33,7 @@ def arguments():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=128)
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt; 0 leaves it out")
-    parser.add_argument("--context", type=int, default=128, help="tokens in the cache before decoding")
+    parser.add_argument("--context", type=int, default=512, help="tokens in the cache before decoding, as many as smolforge reads before")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded one by one; 0 leaves it out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
