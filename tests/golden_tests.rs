@@ -1,6 +1,6 @@
 //! Against PyTorch, transformers and tokenizers: see `golden/README.md`.
 
-use burn::tensor::{FloatDType, f16};
+use burn::tensor::{FloatDType, Tensor, f16};
 use futures_lite::future::block_on;
 use serde_json::Value;
 use smolforge_engine::config::TrainConfig;
@@ -352,8 +352,9 @@ fn an_f16_export_reloads_within_rounding() {
         let difference = max_difference(&logits(&reloaded, &inputs, 16), &before);
         assert!(difference <= 0.02, "{folder}: {difference}"); // logits up to 10, f16 has 11 bits
         for (found, original) in reloaded.parameters().iter().zip(model.parameters()) {
-            let rounded: Vec<f32> = values(original.tensor.clone()).iter().map(|x| f16::from_f32(*x).to_f32()).collect();
-            assert_eq!(values(found.tensor.clone().cast(FloatDType::F32)), rounded, "{folder}: {}", found.name);
+            let full = |tensor: &Tensor<2>| values(tensor.clone().cast(FloatDType::F32));
+            let rounded: Vec<f32> = full(&original.tensor).iter().map(|x| f16::from_f32(*x).to_f32()).collect();
+            assert_eq!(full(&found.tensor), rounded, "{folder}: {}", found.name);
         }
     }
 }
