@@ -25,6 +25,7 @@ def arguments():
     parser.add_argument("--preset", default="smollm2-135m")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=128)
+    parser.add_argument("--llamacpp", action="store_true", help="also against llama.cpp, through llama-cpp-python")
     parser.add_argument("--stock", action="store_true", help="also against burn's own ops: the same program without its kernels")
     parser.add_argument("--json", action="store_true", help="also print the runs and ratios as one JSON line")
     options = parser.parse_args()
@@ -65,6 +66,12 @@ def run_pytorch(options, work):
     return {"rates": rates, "peak": event["train_peak_rss_bytes"], "device": event["device"]}
 
 
+def run_llamacpp(options):
+    script = Path(__file__).with_name("llamacpp.py")
+    event = events([sys.executable, script, "--device", options.device, "--preset", options.preset])[-1]
+    return {"rates": {phase: values["tokens_per_sec"] for phase, values in event["phases"].items()}}
+
+
 def run_methods(options, work):
     """Training tokens per second of an adapter: ours over both kinds of base, and peft's LoRA."""
     short = [*work, "--prefill", "0", "--decode", "0"]
@@ -85,11 +92,13 @@ def row(label, ours, peer, unit):
 def main():
     options = arguments()
     work = ["--preset", options.preset, "--batch", str(options.batch), "--seq", str(options.seq)]
-    ours, peer, tuned, stock = [], [], [], []
+    ours, peer, tuned, stock, llama = [], [], [], [], []
     for pair in range(options.pairs):
         ours.append(run_ours(options, work))
         peer.append(run_pytorch(options, work))
         tuned.append(run_methods(options, work))
+        if options.llamacpp:
+            llama.append(run_llamacpp(options))
         if options.stock:
             stock.append(run_ours(options, work, SMOLFORGE_KERNELS="off"))
         print(f"pair {pair + 1}/{options.pairs}: step {ours[-1]['rates']['step']:.1f} against "
@@ -114,6 +123,12 @@ def main():
     ratios["lora_step"] = row("LoRA step, peft", rates["lora"], [peft["rates"]["step"] for _, peft in tuned], "tokens/s")
     print(f"{'':<24}{'QLoRA':>12}{'LoRA':>12}")
     ratios["qlora_step"] = row("both smolforge", rates["qlora"], rates["lora"], "tokens/s")
+    if llama:
+        print(f"{'':<24}{'smolforge':>12}{'llama.cpp':>12}")
+        for label, phase in HALVES.items():
+            if all(label in run["rates"] for run in ours):
+                values = [[run["rates"][label] for run in ours], [run["rates"][phase] for run in llama]]
+                ratios[f"{label}, llama.cpp"] = row(label, *values, "tokens/s")
     if stock:
         print(f"{'':<24}{'smolforge':>12}{'burn ops':>12}")
         for phase in PHASES:
@@ -121,7 +136,8 @@ def main():
                 values = [[run["rates"][phase] for run in side] for side in (ours, stock)]
                 ratios[f"{phase}, burn ops"] = row(phase, *values, "tokens/s")
     if options.json:
-        print(json.dumps({"event": "bench_compare", "ratios": ratios, "ours": ours, "pytorch": peer, "tuned": tuned, "burn_ops": stock}))
+        print(json.dumps({"event": "bench_compare", "ratios": ratios, "ours": ours, "pytorch": peer, "tuned": tuned, "burn_ops": stock,
+                          "llamacpp": llama}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ venv="${XDG_CACHE_HOME:-$HOME/.cache}/smolforge/venv"
 "$venv/bin/python" -c 'import torch, transformers' 2>/dev/null ||
     "$venv/bin/python" -m pip install -q -r tests/golden/requirements.txt
 
+# llama.cpp is built from source, once, which takes some minutes.
+if "$venv/bin/python" -c 'import llama_cpp, gguf' 2>/dev/null || "$venv/bin/python" -m pip install -q llama-cpp-python gguf; then
+    arguments+=(--llamacpp)
+else
+    echo "compare.sh: llama.cpp is skipped: llama-cpp-python could not be installed" >&2
+fi
+
 cargo build --release --workspace # one package alone would have other features of burn, and compile it again
 binary="${CARGO_TARGET_DIR:-target}/release/smolforge"
 exec "$venv/bin/python" bench/compare.py --binary "$binary" ${arguments[@]+"${arguments[@]}"}

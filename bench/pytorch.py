@@ -14,12 +14,8 @@ import time
 
 import torch
 import transformers
+from presets import PRESETS
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-
-PRESETS = {
-    "smollm2-135m": dict(hidden=576, intermediate=1536, layers=30, heads=9, kv_heads=3, vocab=49152, theta=100000.0),
-    "nano": dict(hidden=128, intermediate=384, layers=4, heads=4, kv_heads=2, vocab=4096, theta=10000.0),
-}
 
 
 def arguments():
