@@ -5,7 +5,8 @@
 #
 # The pictures of the README go beside this script; with a FOLDER, every panel in light and dark, at 1280×800 and
 # 1024×700, and the phone's width, goes there. Needs Xvfb, xdotool and ImageMagick (Debian: xvfb xdotool imagemagick)
-# and a Vulkan driver; SMOLFORGE names the program (default: the one of `cargo build --release`).
+# and a Vulkan driver; SMOLFORGE names the program (default: the one of `cargo build --release`), TASK a folder that
+# `demo --task --device cpu --out runs/task` has made (default: it is made, which takes ten minutes).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -192,7 +193,11 @@ panels() {
 }
 
 rows >"$work/place/rows.jsonl"
-(cd "$work/place" && "$program" --json demo --task --out runs/task --device cpu >/dev/null)
+if [ -n "${TASK:-}" ]; then
+    cp -r "$TASK" "$work/place/runs/task"
+else
+    (cd "$work/place" && "$program" --json demo --task --out runs/task --device cpu >/dev/null)
+fi
 tune --output-dir runs/parts
 tune --output-dir runs/parts-small --r 4 --num-epochs 1
 if [ -n "$all" ]; then
