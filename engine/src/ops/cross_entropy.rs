@@ -8,7 +8,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
-use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_cubecl::CubeBackend;
 
 use super::cpu::cross_entropy::linear_cross_entropy as cpu_linear_cross_entropy;
@@ -93,9 +93,10 @@ fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted
     assert_eq!(n, targets.len(), "one target per row");
     let v: usize = head.iter().map(|block| block.dims()[0]).sum();
     let chunk = (CHUNK_BYTES / 4 / v).clamp(1, n);
-    if let ([w], true) = (head, on_cpu(&h.device())) {
-        let w = if w.dtype() == DType::F16 { w.clone().cast(FloatDType::F32) } else { w.clone() };
-        let (h, w) = (flex(h), flex(w));
+    if let ([w], true) = (head, on_cpu(&h.device()))
+        && w.dtype() == DType::F32
+    {
+        let (h, w) = (flex(h), flex(w.clone()));
         let all = matches!(wanted, Wanted::All(_));
         let losses = cpu_linear_cross_entropy(floats(&h), floats(&w), targets, d, chunk, wanted.scale().map(|scale| scale as f32), all);
         let vector = |values| from_flex::<1>(super::cpu::tensor::tensor(values, [n]));
