@@ -208,7 +208,7 @@ fn greedy_text_equals_transformers() {
             let run = |end: &[u32]| {
                 let limits = Limits { max_new_tokens: 24, stop: &[], end };
                 let random = Random::new(0);
-                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, random, &control, |_, _| {}, |_| {});
+                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, random, &control, None, |_| {});
                 block_on(text).unwrap().0.tokens
             };
             assert_eq!(run(&[]), tokens("output"), "{case}");

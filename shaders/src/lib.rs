@@ -34,12 +34,30 @@ kernels! {
     RMS_NORM_DW "rms_norm_dw" 64,
     /// An optimizer update.
     ADAMW "adamw" 64,
+    /// Product of many rows.
+    LINEAR "linear" 64,
+    /// The same for few rows.
+    LINEAR_ROW "linear_row" 64,
+    /// Its gradient by the input.
+    LINEAR_DX "linear_dx" 64,
+    /// Its gradient by the weight.
+    LINEAR_DW "linear_dw" 64,
+    /// The product where a subgroup has eight lanes.
+    LINEAR_LANES "linear_lanes" 8,
+    /// Its gradient by the input, likewise.
+    LINEAR_DX_LANES "linear_dx_lanes" 8,
+    /// Its gradient by the weight, likewise.
+    LINEAR_DW_LANES "linear_dw_lanes" 8,
     /// Product with packed f16 weights, many rows.
     LINEAR_F16 "linear_f16" 64,
     /// The same for few rows.
     LINEAR_F16_ROW "linear_f16_row" 64,
     /// Its gradient by the input, many rows and few.
     LINEAR_F16_DX "linear_f16_dx" 64,
+    /// The product where a subgroup has eight lanes.
+    LINEAR_F16_LANES "linear_f16_lanes" 8,
+    /// Its gradient by the input, likewise.
+    LINEAR_F16_DX_LANES "linear_f16_dx_lanes" 8,
     /// Product with NF4 weights, many rows.
     LINEAR_NF4 "linear_nf4" 64,
     /// Its gradient by the input, many rows and few.
@@ -52,4 +70,18 @@ kernels! {
     ADAMW_8BIT "adamw_8bit" 64,
     /// Rows of a packed f16 table.
     EMBEDDING_F16 "embedding_f16" 64,
+    /// Embeddings of the newest tokens.
+    DECODE_EMBED "decode_embed" 64,
+    /// Normalisation and up to three products of a few rows.
+    DECODE_NORM_LINEAR "decode_norm_linear" 64,
+    /// Attention of one new token a row, in parts.
+    DECODE_ATTENTION "decode_attention" 64,
+    /// Joins these parts.
+    DECODE_COMBINE "decode_combine" 64,
+    /// Normalisation and the gated half of the feed-forward block.
+    DECODE_GATE_UP "decode_gate_up" 64,
+    /// A product added to its rows.
+    DECODE_RESIDUAL "decode_residual" 64,
+    /// Draws the next token of every row.
+    DECODE_SAMPLE "decode_sample" 256,
 }
