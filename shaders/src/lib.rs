@@ -33,7 +33,7 @@ kernels! {
     /// Its gradient by the weight, in parts.
     RMS_NORM_DW "rms_norm_dw" 64,
     /// An optimizer update.
-    ADAMW "adamw" 64,
+    ADAMW "adamw" 256,
     /// Product with packed f16 weights, many rows.
     LINEAR_F16 "linear_f16" 64,
     /// The same for few rows.
@@ -52,4 +52,14 @@ kernels! {
     ADAMW_8BIT "adamw_8bit" 64,
     /// Rows of a packed f16 table.
     EMBEDDING_F16 "embedding_f16" 64,
+    /// Rows of a table.
+    EMBEDDING "embedding" 64,
+    /// Its gradient by the table, added to a sum.
+    EMBEDDING_DW "embedding_dw" 64,
+    /// Cross-entropy of a block of logits.
+    CROSS_ENTROPY "cross_entropy" 256,
+    /// Its gradient by the logits, in place.
+    CROSS_ENTROPY_DLOGITS "cross_entropy_dlogits" 256,
+    /// Squared norms, in parts, of up to seven buffers.
+    SUM_OF_SQUARES "sum_of_squares" 256,
 }
