@@ -1,5 +1,5 @@
 // What the loss needs of a block of logits: per row the largest, the sum of exp(logit − largest) and the logit at the
-// target, joined with those of the blocks before (states: xyz); nll = log(sum) + largest − at_target and hits = 1 where
+// target, joined with those of the blocks before (states: xyz); nll = log(sum) + (largest − at_target) and hits = 1 where
 // nothing is larger than the target, both 0 where the target is below 0. The last block leaves the true ones.
 // One workgroup a row of logits, threads stride over the columns. Twin: cpu/cross_entropy.rs, `cross_entropy`.
 struct Params { rows: u32, columns: u32, first_column: u32, first_row: u32 }
@@ -66,6 +66,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     states[at] = vec4<f32>(part, at_target, 0.0);
     let used = targets[at] >= 0;
-    nll[at] = select(0.0, log(part.y) + part.x - at_target, used);
+    nll[at] = select(0.0, log(part.y) + (part.x - at_target), used);
     hits[at] = select(0.0, 1.0, used && at_target >= part.x);
 }

@@ -1,6 +1,6 @@
 //! The squared norm of many tensors.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
 use smolforge_shaders::SUM_OF_SQUARES;
 

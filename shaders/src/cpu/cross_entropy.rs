@@ -30,7 +30,7 @@ pub fn cross_entropy(logits: &[f32], columns: usize, first: usize, targets: &[i3
             }
         }
         let used = *target >= 0;
-        nll.push(if used { state.sum.ln() + state.largest - state.at_target } else { 0.0 });
+        nll.push(if used { state.sum.ln() + (state.largest - state.at_target) } else { 0.0 });
         hits.push(if used && state.at_target >= state.largest { 1.0 } else { 0.0 });
     }
     (nll, hits)
