@@ -33,7 +33,7 @@ kernels! {
     /// Its gradient by the weight, in parts.
     RMS_NORM_DW "rms_norm_dw" 64,
     /// An optimizer update.
-    ADAMW "adamw" 64,
+    ADAMW "adamw" 256,
     /// Product of many rows.
     LINEAR "linear" 64,
     /// The same for few rows.
@@ -84,4 +84,14 @@ kernels! {
     DECODE_RESIDUAL "decode_residual" 64,
     /// Draws the next token of every row.
     DECODE_SAMPLE "decode_sample" 256,
+    /// Rows of a table.
+    EMBEDDING "embedding" 64,
+    /// Its gradient by the table, added to a sum.
+    EMBEDDING_DW "embedding_dw" 64,
+    /// Cross-entropy of a block of logits.
+    CROSS_ENTROPY "cross_entropy" 256,
+    /// Its gradient by the logits, in place.
+    CROSS_ENTROPY_DLOGITS "cross_entropy_dlogits" 256,
+    /// Squared norms, in parts, of up to seven buffers.
+    SUM_OF_SQUARES "sum_of_squares" 256,
 }

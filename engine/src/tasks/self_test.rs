@@ -26,7 +26,7 @@ use crate::ops::product::{Kernels, Product, chosen, multiplied};
 use crate::ops::quant::adamw8::{Moments8, adamw8};
 use crate::ops::quant::dynamic8::{SIGNED, UNSIGNED};
 use crate::ops::quant::{Absmax, Nf4};
-use crate::ops::{cross_entropy, dropout, embedding, kernels_enabled, linear, on_cpu, rms_norm, rope, swiglu};
+use crate::ops::{cross_entropy, dropout, embedding, kernels_enabled, linear, on_cpu, rms_norm, rope, sum_of_squares, swiglu};
 use crate::protocol::{DeviceChoice, Event, KernelReport};
 use crate::train::gradients_of;
 
@@ -73,6 +73,11 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "decode_gate_up", pairs: decode::gate_up },
     Check { name: "decode_residual", pairs: decode::residual },
     Check { name: "decode_sample", pairs: decode::sample },
+    Check { name: "embedding", pairs: |device| embedding_kernels(device, 0) },
+    Check { name: "embedding_dw", pairs: |device| embedding_kernels(device, 1) },
+    Check { name: "cross_entropy", pairs: |device| cross_entropy_kernels(device, false) },
+    Check { name: "cross_entropy_dlogits", pairs: |device| cross_entropy_kernels(device, true) },
+    Check { name: "sum_of_squares", pairs: sum_of_squares_kernel },
 ];
 
 const OP_CHECKS: &[Check] = &[
@@ -314,6 +319,49 @@ fn embedding_f16_kernel(device: &Device) -> Pairs {
         (embedding_f16(&[half_matrix(&table, d, device)], ids(tokens.clone(), device)), tensor(expected, tokens.len(), d, &cpu()))
     };
     [(1, 8), (63, 64), (1000, 72)].into_iter().map(pair).collect()
+}
+
+/// `which`: 0 the value, 1 the gradient by the table.
+fn embedding_kernels(device: &Device, which: usize) -> Pairs {
+    let pair = |(rows, d): (usize, usize)| {
+        let tokens: Vec<i32> = (0..70).map(|i| (i * i % rows) as i32).collect();
+        let op = |x: &[Tensor<2>]| embedding::embedding(x, ids(tokens.clone(), &x[0].device()));
+        let found = value_and_gradients(op, vec![matrix(1, rows, d, device)]).swap_remove(which);
+        if which == 0 {
+            return (found, tensor(twins::embedding(&numbers(1, rows * d), &tokens, d, 0), tokens.len(), d, &cpu()));
+        }
+        let mut sum = vec![0.0; rows * d];
+        twins::embedding_dw(&mut sum, &numbers(99, tokens.len() * d), &tokens, d, 0);
+        (found, tensor(sum, rows, d, &cpu()))
+    };
+    SIZES.into_iter().map(pair).collect()
+}
+
+/// The losses or the gradient of logits: the head is the identity, in blocks.
+fn cross_entropy_kernels(device: &Device, back: bool) -> Pairs {
+    let pairs = |(n, v): (usize, usize)| {
+        let targets: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 4 { -100 } else { i * 37 % v as i32 }).collect();
+        let identity = tensor((0..v * v).map(|i| if i % (v + 1) == 0 { 1.0 } else { 0.0 }).collect(), v, v, device);
+        let h = Tensor::from_inner(matrix(1, n, v, device)).require_grad();
+        let losses = cross_entropy::linear_cross_entropy(h.clone(), &identity.split(400, 0), &targets, 0.25);
+        let (mut logits, mut states) = (numbers(1, n * v), vec![twins::cross_entropy::State::NONE; n]);
+        let (nll, hits) = twins::cross_entropy(&logits, v, 0, &targets, &mut states);
+        if back {
+            twins::cross_entropy_dlogits(&mut logits, v, 0, &targets, &states, 0.25);
+            return vec![(gradients_of([&h].into_iter(), losses.scaled).swap_remove(0), tensor(logits, n, v, &cpu()))];
+        }
+        let pair = |found: Tensor<1>, expected| (found.reshape([n, 1]), tensor(expected, n, 1, &cpu()));
+        vec![pair(losses.nll, nll), pair(losses.hits, hits)]
+    };
+    SIZES.into_iter().flat_map(pairs).collect()
+}
+
+/// Of more tensors than one launch takes.
+fn sum_of_squares_kernel(device: &Device) -> Pairs {
+    let sizes = [SIZES, SIZES, SIZES].concat();
+    let tensors: Vec<Tensor<2>> = sizes.iter().map(|(n, d)| matrix(1, *n, *d, device)).collect();
+    let expected = sizes.iter().map(|(n, d)| twins::sum_of_squares(&numbers(1, n * d))).sum();
+    vec![(sum_of_squares(&tensors).reshape([1, 1]), tensor(vec![expected], 1, 1, &cpu()))]
 }
 
 /// `which`: 0 the value, 1 the gradient by the input, 2 by the weight.
