@@ -74,14 +74,20 @@ kernels! {
     DECODE_EMBED "decode_embed" 64,
     /// Normalisation and up to three products of a few rows.
     DECODE_NORM_LINEAR "decode_norm_linear" 64,
+    /// The same where a subgroup has eight lanes.
+    DECODE_NORM_LINEAR_LANES "decode_norm_linear_lanes" 8,
     /// Attention of one new token a row, in parts.
     DECODE_ATTENTION "decode_attention" 64,
     /// Joins these parts.
     DECODE_COMBINE "decode_combine" 64,
     /// Normalisation and the gated half of the feed-forward block.
     DECODE_GATE_UP "decode_gate_up" 64,
+    /// The same where a subgroup has eight lanes.
+    DECODE_GATE_UP_LANES "decode_gate_up_lanes" 8,
     /// A product added to its rows.
     DECODE_RESIDUAL "decode_residual" 64,
+    /// The same where a subgroup has eight lanes.
+    DECODE_RESIDUAL_LANES "decode_residual_lanes" 8,
     /// Draws the next token of every row.
     DECODE_SAMPLE "decode_sample" 256,
     /// Rows of a table.

@@ -11,7 +11,7 @@ struct Params {
 }
 struct Row { token: u32, column: u32, start: u32, step: u32 } // column of the cache for the new token; where its text begins
 
-@group(0) @binding(0) var<storage, read> qkv: array<vec4<f32>>; // [rows, (heads + 2·groups)·e]
+@group(0) @binding(0) var<storage, read> qkv: array<vec4<f32>>; // [rows, heads·e], then keys [rows, groups·e], then values
 @group(0) @binding(1) var<storage, read> cosines: array<f32>; // [positions, e/2]
 @group(0) @binding(2) var<storage, read> sines: array<f32>;
 @group(0) @binding(3) var<storage, read> rows: array<Row>;
@@ -57,10 +57,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let column = rows[row].column;
     let start = rows[row].start;
     let position = column - start;
-    let width4 = (params.heads + 2u * params.groups) * e4;
-    let q_base = row * width4 + head * of_group * e4;
-    let k_base = row * width4 + (params.heads + head) * e4;
-    let v_base = k_base + params.groups * e4;
+    let q_base = (row * params.heads + head * of_group) * e4;
+    let k_base = (params.rows * params.heads + row * params.groups + head) * e4;
+    let v_base = k_base + params.rows * params.groups * e4;
     for (var i = thread; i < of_group * e4; i += WG) {
         sh_q[i] = turned_four(q_base + i / e4 * e4, position, i % e4) * params.scale;
     }

@@ -1,12 +1,13 @@
 // y = norm(x)·[w0; w1; w2]ᵀ for a few rows of x: RMS-norm and up to three products in one. Weights are f32, or f16 two a
 // word (`half`); reading them is what takes the time. LANES neighbouring threads share four outputs, all of one matrix, and
-// sum the squares of x along the way; a workgroup makes OUTPUTS outputs of one row. Twin: cpu/decode.rs, `decode_norm_linear`.
+// sum the squares of x along the way; a workgroup makes OUTPUTS outputs of one row. The outputs of several matrices lie one
+// after the other in y, all rows of the first before those of the second. Twin: cpu/decode.rs, `decode_norm_linear`.
 struct Params {
     rows: u32, k8: u32, // of x; columns of x and the weights, in eights
     out0: u32, out1: u32, out2: u32, // rows of the weights, multiples of four
     half: u32,
     eps: f32,
-    width: u32, first: u32, // numbers in a row of y, and where in it the outputs begin
+    width: u32, first: u32, // of one matrix: numbers in a row of y, and where in it the outputs begin
     unused0: u32, unused1: u32, unused2: u32,
 }
 
@@ -111,5 +112,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         sum += sh_sum[thread / 4u * LANES + lane][thread % 4u];
         total += sh_squares[lane];
     }
-    y[row * params.width + params.first + first + thread] = sum / sqrt(total / f32(8u * params.k8) + params.eps);
+    let i = first + thread;
+    var at = row * params.width + params.first + i;
+    if (params.out1 > 0u) {
+        let second = params.out0 + params.out1;
+        if (i < params.out0) {
+            at = row * params.out0 + i;
+        } else if (i < second) {
+            at = params.rows * params.out0 + row * params.out1 + i - params.out0;
+        } else {
+            at = params.rows * second + row * params.out2 + i - second;
+        }
+    }
+    y[at] = sum / sqrt(total / f32(8u * params.k8) + params.eps);
 }

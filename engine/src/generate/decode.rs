@@ -10,6 +10,7 @@ use crate::model::linear::{Linear, Weight as Stored};
 use crate::model::llama::{Embedding, Layer};
 use crate::model::{KvCache, Llama};
 use crate::ops::decode::{Draw, Heads, ROW_WORDS, Weight, seen_words, serves, serves_heads};
+use crate::ops::product::chosen;
 use crate::ops::program::{Buffer, Program};
 use crate::ops::{kernels_enabled, on_cpu};
 use crate::protocol::Sampling;
@@ -95,10 +96,9 @@ impl Decoder {
             splits: capacity.div_ceil(SPLIT_KEYS).min(MOST_SPLITS),
         };
         let (attended, eps) = (heads.heads * heads.e, config.rms_norm_eps);
-        let qkv_width = attended + 2 * heads.groups * heads.e;
         let empty = |count: usize| Buffer::of(&Tensor::<1>::zeros([count], (&device, DType::F32)));
         let x = empty(rows * d)?;
-        let qkv = empty(rows * qkv_width)?;
+        let qkv = empty(rows * (attended + 2 * heads.groups * heads.e))?;
         let parts = empty(heads.parts())?;
         let attention = empty(rows * attended)?;
         let hidden = empty(rows * f)?;
@@ -111,7 +111,7 @@ impl Decoder {
         let (cos, sin) = model.angles();
         let (cos, sin) = (Buffer::of(cos)?, Buffer::of(sin)?);
 
-        let mut program = Program::default();
+        let mut program = Program::new(chosen());
         for block in &model.embed_tokens.weight {
             program.embed(rows, &state, &Weight::of(&block.tensor)?, block.first_row, &x);
         }
@@ -124,7 +124,7 @@ impl Decoder {
             let [q, k, v, o] =
                 [&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj, &layer.self_attn.o_proj].map(weight);
             let [gate, up, down] = [&layer.mlp.gate_proj, &layer.mlp.up_proj, &layer.mlp.down_proj].map(weight);
-            program.norm_linear(rows, &x, &input_norm, eps, &[&q?, &k?, &v?], &qkv, [qkv_width, 0]);
+            program.norm_qkv(rows, &x, &input_norm, eps, [&q?, &k?, &v?], &qkv);
             program.attention(heads, &qkv, [&cos, &sin], &state, [&keys, &values], &parts);
             program.combine(heads, &parts, &attention);
             program.residual(rows, &attention, &o?, &x);
@@ -133,7 +133,7 @@ impl Decoder {
         }
         let norm = Buffer::of(&model.norm.weight.tensor)?;
         for block in &head(model).weight {
-            program.norm_linear(rows, &x, &norm, eps, &[&Weight::of(&block.tensor)?], &logits, [v, block.first_row]);
+            program.norm_linear(rows, &x, &norm, eps, &Weight::of(&block.tensor)?, &logits, [v, block.first_row]);
         }
         let draw = Draw {
             greedy: sampling.greedy,

@@ -4,10 +4,12 @@
 
 use burn::tensor::{DType, Tensor};
 use smolforge_shaders::{
-    DECODE_ATTENTION, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_NORM_LINEAR, DECODE_RESIDUAL, DECODE_SAMPLE,
+    DECODE_ATTENTION, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_GATE_UP_LANES, DECODE_NORM_LINEAR, DECODE_NORM_LINEAR_LANES,
+    DECODE_RESIDUAL, DECODE_RESIDUAL_LANES, DECODE_SAMPLE,
 };
 
 use super::launch::row_groups;
+use super::product::Kernels;
 use super::program::{Buffer, Program};
 use crate::error::Result;
 
@@ -98,6 +100,10 @@ fn groups_of_threads(count: usize) -> (u32, u32) {
 }
 
 impl Program {
+    fn lanes(&self) -> bool {
+        self.kernels == Kernels::Lanes
+    }
+
     /// `x: [rows, d]` = rows of `table`, which holds those from `first` on, of the newest tokens of `state`.
     pub fn embed(&mut self, rows: usize, state: &Buffer, table: &Weight, first: usize, x: &Buffer) {
         let [count, d] = table.dims;
@@ -105,29 +111,39 @@ impl Program {
         self.add(DECODE_EMBED, groups_of_threads(rows * d / WIDE), &[state, &table.buffer, x], &params);
     }
 
-    /// `y[.., first..] = norm(x)·[w; w'; w'']ᵀ` for up to three weights, where a row of `y` has `width` numbers.
-    pub fn norm_linear(
+    /// `y[.., first..] = norm(x)·wᵀ`, where a row of `y` has `width` numbers.
+    pub fn norm_linear(&mut self, rows: usize, x: &Buffer, norm: &Buffer, eps: f64, w: &Weight, y: &Buffer, [width, first]: [usize; 2]) {
+        let outputs = [w.dims[0], 0, 0];
+        self.norm_linears(rows, x, norm, eps, [w, w, w], outputs, y, [width, first]);
+    }
+
+    /// Queries, keys and values of `norm(x)`, `[rows, out]` each, one after the other in `qkv`.
+    pub fn norm_qkv(&mut self, rows: usize, x: &Buffer, norm: &Buffer, eps: f64, weights: [&Weight; 3], qkv: &Buffer) {
+        self.norm_linears(rows, x, norm, eps, weights, weights.map(|weight| weight.dims[0]), qkv, [0, 0]);
+    }
+
+    fn norm_linears(
         &mut self,
         rows: usize,
         x: &Buffer,
         norm: &Buffer,
         eps: f64,
-        weights: &[&Weight],
+        weights: [&Weight; 3],
+        outputs: [usize; 3],
         y: &Buffer,
         [width, first]: [usize; 2],
     ) {
-        let weight = |i: usize| *weights.get(i).unwrap_or(&weights[0]);
-        let out = |i: usize| weights.get(i).map_or(0, |weight| weight.dims[0] as u32);
-        let outputs: usize = weights.iter().map(|weight| weight.dims[0]).sum();
-        let half = u32::from(weights[0].half);
-        assert!(weights.iter().all(|weight| weight.half == weights[0].half), "weights of one kind");
-        let k8 = (weights[0].dims[1] / WIDE) as u32;
-        let params = [rows as u32, k8, out(0), out(1), out(2), half, (eps as f32).to_bits(), width as u32, first as u32, 0, 0, 0];
-        let buffers = [x, norm, &weight(0).buffer, &weight(1).buffer, &weight(2).buffer, y];
-        self.add(DECODE_NORM_LINEAR, row_groups(rows * outputs.div_ceil(16)), &buffers, &params);
+        let Weight { half, dims: [_, columns], .. } = *weights[0];
+        assert!(weights.iter().all(|weight| weight.half == half), "weights of one kind");
+        let [b, k8, width, first] = [rows, columns / WIDE, width, first].map(|word| word as u32);
+        let [q, k, v] = outputs.map(|out| out as u32);
+        let params = [b, k8, q, k, v, u32::from(half), (eps as f32).to_bits(), width, first, 0, 0, 0];
+        let buffers = [x, norm, &weights[0].buffer, &weights[1].buffer, &weights[2].buffer, y];
+        let (kernel, at_once) = if self.lanes() { (DECODE_NORM_LINEAR_LANES, 4) } else { (DECODE_NORM_LINEAR, 16) };
+        self.add(kernel, row_groups(rows * outputs.iter().sum::<usize>().div_ceil(at_once)), &buffers, &params);
     }
 
-    /// Writes the new keys and values of `qkv` into the cache and leaves parts of the attention in `parts`.
+    /// Writes the new keys and values of `qkv`, as [`Program::norm_qkv`] leaves them, into the cache and leaves parts of the attention in `parts`.
     pub fn attention(&mut self, heads: Heads, qkv: &Buffer, rope: [&Buffer; 2], state: &Buffer, cache: [&Buffer; 2], parts: &Buffer) {
         let Heads { rows, heads, groups, e, capacity, splits } = heads;
         let scale = (e as f32).powf(-0.5).to_bits();
@@ -149,14 +165,16 @@ impl Program {
         let [out, columns] = gate.dims;
         let [b, k8, out] = [rows, columns / WIDE, out].map(|word| word as u32);
         let params = [b, k8, out, u32::from(gate.half), (eps as f32).to_bits(), 0, 0, 0];
-        self.add(DECODE_GATE_UP, row_groups(rows * gate.dims[0].div_ceil(8)), &[x, norm, &gate.buffer, &up.buffer, h], &params);
+        let (kernel, at_once) = if self.lanes() { (DECODE_GATE_UP_LANES, 4) } else { (DECODE_GATE_UP, 8) };
+        self.add(kernel, row_groups(rows * gate.dims[0].div_ceil(at_once)), &[x, norm, &gate.buffer, &up.buffer, h], &params);
     }
 
     /// `x ← x + y·wᵀ`.
     pub fn residual(&mut self, rows: usize, y: &Buffer, w: &Weight, x: &Buffer) {
         let [out, columns] = w.dims;
         let params = [rows, columns / WIDE, out, usize::from(w.half)].map(|word| word as u32);
-        self.add(DECODE_RESIDUAL, row_groups(rows * out.div_ceil(16)), &[y, &w.buffer, x], &params);
+        let (kernel, at_once) = if self.lanes() { (DECODE_RESIDUAL_LANES, 4) } else { (DECODE_RESIDUAL, 16) };
+        self.add(kernel, row_groups(rows * out.div_ceil(at_once)), &[y, &w.buffer, x], &params);
     }
 
     /// Draws a token for every row of `logits: [rows, vocab]` by `shares: [steps, rows]` into `tokens: [steps, rows]`, notes

@@ -14,6 +14,7 @@ use smolforge_shaders::Kernel;
 use wgpu::util::DeviceExt;
 
 use super::launch::source;
+use super::product::Kernels;
 use crate::device::failed;
 use crate::error::Result;
 
@@ -85,12 +86,18 @@ struct Dispatch {
 }
 
 /// A list of dispatches.
-#[derive(Default)]
 pub struct Program {
+    /// Which variants of kernels it takes.
+    pub(super) kernels: Kernels,
     dispatches: Vec<Dispatch>,
 }
 
 impl Program {
+    /// An empty list.
+    pub fn new(kernels: Kernels) -> Self {
+        Self { kernels, dispatches: Vec::new() }
+    }
+
     /// Appends a dispatch: as [`super::launch::launch`], by kernels whose parameters do not change.
     pub fn add(&mut self, kernel: Kernel, groups: (u32, u32), buffers: &[&Buffer], params: &[u32]) {
         assert!(params.len().is_multiple_of(4), "uniforms are read in words of 16 bytes");

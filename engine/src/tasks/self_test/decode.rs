@@ -7,6 +7,7 @@ use twins::decode::{Attended, Draw as Drawn};
 use super::{Pairs, cpu, numbers, tensor};
 use crate::error::Result;
 use crate::ops::decode::{Draw, Heads, Weight, seen_words};
+use crate::ops::product::{Kernels, chosen};
 use crate::ops::program::{Buffer, Program};
 use crate::ops::{kernels_enabled, on_cpu};
 
@@ -45,8 +46,7 @@ fn weight(seed: u64, [out, columns]: [usize; 2], half: bool, device: &Device) ->
 fn every(device: &Device, check: impl Fn([usize; 3], bool) -> Result<(Tensor<2>, Vec<f32>)>) -> Pairs {
     let pair = |(size, half)| {
         let (found, expected) = check(size, half)?;
-        let expected = vector(&expected, &cpu());
-        Ok((found, expected))
+        Ok((found.reshape([1, expected.len()]), vector(&expected, &cpu())))
     };
     on_graphics(device, || SIZES.into_iter().flat_map(|size| [(size, false), (size, true)]).map(pair).collect())
 }
@@ -59,7 +59,7 @@ pub(super) fn embed(device: &Device) -> Pairs {
         let x = tensor(vec![0.0; rows * d], 1, rows * d, device);
         // In two blocks, as where a table is larger than a binding.
         let values = numbers(1, vocab * d);
-        let (mut program, state) = (Program::default(), Buffer::of_ints(&state)?);
+        let (mut program, state) = (Program::new(chosen()), Buffer::of_ints(&state)?);
         for range in [0..vocab / 2, vocab / 2..vocab] {
             let rows_of = tensor(values[range.start * d..range.end * d].to_vec(), range.len(), d, device);
             let table = if half { rows_of.cast(burn::tensor::FloatDType::F16) } else { rows_of };
@@ -71,38 +71,50 @@ pub(super) fn embed(device: &Device) -> Pairs {
     })
 }
 
-pub(super) fn norm_linear(device: &Device) -> Pairs {
+pub(super) fn norm_linear(device: &Device, kernels: Kernels) -> Pairs {
+    if kernels == Kernels::Lanes && chosen() != kernels {
+        return Vec::new();
+    }
     every(device, |[rows, d, out], half| {
         let (x, norm) = (numbers(1, rows * d), numbers(2, d));
         let (a, b, c) = (weight(3, [out, d], half, device)?, weight(4, [4, d], half, device)?, weight(5, [8, d], half, device)?);
-        let width = out + 12;
-        let y = tensor(vec![0.0; rows * width], 1, rows * width, device);
-        let [x_there, norm_there, y_there] = [Buffer::of(&vector(&x, device))?, Buffer::of(&vector(&norm, device))?, Buffer::of(&y)?];
-        let mut program = Program::default();
-        program.norm_linear(rows, &x_there, &norm_there, f64::from(EPS), &[&a.0, &b.0, &c.0], &y_there, [width, 0]);
+        let width = out + 12; // all three, one after the other; then the first once more, within longer rows
+        let [x_there, norm_there] = [Buffer::of(&vector(&x, device))?, Buffer::of(&vector(&norm, device))?];
+        let [first, second] = [1, 2].map(|_| tensor(vec![0.0; rows * width], 1, rows * width, device));
+        let mut program = Program::new(kernels);
+        program.norm_qkv(rows, &x_there, &norm_there, f64::from(EPS), [&a.0, &b.0, &c.0], &Buffer::of(&first)?);
+        program.norm_linear(rows, &x_there, &norm_there, f64::from(EPS), &a.0, &Buffer::of(&second)?, [width, 12]);
         program.submit(1)?;
-        Ok((y, twins::decode_norm_linear(&x, &norm, &[a.1, b.1, c.1].concat(), EPS)))
+        let [of_a, of_b, of_c] = [&a.1, &b.1, &c.1].map(|w| twins::decode_norm_linear(&x, &norm, w, EPS));
+        let within = of_a.chunks(out).flat_map(|row| [&[0.0; 12][..], row].concat()).collect();
+        Ok((Tensor::cat(vec![first, second], 0), [of_a.clone(), of_b, of_c, within].concat()))
     })
 }
 
-pub(super) fn gate_up(device: &Device) -> Pairs {
+pub(super) fn gate_up(device: &Device, kernels: Kernels) -> Pairs {
+    if kernels == Kernels::Lanes && chosen() != kernels {
+        return Vec::new();
+    }
     every(device, |[rows, d, out], half| {
         let (x, norm) = (numbers(1, rows * d), numbers(2, d));
         let (gate, up) = (weight(3, [out, d], half, device)?, weight(4, [out, d], half, device)?);
         let h = tensor(vec![0.0; rows * out], 1, rows * out, device);
         let [x_there, norm_there, h_there] = [Buffer::of(&vector(&x, device))?, Buffer::of(&vector(&norm, device))?, Buffer::of(&h)?];
-        let mut program = Program::default();
+        let mut program = Program::new(kernels);
         program.gate_up(rows, &x_there, &norm_there, f64::from(EPS), &gate.0, &up.0, &h_there);
         program.submit(1)?;
         Ok((h, twins::decode_gate_up(&x, &norm, &gate.1, &up.1, EPS)))
     })
 }
 
-pub(super) fn residual(device: &Device) -> Pairs {
+pub(super) fn residual(device: &Device, kernels: Kernels) -> Pairs {
+    if kernels == Kernels::Lanes && chosen() != kernels {
+        return Vec::new();
+    }
     every(device, |[rows, columns, out], half| {
         let (x, y, w) = (numbers(1, rows * out), numbers(2, rows * columns), weight(3, [out, columns], half, device)?);
         let x_there = vector(&x, device);
-        let mut program = Program::default();
+        let mut program = Program::new(kernels);
         program.residual(rows, &Buffer::of(&vector(&y, device))?, &w.0, &Buffer::of(&x_there)?);
         program.submit(1)?;
         Ok((x_there, twins::decode_residual(&x, &y, &w.1, columns)))
@@ -126,7 +138,7 @@ fn attended(device: &Device, split: bool) -> Pairs {
         let rope = [Buffer::of(&vector(&cos, device))?, Buffer::of(&vector(&sin, device))?];
         let cache = [Buffer::of(&there[0])?, Buffer::of(&there[1])?];
         let (parts, state) = (Buffer::of(&parts)?, Buffer::of_ints(&ints(&state, device))?);
-        let mut program = Program::default();
+        let mut program = Program::new(chosen());
         program.attention(heads, &Buffer::of(&vector(&qkv, device))?, rope.each_ref(), &state, cache.each_ref(), &parts);
         program.combine(heads, &parts, &Buffer::of(&y)?);
         program.submit(1)?;
@@ -136,7 +148,10 @@ fn attended(device: &Device, split: bool) -> Pairs {
             let at = (column - start) * e / 2;
             let angles = [&cos[at..][..e / 2], &sin[at..][..e / 2]];
             let attended = Attended { angles, keys, values, column, start: *start };
-            expected.extend(twins::decode_attention(&qkv[row * width..][..width], attended, h, groups, e));
+            let (q, kv) = (h * e, groups * e);
+            let keys_from = rows * q + row * kv;
+            let of_row = [&qkv[row * q..][..q], &qkv[keys_from..][..kv], &qkv[keys_from + rows * kv..][..kv]].concat();
+            expected.extend(twins::decode_attention(&of_row, attended, h, groups, e));
         }
         let [keys_there, values_there] = there;
         Ok([(y, expected), (keys_there, keys), (values_there, values)].map(|(found, expected)| (found, vector(&expected, &cpu()))))
@@ -176,7 +191,7 @@ pub(super) fn sample(device: &Device) -> Pairs {
         let seen = Buffer::of_ints(&ints(&bits, device))?;
         let there = [vector(&logits, device), vector(&shares, device)].map(|tensor| Buffer::of(&tensor));
         let [logits_there, shares_there] = there;
-        let mut program = Program::default();
+        let mut program = Program::new(chosen());
         program.sample([rows, vocab], draw, &logits_there?, &shares_there?, &seen, &state, &Buffer::of_ints(&tokens)?);
         program.submit(1)?;
         let Draw { greedy, temperature, top_k, top_p, min_p, repetition_penalty: penalty } = draw;
