@@ -52,4 +52,28 @@ kernels! {
     ADAMW_8BIT "adamw_8bit" 64,
     /// Rows of a packed f16 table.
     EMBEDDING_F16 "embedding_f16" 64,
+    /// Causal attention with grouped heads.
+    ATTENTION "attention" 64,
+    /// The same for subgroups of 8.
+    ATTENTION_LANES "attention_lanes" 8,
+    /// The same for few queries.
+    ATTENTION_ROW "attention_row" 64,
+    /// For few queries and subgroups of 8.
+    ATTENTION_ROW_LANES "attention_row_lanes" 8,
+    /// What its gradients need of every query.
+    ATTENTION_DELTA "attention_delta" 64,
+    /// Its gradient by the queries.
+    ATTENTION_DQ "attention_dq" 64,
+    /// The same for subgroups of 8.
+    ATTENTION_DQ_LANES "attention_dq_lanes" 8,
+    /// Its gradients by keys and values.
+    ATTENTION_DKV "attention_dkv" 64,
+    /// The same for subgroups of 8.
+    ATTENTION_DKV_LANES "attention_dkv_lanes" 8,
+    /// Rotary position embedding.
+    ROPE "rope" 64,
+    /// The gate of the feed-forward block.
+    SWIGLU "swiglu" 64,
+    /// Its gradients.
+    SWIGLU_BACKWARD "swiglu_backward" 64,
 }

@@ -1,8 +1,11 @@
 //! Runs a WGSL kernel on burn's buffers.
 
+use std::cell::Cell;
+
 use burn::backend::wgpu::{KernelSource, SourceKernel, SourceTemplate};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::features::Plane;
 use cubecl::prelude::{CubeCount, CubeDim, KernelId};
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
 use smolforge_shaders::Kernel;
@@ -41,6 +44,27 @@ pub fn launch(kernel: Kernel, groups: (u32, u32), buffers: &[&CubeTensor], param
         .with_info(MetadataBindingInfo::custom(words));
     let source = SourceKernel::new(Wgsl(kernel), CubeDim::new_3d(kernel.workgroup_size, 1, 1));
     buffers[0].client.launch(Box::new(source), CubeCount::Static(groups.0, groups.1, 1), arguments);
+}
+
+thread_local! {
+    static WITHOUT_LANES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with the kernels that every device has, also where those for subgroups of 8 would be faster.
+pub fn without_lanes<T>(work: impl FnOnce() -> T) -> T {
+    let before = WITHOUT_LANES.replace(true);
+    let result = work();
+    WITHOUT_LANES.set(before);
+    result
+}
+
+/// Whether kernels for subgroups of 8 (named `…_lanes`) run where `tensor` lies: on the software adapter of Mesa. Browsers
+/// would want them declared in a way that naga does not read.
+pub fn lanes(tensor: &CubeTensor) -> bool {
+    let properties = tensor.client.properties();
+    let hardware = &properties.hardware;
+    let eight = hardware.plane_size_min == 8 && hardware.plane_size_max == 8 && properties.features.plane.contains(Plane::Ops);
+    platform::SHARED_PAGES && eight && !WITHOUT_LANES.get()
 }
 
 /// A new buffer of f32 beside `like`.

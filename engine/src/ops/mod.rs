@@ -23,6 +23,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
 
+pub use launch::without_lanes;
+
 use std::sync::OnceLock;
 
 use burn::backend::Flex;

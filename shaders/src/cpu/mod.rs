@@ -2,19 +2,25 @@
 
 pub mod adamw;
 pub mod adamw_8bit;
+pub mod attention;
 pub mod dropout;
 pub mod embedding_f16;
 pub mod linear_f16;
 pub mod linear_nf4;
 pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
 
 pub use adamw::adamw;
 pub use adamw_8bit::adamw_8bit;
+pub use attention::{attention, attention_backward, attention_delta};
 pub use dropout::dropout;
 pub use embedding_f16::embedding_f16;
 pub use linear_f16::{linear_f16, linear_f16_dx};
 pub use linear_nf4::{Nf4, dequantize_nf4, linear_nf4, linear_nf4_dx};
 pub use rms_norm::{rms_norm, rms_norm_dw, rms_norm_dx};
+pub use rope::rope;
+pub use swiglu::{swiglu, swiglu_backward};
 
 /// The two f16 of a word, the low half first: WGSL's `unpack2x16float`.
 pub fn unpack(word: u32) -> [f32; 2] {
