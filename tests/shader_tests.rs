@@ -18,7 +18,8 @@ fn every_kernel_is_valid_wgsl_and_translates() {
         for source in [kernel.source.to_string(), kernel.source.replace("var<storage, read>", "var<storage, read_write>")] {
             let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&source)));
             // `unpack2x16float` belongs to every WebGPU device; only old OpenGL lacks it.
-            let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+            let optional = if kernel.name.ends_with("_lanes") { Capabilities::SUBGROUP } else { Capabilities::empty() };
+            let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32 | optional)
                 .validate(&module)
                 .unwrap_or_else(|e| panic!("{}: {e:?}", kernel.name));
             let entry = &module.entry_points[0];

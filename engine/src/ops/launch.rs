@@ -5,7 +5,6 @@ use std::cell::Cell;
 use burn::backend::wgpu::{KernelSource, SourceKernel, SourceTemplate};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::features::Plane;
 use cubecl::prelude::{CubeCount, CubeDim, KernelId};
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
 use smolforge_shaders::Kernel;
@@ -61,10 +60,8 @@ pub fn without_lanes<T>(work: impl FnOnce() -> T) -> T {
 /// Whether kernels for subgroups of 8 (named `…_lanes`) run where `tensor` lies: on the software adapter of Mesa. Browsers
 /// would want them declared in a way that naga does not read.
 pub fn lanes(tensor: &CubeTensor) -> bool {
-    let properties = tensor.client.properties();
-    let hardware = &properties.hardware;
-    let eight = hardware.plane_size_min == 8 && hardware.plane_size_max == 8 && properties.features.plane.contains(Plane::Ops);
-    platform::SHARED_PAGES && eight && !WITHOUT_LANES.get()
+    let hardware = &tensor.client.properties().hardware;
+    platform::SHARED_PAGES && (hardware.plane_size_min, hardware.plane_size_max) == (8, 8) && !WITHOUT_LANES.get()
 }
 
 /// A new buffer of f32 beside `like`.
