@@ -201,7 +201,19 @@ async fn side_by_side(model: &Llama, compute: &Compute, [rows, tokens, repeats]:
         let last = hidden.reshape([rows, BEFORE, d]).narrow(1, BEFORE - 1, 1).reshape([rows, d]);
         let mut logits = read_f32(model.logits(last)).await?;
         let started = Instant::now();
-        for _ in 0..tokens {
+        let mut rest = tokens;
+        if decode::is_served(model) {
+            let mut decoder = Decoder::new(model, &cache, &greedy())?;
+            let mut newest: Vec<u32> = logits.chunks(v).map(sampler::argmax).collect();
+            while rest > 0 {
+                let standing: Vec<Standing> = newest.chunks(1).map(|tokens| Standing { tokens, start: 0 }).collect();
+                let steps = rest.min(MOST_STEPS);
+                let drawn = decoder.write(&mut cache, &standing, &mut [], steps).await?;
+                newest = drawn[drawn.len() - rows..].to_vec();
+                rest -= steps;
+            }
+        }
+        for _ in 0..rest {
             let next = logits.chunks(v).map(|logits| sampler::argmax(logits) as i32).collect();
             let mask = Mask::causal(rows, 1, cache.len, device);
             logits = read_f32(model.logits(model.forward(ids(next, device), 1, &mask, Some(&mut cache)))).await?;
