@@ -31,7 +31,7 @@ def arguments():
     parser.add_argument("--batch", help="sequences in a step, with commas for several steps [default: cpu 4,1; gpu 1]")
     parser.add_argument("--seq", type=int, default=128)
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt, and of the cache before decoding")
-    parser.add_argument("--decode", type=int, default=32, help="tokens decoded one by one")
+    parser.add_argument("--decode", type=int, help="tokens decoded one by one [default: cpu 32, gpu 8]")
     parser.add_argument("--repeats", type=int, help="timed repetitions in a process [default: cpu 3, gpu 1]")
     parser.add_argument("--peers", help="besides PyTorch, with commas: llamacpp, meganeura, burn (our program by burn's own ops), browser, "
                         "variants (PyTorch in bf16 and compiled) [default: cpu llamacpp; gpu all but variants]")
@@ -45,7 +45,8 @@ def arguments():
     if unknown:
         parser.error(f"--peers: nobody knows {', '.join(sorted(unknown))}")
     options.repeats = options.repeats or {"cpu": 3, "gpu": 1}[options.device]
-    options.browser_seq = 32
+    options.decode = {"cpu": 32, "gpu": 8}[options.device] if options.decode is None else options.decode
+    options.browser_seq, options.references = 32, {}
     return options
 
 
@@ -56,15 +57,24 @@ def sides(options):
     none = ["--prefill", "0", "--decode", "0"]
     found = {}
 
-    def both(name, work, ours=(), theirs=()):
+    def both(name, work, theirs=()):
         work = [*shape, "--device", options.device, *work]
-        found[f"smolforge{name}"] = lambda: peers.run_smolforge(options, [*work, *ours])
+        found[f"smolforge{name}"] = lambda: peers.run_smolforge(options, work)
         found[f"pytorch{name}"] = lambda: peers.run_pytorch([*work, *theirs])
 
     for batch in options.batches:
         work = ["--batch", str(batch), "--seq", str(options.seq)]
-        with_inference = batch == options.batches[0]
-        both(f" {batch}", [*work, *(lengths if with_inference else none)], theirs=["--context", str(options.prefill)])
+        if batch != options.batches[0]:
+            both(f" {batch}", [*work, *none])
+            continue
+        both(f" {batch}", [*work, *lengths], theirs=["--context", str(options.prefill)])
+        if "llamacpp" in options.peers:
+            found["llamacpp"] = lambda: peers.run_llamacpp(options, [*shape, "--seq", str(options.seq), *lengths])
+        if "meganeura" in options.peers:
+            found["meganeura"] = lambda: peers.run_meganeura(options, options.prefill, options.decode)
+        if "burn" in options.peers:
+            stock = [*shape, "--device", options.device, "--batch", "1", "--seq", str(options.seq), *lengths]
+            found["burn"] = lambda: peers.run_smolforge(options, stock, SMOLFORGE_KERNELS="off")
     first = ["--batch", str(options.batches[0]), "--seq", str(options.seq)]
     both(" lora", [*first, *none, "--method", "lora"])
     qlora = [*shape, "--device", options.device, *first, *none, "--method", "qlora"]
@@ -73,13 +83,6 @@ def sides(options):
         for name, flags in VARIANTS.items():
             work = [*shape, "--device", options.device, *first, *lengths, "--context", str(options.prefill), *flags]
             found[f"pytorch {name}"] = lambda work=work: peers.run_pytorch(work)
-    if "llamacpp" in options.peers:
-        found["llamacpp"] = lambda: peers.run_llamacpp(options, [*shape, "--seq", str(options.seq), *lengths])
-    if "meganeura" in options.peers:
-        found["meganeura"] = lambda: peers.run_meganeura(options, options.prefill, options.decode)
-    if "burn" in options.peers:
-        work = [*shape, "--device", options.device, "--batch", "1", "--seq", str(options.seq), *lengths]
-        found["burn"] = lambda: peers.run_smolforge(options, work, SMOLFORGE_KERNELS="off")
     if "browser" in options.peers:
         found["browser smolforge"] = lambda: peers.run_browser(options, "smolforge")
         found["browser transformers"] = lambda: peers.run_browser(options, "transformers")
@@ -159,7 +162,7 @@ class Table:
     """Rows of ratios, ours over the peer's, pair by pair; what either side has not measured gives no row."""
 
     def __init__(self, runs):
-        self.runs, self.ratios = runs, {}
+        self.runs, self.ratios, self.heading = runs, {}, None
 
     def values(self, side, phase):
         """The rates of a phase, or the peak memory in MiB."""
@@ -169,12 +172,16 @@ class Table:
         return [run["rates"][phase] for run in runs] if all(run["rates"].get(phase) for run in runs) else None
 
     def head(self, title, peer, mine="smolforge"):
-        print(f"{title:<28}{mine:>12}{peer:>14} {'':<9}{'ratio':>7}   min-max")
+        """Names the columns of the rows that follow, if any do."""
+        self.heading = f"{title:<28}{mine:>12}{peer:>14} {'':<9}{'ratio':>7}   min-max"
 
     def row(self, label, ours, peer, key):
         """One line: the medians of both, and median, least and greatest ratio."""
         if ours is None or peer is None:
             return
+        if self.heading:
+            print(self.heading)
+            self.heading = None
         ratios = [mine / theirs for mine, theirs in zip(ours, peer)]
         middle, unit = statistics.median(ratios), "MiB" if label == "peak memory" else "tokens/s"
         print(f"{label:<28}{statistics.median(ours):>12.1f}{statistics.median(peer):>14.1f} {unit:<9}{middle:>7.2f}   "
@@ -217,14 +224,14 @@ def show(options, runs):
         table.block(f"1 x {options.seq}", peer, [*PHASES, "peak memory"], "smolforge 1", theirs)
         table.block("inference", peer, INFERENCE, main, theirs)
     table.block(f"{peers.BROWSER_PRESET} in Chromium", "transformers", ["decode"], "browser smolforge", "browser transformers")
-    apart = {side: max(run["apart"] for run in found) for side, found in runs.items() if all("apart" in run for run in found)}
+    apart = {side: max(run["apart"] for run in found) for side, found in runs.items()
+             if not side.startswith("pytorch") and all("apart" in run for run in found)}
     print("losses, relatively apart from PyTorch's at most: " + ", ".join(f"{side} {most:.0e}" for side, most in apart.items()))
     return table.ratios
 
 
 def main():
     options = arguments()
-    options.references = {}
     options.peers = prepared(options)
     runs = measure(options)
     ratios = show(options, runs)
