@@ -1,6 +1,6 @@
 // Times a program inside Chromium on its software adapter: our page's worker, or transformers.js. Prints one JSON line.
 //
-// node browser.mjs {smolforge | transformers} '{"packages", "page", "model", "preset", "inputs", "targets", "prefill", "decode", "repeats"}'
+// node browser.mjs {smolforge | transformers} JSON, an object of packages, page, model, preset, inputs, targets, prefill, decode, repeats.
 // Called by compare.py, which installs `packages` and writes `model` (onnx_model.py); `page` is web/dist.
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
@@ -28,7 +28,8 @@ async function serve() {
   const server = createServer(async ({ url }, response) => {
     const [, folder, ...path] = new URL(url, 'http://localhost').pathname.split('/');
     try {
-      const body = folder === '' ? '<!doctype html><title>bench</title>' : await readFile(join(folders[folder], normalize(`/${path.join('/')}`)));
+      const file = normalize(`/${path.join('/')}`);
+      const body = folder === '' ? '<!doctype html><title>bench</title>' : await readFile(join(folders[folder], file));
       const type = folder === '' ? 'text/html' : TYPES[path.at(-1).split('.').pop()] ?? 'application/octet-stream';
       response.writeHead(200, { 'content-type': type, 'content-length': Buffer.byteLength(body) }).end(body);
     } catch {
@@ -104,7 +105,8 @@ const environment = { ...process.env };
 delete environment.VK_DRIVER_FILES; // with them Chromium finds no adapter
 delete environment.VK_ICD_FILENAMES;
 const server = await serve();
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', headless: true, args: FLAGS, env: environment });
+const executablePath = process.env.CHROMIUM ?? '/usr/bin/chromium';
+const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS, env: environment });
 try {
   const page = await browser.newPage();
   page.on('console', (message) => { if (message.type() === 'error') console.error(message.text()); });

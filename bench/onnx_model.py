@@ -106,7 +106,8 @@ def model(shape):
                 for layer in range(shape["layers"]) for part in ["key", "value"]]
 
     inputs = [helper.make_tensor_value_info("input_ids", INT64, ["batch_size", "sequence_length"]),
-              helper.make_tensor_value_info("attention_mask", INT64, ["batch_size", "total_sequence_length"]), *cache("past_key_values", "past_sequence_length")]
+              helper.make_tensor_value_info("attention_mask", INT64, ["batch_size", "total_sequence_length"]),
+              *cache("past_key_values", "past_sequence_length")]
     logits = helper.make_tensor_value_info("logits", FLOAT, ["batch_size", "sequence_length", shape["vocab"]])
     made = helper.make_graph(graph.nodes, "llama", inputs, [logits, *cache("present", "total_sequence_length")], graph.constants)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]

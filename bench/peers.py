@@ -150,5 +150,6 @@ def run_browser(options, side):
 
     inputs, targets = weights.random_batch(1, options.browser_seq, PRESETS[BROWSER_PRESET]["vocab"])
     work = {"packages": str(weights.cache("browser")), "page": str(ROOT / "web" / "dist"), "preset": BROWSER_PRESET,
-            "model": str(onnx_model.folder(BROWSER_PRESET)), "inputs": inputs, "targets": targets, "repeats": options.repeats, **BROWSER_WORK}
+            "model": str(onnx_model.folder(BROWSER_PRESET)), "inputs": inputs, "targets": targets, "repeats": options.repeats,
+            **BROWSER_WORK}
     return found(events(["node", HERE / "browser.mjs", side, json.dumps(work)])[-1])
