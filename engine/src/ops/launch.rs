@@ -51,10 +51,17 @@ thread_local! {
 
 /// Runs `work` with the kernels that every device has, also where those for subgroups of 8 would be faster.
 pub fn without_lanes<T>(work: impl FnOnce() -> T) -> T {
-    let before = WITHOUT_LANES.replace(true);
-    let result = work();
-    WITHOUT_LANES.set(before);
-    result
+    let _restore = Restore(WITHOUT_LANES.replace(true));
+    work()
+}
+
+/// Sets [`WITHOUT_LANES`] back, also after a panic.
+struct Restore(bool);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        WITHOUT_LANES.set(self.0);
+    }
 }
 
 /// Whether kernels for subgroups of 8 (named `…_lanes`) run where `tensor` lies: on the software adapter of Mesa. Browsers

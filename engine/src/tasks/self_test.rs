@@ -1,6 +1,9 @@
 //! Every kernel and op on a device, at awkward sizes, against what it means: kernels against their twins, ops and their
 //! gradients against the definition in burn ops, computed on the CPU device.
 
+mod attention;
+
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation, f16};
@@ -15,7 +18,6 @@ use crate::error::{Error, Result};
 use crate::model::llama::ids;
 use crate::ops::adamw::{AdamW, Moments, adamw};
 use crate::ops::adamw_8bit::{self, DeviceMoments, adamw_8bit};
-use crate::ops::attention::{self, Mask};
 use crate::ops::embedding_f16::embedding_f16;
 use crate::ops::frozen::{Frozen, frozen, frozen_dx};
 use crate::ops::linear_f16::linear_f16;
@@ -54,13 +56,25 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "dropout", pairs: dropout_kernel },
     Check { name: "adamw_8bit", pairs: adamw_8bit_kernel },
     Check { name: "embedding_f16", pairs: embedding_f16_kernel },
+    Check { name: "attention", pairs: |device| attention::kernels(device, 65, 0..1, false) },
+    Check { name: "attention_lanes", pairs: |device| attention::kernels(device, 65, 0..1, true) },
+    Check { name: "attention_row", pairs: |device| attention::kernels(device, 2, 0..1, false) },
+    Check { name: "attention_row_lanes", pairs: |device| attention::kernels(device, 2, 0..1, true) },
+    Check { name: "attention_delta", pairs: |device| attention::kernels(device, 9, 1..2, true) },
+    Check { name: "attention_dq", pairs: |device| attention::kernels(device, 65, 1..2, false) },
+    Check { name: "attention_dq_lanes", pairs: |device| attention::kernels(device, 65, 1..2, true) },
+    Check { name: "attention_dkv", pairs: |device| attention::kernels(device, 65, 2..4, false) },
+    Check { name: "attention_dkv_lanes", pairs: |device| attention::kernels(device, 65, 2..4, true) },
+    Check { name: "rope", pairs: rope_kernel },
+    Check { name: "swiglu", pairs: |device| swiglu_kernels(device, 0..1) },
+    Check { name: "swiglu_backward", pairs: |device| swiglu_kernels(device, 1..3) },
 ];
 
 const OP_CHECKS: &[Check] = &[
     Check { name: "op linear", pairs: linear_op },
     Check { name: "op rms_norm", pairs: rms_norm_op },
     Check { name: "op rope", pairs: rope_op },
-    Check { name: "op attention", pairs: attention_op },
+    Check { name: "op attention", pairs: attention::op },
     Check { name: "op swiglu", pairs: swiglu_op },
     Check { name: "op embedding", pairs: embedding_op },
     Check { name: "op cross_entropy", pairs: cross_entropy_op },
@@ -275,6 +289,35 @@ fn rms_norm_kernels(device: &Device, which: usize) -> Pairs {
     SIZES.into_iter().map(pair).collect()
 }
 
+/// There and back; the tables serve two sequences.
+fn rope_kernel(device: &Device) -> Pairs {
+    let pairs = |(t, h, half): (usize, usize, usize)| {
+        let (n, width) = (2 * t, 2 * h * half);
+        let angles = numbers(5, t * half);
+        let [cos, sin] = [f32::cos, f32::sin].map(|of| angles.iter().map(|angle| of(angle * 9.0)).collect::<Vec<f32>>());
+        let table = |values: &[f32], like: &Tensor<2>| tensor(values.to_vec(), t, half, &like.device());
+        let op = |x: &[Tensor<2>]| rope::rope(x[0].clone(), table(&cos, &x[0]), table(&sin, &x[0]));
+        let y = twins::rope(&numbers(1, n * width), &cos, &sin, width, half, 1.0);
+        let dx = twins::rope(&numbers(99, n * width), &cos, &sin, width, half, -1.0);
+        let expected = [y, dx].map(|values| tensor(values, n, width, &cpu()));
+        value_and_gradients(op, vec![matrix(1, n, width, device)]).into_iter().zip(expected)
+    };
+    [(1, 1, 4), (65, 3, 32), (1000, 2, 8)].into_iter().flat_map(pairs).collect()
+}
+
+/// `parts`: 0 the value, then the gradients by gate and up.
+fn swiglu_kernels(device: &Device, parts: Range<usize>) -> Pairs {
+    let pairs = |(n, f): (usize, usize)| {
+        let inputs = vec![matrix(1, n, f, device), matrix(2, n, f, device)];
+        let found = value_and_gradients(|x| swiglu::swiglu(x[0].clone(), x[1].clone()), inputs);
+        let (gate, up) = (numbers(1, n * f), numbers(2, n * f));
+        let (dgate, dup) = twins::swiglu_backward(&numbers(99, n * f), &gate, &up);
+        let expected = [twins::swiglu(&gate, &up), dgate, dup].map(|values| tensor(values, n, f, &cpu()));
+        found.into_iter().zip(expected).collect::<Pairs>().drain(parts.clone()).collect::<Pairs>()
+    };
+    [(1, 4), (3, 64), (17, 1000), (1000, 96)].into_iter().flat_map(pairs).collect()
+}
+
 const UPDATE: AdamW =
     AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.19, correction2: 0.0975, grad_scale: 0.5 };
 
@@ -368,27 +411,6 @@ fn rope_op(device: &Device) -> Pairs {
         )
     };
     [(1, 1, 1, 2), (2, 5, 3, 8), (3, 65, 2, 64)].into_iter().flat_map(pairs).collect()
-}
-
-fn attention_op(device: &Device) -> Pairs {
-    let pairs = |(b, t, h, g, e): (usize, usize, usize, usize, usize)| {
-        // Two documents in every sequence: the second begins at a third of it.
-        let starts: Vec<i32> = (0..b * t).map(|i| if i % t >= t / 3 { (t / 3) as i32 } else { 0 }).collect();
-        let sees = |row: usize, key: usize| key >= starts[row] as usize && key <= row % t;
-        let seen: Vec<f32> = (0..b * t * t).map(|i| if sees(i / t, i % t) { 0.0 } else { -1e30 }).collect();
-        let shape = attention::Shape { b, t, h, g, e, capacity: t, offset: 0 };
-        let mask = Mask::new(b, t, 0, &starts, device);
-        compared(
-            device,
-            |x| attention::attention(x[0].clone(), x[1].clone(), x[2].clone(), &mask, h, g),
-            |x| {
-                let additive = Tensor::from_data(TensorData::new(seen.clone(), [b, 1, t, t]), (&x[0].device(), DType::F32));
-                attention::reference(x[0].clone(), x[1].clone(), x[2].clone(), additive, shape)
-            },
-            |device| vec![matrix(1, b * t, h * e, device), matrix(2, b * t, g * e, device), matrix(3, b * t, g * e, device)],
-        )
-    };
-    [(2, 5, 4, 2, 8), (1, 63, 3, 1, 64), (1, 65, 4, 2, 64)].into_iter().flat_map(pairs).collect()
 }
 
 fn embedding_op(device: &Device) -> Pairs {
