@@ -39,6 +39,12 @@ pub fn on_cpu(device: &Device) -> bool {
     kernels_enabled() && device.clone().inner() == Device::flex()
 }
 
+/// Does work on `device` that has many ops. On the CPU its threads stay awake from one op to the next: to wake them takes
+/// longer than a small op.
+pub fn many<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    if on_cpu(device) { cpu::on_a_thread_of_the_pool(work) } else { work() }
+}
+
 /// The CPU tensor behind `tensor`.
 ///
 /// # Panics

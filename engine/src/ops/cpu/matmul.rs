@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::super::quant::Nf4;
+use super::halves::widen;
 use super::simd::{dot, vectorized};
 use super::tensor::Disjoint;
 
@@ -100,6 +100,28 @@ pub trait Rows: Sync {
     fn dense(&self) -> Option<&[f32]> {
         None
     }
+
+    /// Products of rows of `k` numbers with every row of `x: [n, k]`, `n` at most [`FEW_ROWS`]: `out[i, j] = x[i]·rows[j]`.
+    fn products(&self, rows: Range<usize>, x: &[f32], k: usize, out: &mut [f32]) {
+        const AT_ONCE: usize = 4; // they stay in the cache nearest to the core
+        let mut space = vec![0.0; if self.dense().is_some() { 0 } else { AT_ONCE * k }];
+        let width = rows.len();
+        for first in (0..width).step_by(AT_ONCE) {
+            let count = AT_ONCE.min(width - first);
+            let space = if space.is_empty() { &mut space[..] } else { &mut space[..count * k] };
+            let weights = self.rows(rows.start + first..rows.start + first + count, space);
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (j, weights) in weights.chunks_exact(k).enumerate() {
+                        for (x, out) in x.chunks_exact(k).zip(out.chunks_exact_mut(width)) {
+                            out[first + j] = dot(x, weights);
+                        }
+                    }
+                },
+            );
+        }
+    }
 }
 
 /// Rows of so many columns of f32.
@@ -122,10 +144,14 @@ impl Rows for Halves<'_> {
     fn rows<'a>(&'a self, rows: Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
         let halves = &self.0[rows.start * self.1..rows.end * self.1];
         match halves.len() {
-            0..=SMALL => halves.convert_to_f32_slice(space),
-            _ => halves.par_chunks(SMALL).zip(space.par_chunks_mut(SMALL)).for_each(|(halves, space)| halves.convert_to_f32_slice(space)),
+            0..=SMALL => widen(halves, space),
+            _ => halves.par_chunks(SMALL).zip(space.par_chunks_mut(SMALL)).for_each(|(halves, space)| widen(halves, space)),
         }
         space
+    }
+
+    fn products(&self, rows: Range<usize>, x: &[f32], k: usize, out: &mut [f32]) {
+        super::halves::products(&self.0[rows.start * k..rows.end * k], x, k, out);
     }
 }
 
@@ -137,7 +163,7 @@ impl Rows for Nf4 {
 }
 
 /// Numbers that are read as f32 by one task.
-const SMALL: usize = 1 << 15;
+const SMALL: usize = 1 << 17;
 
 /// Numbers of a weight that are read as f32 at a time where there are many rows of `x`: they stay in the cache.
 const PIECE: usize = 1 << 20;
@@ -145,29 +171,39 @@ const PIECE: usize = 1 << 20;
 /// `x · wᵀ` for a row-major `x: [n, k]` and `w: [m, k]`.
 pub fn linear(x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) -> Vec<f32> {
     let mut out = vec![0.0; n * m];
+    linear_to(&mut out, x, w, n, k, m);
+    out
+}
+
+/// As [`linear`], into `out`.
+pub fn linear_to(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     match (n, w.dense()) {
-        (0..=4, _) => few_rows(&mut out, x, w, n, k, m),
-        (5..=MOST_ROWS, _) => some_rows(&mut out, x, w, n, k, m),
-        (_, Some(w)) => matmul(&mut out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
+        (0..=FEW_ROWS, _) => few_rows(out, x, w, n, k, m),
+        (..=MOST_ROWS, _) => some_rows(out, x, w, n, k, m),
+        (_, Some(w)) => matmul(out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
         (_, None) => pieces(w, k, m, |rows, piece| {
             let (first, piece) = (rows.start, View::new(piece, rows.len(), k));
             matmul(&mut out[first..], m, View::new(x, n, k), piece.t(), 1.0, false, true);
         }),
     }
-    out
 }
 
 /// `dy · w` for a row-major `dy: [n, m]` and `w: [m, k]`.
 pub fn linear_dx(dy: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) -> Vec<f32> {
     let mut dx = vec![0.0; n * k];
+    linear_dx_to(&mut dx, dy, w, n, k, m);
+    dx
+}
+
+/// As [`linear_dx`], into `dx`.
+pub fn linear_dx_to(dx: &mut [f32], dy: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     match w.dense() {
-        Some(w) => matmul(&mut dx, k, View::new(dy, n, m), View::new(w, m, k), 1.0, false, true),
+        Some(w) => matmul(dx, k, View::new(dy, n, m), View::new(w, m, k), 1.0, false, true),
         None => pieces(w, k, m, |rows, piece| {
             let part = View::strided(&dy[rows.start..], n, rows.len(), m);
-            matmul(&mut dx, k, part, View::new(piece, rows.len(), k), 1.0, rows.start > 0, true);
+            matmul(dx, k, part, View::new(piece, rows.len(), k), 1.0, rows.start > 0, true);
         }),
     }
-    dx
 }
 
 /// Goes through a matrix of `m` rows of `k` columns, some rows at a time.
@@ -212,34 +248,22 @@ fn some_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: u
     });
 }
 
-/// With few rows the weights are read once from memory, some at a time, and every row of `x` meets them in the cache.
+/// Rows of `x` up to which the weights are multiplied as they come from memory.
+pub const FEW_ROWS: usize = 4;
+
+/// With few rows the weights are read once from memory, and every row of `x` meets them in the cache.
 fn few_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     const BLOCK: usize = 64;
-    const AT_ONCE: usize = 4;
-    let mut blocks = vec![[0.0f32; BLOCK * 4]; m.div_ceil(BLOCK)];
-    let space = || vec![0.0; if w.dense().is_some() { 0 } else { AT_ONCE * k }];
-    blocks.par_iter_mut().enumerate().with_min_len(4).for_each_init(space, |space, (block, sums)| {
-        for j in (0..BLOCK.min(m - block * BLOCK)).step_by(AT_ONCE) {
-            let first = block * BLOCK + j;
-            let count = AT_ONCE.min(m - first);
-            let space = if space.is_empty() { &mut space[..] } else { &mut space[..count * k] };
-            let weights = w.rows(first..first + count, space);
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (l, weights) in weights.chunks_exact(k).enumerate() {
-                        for i in 0..n {
-                            sums[i * BLOCK + j + l] = dot(&x[i * k..][..k], weights);
-                        }
-                    }
-                },
-            );
+    const WORK: usize = 1 << 16; // weights of a task: some microseconds
+    let shared = Disjoint::new(out);
+    (0..m.div_ceil(BLOCK)).into_par_iter().with_min_len((WORK / BLOCK).div_ceil(k)).for_each(|block| {
+        let first = block * BLOCK;
+        let count = BLOCK.min(m - first);
+        let mut sums = [0.0f32; BLOCK * FEW_ROWS];
+        w.products(first..first + count, x, k, &mut sums[..n * count]);
+        for (row, sums) in sums[..n * count].chunks_exact(count).enumerate() {
+            // SAFETY: one task per block writes these columns.
+            unsafe { shared.piece(row * m + first, count) }.copy_from_slice(sums);
         }
     });
-    for (block, sums) in blocks.iter().enumerate() {
-        let width = BLOCK.min(m - block * BLOCK);
-        for i in 0..n {
-            out[i * m + block * BLOCK..][..width].copy_from_slice(&sums[i * BLOCK..][..width]);
-        }
-    }
 }
