@@ -113,17 +113,30 @@ fn one_query(inputs: &Inputs, scores: &mut [f32], batch: usize, head: usize, key
     );
 }
 
-/// `out = Σ p[key]·v[key]` of a single query.
+/// `out = Σ p[key]·v[key]` of a single query, 64 columns at a time: their sums stay in registers.
 fn weighted_values(out: &mut [f32], scores: &[f32], inputs: &Inputs, batch: usize, head: usize, keys: &std::ops::Range<usize>) {
+    const BLOCK: usize = 64;
     let Shape { h, g, e, capacity, .. } = inputs.shape;
     let column = head / (h / g) * e;
     vectorized(
         #[inline(always)]
         || {
-            for (p, key) in scores.iter().zip(keys.clone()) {
-                let v = &inputs.v[(batch * capacity + key) * g * e + column..][..e];
-                for i in 0..e {
-                    out[i] = p.mul_add(v[i], out[i]);
+            let first = (batch * capacity + keys.start) * g * e + column;
+            let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+            for (block, out) in blocks.iter_mut().enumerate() {
+                let mut sums = [0.0f32; BLOCK];
+                for (p, v) in scores.iter().zip(inputs.v[first + block * BLOCK..].chunks(g * e)) {
+                    let v = &v[..BLOCK];
+                    for i in 0..BLOCK {
+                        sums[i] = p.mul_add(v[i], sums[i]);
+                    }
+                }
+                *out = sums;
+            }
+            for (p, v) in scores.iter().zip(inputs.v[first + e - rest.len()..].chunks(g * e)) {
+                let v = &v[..rest.len()];
+                for i in 0..rest.len() {
+                    rest[i] = p.mul_add(v[i], rest[i]);
                 }
             }
         },

@@ -1,5 +1,6 @@
 //! Vectorised building blocks. Plain loops over fixed-width accumulators: the compiler turns them into
-//! the widest vectors of the machine at hand, which is found out at run time.
+//! the widest vectors of the machine at hand, which is found out at run time. No `fold`, `sum` or `map`: the compiler may
+//! leave those calls, compiled for the oldest machine.
 
 /// Lanes of an accumulator: one AVX-512 register, two of AVX2, four of NEON.
 const LANES: usize = 16;
@@ -18,10 +19,10 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_blocks, a_rest) = a.as_chunks::<{ LANES * 4 }>();
     let (b_blocks, b_rest) = b.as_chunks::<{ LANES * 4 }>();
     for (x, y) in a_blocks.iter().zip(b_blocks) {
-        for (part, sum) in sums.iter_mut().enumerate() {
-            for (lane, sum) in sum.iter_mut().enumerate() {
+        for part in 0..4 {
+            for lane in 0..LANES {
                 let i = part * LANES + lane;
-                *sum = x[i].mul_add(y[i], *sum);
+                sums[part][lane] = x[i].mul_add(y[i], sums[part][lane]);
             }
         }
     }
@@ -30,7 +31,10 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
         total = x.mul_add(*y, total);
     }
     let [a, b, c, d] = sums;
-    (0..LANES).fold(total, |total, lane| total + ((a[lane] + b[lane]) + (c[lane] + d[lane])))
+    for lane in 0..LANES {
+        total += (a[lane] + b[lane]) + (c[lane] + d[lane]);
+    }
+    total
 }
 
 /// `Σ f(a[i])`.
@@ -43,7 +47,14 @@ pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             sums[lane] += f(block[lane]);
         }
     }
-    sums.iter().sum::<f32>() + rest.iter().map(|x| f(*x)).sum::<f32>()
+    let mut total = 0.0;
+    for x in rest {
+        total += f(*x);
+    }
+    for sum in sums {
+        total += sum;
+    }
+    total
 }
 
 /// Largest element; negative infinity for none.
@@ -56,7 +67,14 @@ pub fn max(a: &[f32]) -> f32 {
             best[lane] = if block[lane] > best[lane] { block[lane] } else { best[lane] };
         }
     }
-    best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    let mut largest = f32::NEG_INFINITY;
+    for x in best {
+        largest = if x > largest { x } else { largest };
+    }
+    for x in rest {
+        largest = if *x > largest { *x } else { largest };
+    }
+    largest
 }
 
 /// `e^x` to 2 units in the last place; 0 below -87, as denormals are flushed.
@@ -65,8 +83,10 @@ pub fn max(a: &[f32]) -> f32 {
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer
-    let clamped = x.clamp(-87.0, 88.0);
-    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    let clamped = if clamped > 88.0 { 88.0 } else { clamped };
+    let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = n.mul_add(-0.693_359_4, clamped);
     let r = n.mul_add(2.121_944_4e-4, r);
     let p = 1.987_569_1e-4f32;
@@ -76,7 +96,7 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 0.5);
     let value = (p * r).mul_add(r, r) + 1.0;
-    let scaled = value * f32::from_bits(((n as i32 + 127) as u32) << 23);
+    let scaled = value * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23)); // the integer is in its last bits
     if x < -87.0 { 0.0 } else { scaled }
 }
 
