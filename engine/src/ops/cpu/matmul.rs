@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use half::f16;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::quant::Nf4;
 use super::halves::widen;
-use super::simd::{dot, vectorized};
+use super::simd::short_dot;
 use super::tensor::Disjoint;
 
 /// A matrix in a slice, with strides in elements.
@@ -110,16 +111,30 @@ pub trait Rows: Sync {
             let count = AT_ONCE.min(width - first);
             let space = if space.is_empty() { &mut space[..] } else { &mut space[..count * k] };
             let weights = self.rows(rows.start + first..rows.start + first + count, space);
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (j, weights) in weights.chunks_exact(k).enumerate() {
-                        for (x, out) in x.chunks_exact(k).zip(out.chunks_exact_mut(width)) {
-                            out[first + j] = dot(x, weights);
-                        }
-                    }
-                },
-            );
+            pulp::Arch::new().dispatch(Products { weights, x, k, first, width, out });
+        }
+    }
+}
+
+/// Products of some rows of weights with rows of `x`, to columns from `first` on of rows of `width`.
+struct Products<'a> {
+    weights: &'a [f32],
+    x: &'a [f32],
+    k: usize,
+    first: usize,
+    width: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (j, weights) in self.weights.chunks_exact(self.k).enumerate() {
+            for (x, out) in self.x.chunks_exact(self.k).zip(self.out.chunks_exact_mut(self.width)) {
+                out[self.first + j] = short_dot(simd, x, weights);
+            }
         }
     }
 }
