@@ -65,14 +65,11 @@ pub async fn run(request: &BenchRequest, store: &Store, control: &Control) -> Re
         plain = plain.clone().with_adapter(Some(&Adapter::begin(&adapter, &plain, 1)?))?;
     }
     let report = Report { planned_bytes: plan::memory(&shape, &config, &compute, trained).values().sum(), control };
-    let only = std::env::var("SMOLFORGE_ONLY").unwrap_or_default();
-    if only.is_empty() && !training(request, &plain, &config, &report).await? {
+    if !training(request, &plain, &config, &report).await? {
         return Ok(());
     }
     let lengths = [prefill, decode, request.repeats];
-    if only != "f16" {
-        inference(&plain, &compute, lengths, "", &report).await?;
-    }
+    inference(&plain, &compute, lengths, "", &report).await?;
     side_by_side(&plain, &compute, [request.rows, decode, request.repeats], &report).await?;
     drop(plain);
     if request.method == Method::Full && prefill + decode > 0 && linear_f16::serves(&compute.device, shape.hidden_size) {
