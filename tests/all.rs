@@ -9,6 +9,7 @@ mod finetune_tests;
 mod golden_tests;
 mod grade_tests;
 mod lora_tests;
+mod loss_tests;
 mod ops_tests;
 mod pack_tests;
 mod quant_tests;

@@ -24,7 +24,7 @@ fn alone(compute: &Compute, sampling: &Sampling, limits: &Limits<'_>) -> Vec<Vec
     let (model, tokenizer, control) = (golden_model("tiny_llama", compute), tokenizer(), Control::connect().0);
     let one = |prompt: &Prompt, sample: usize| {
         let random = Random::stream(sampling.seed, prompt.stream + sample as u64);
-        let done = generate::generate(&model, &tokenizer, &prompt.ids, sampling, limits, random, &control, |_, _| {}, |_| {});
+        let done = generate::generate(&model, &tokenizer, &prompt.ids, sampling, limits, random, &control, None, |_| {});
         block_on(done).unwrap().0
     };
     prompts().iter().map(|prompt| (0..prompt.samples).map(|sample| one(prompt, sample)).collect()).collect()

@@ -189,7 +189,7 @@ fn f16_weights_give_the_same_greedy_text_on_every_device() {
             let (model, sampling) = (open(&store, compute), Sampling { greedy: true, ..Sampling::default() });
             let limits = Limits { max_new_tokens: 24, stop: &[], end: &[] };
             let (prompt, random) = ([5, 17, 300, 2], Random::new(0));
-            block_on(generate(&model, &tokenizer, &prompt, &sampling, &limits, random, &control, |_, _| {}, |_| {})).unwrap().0.tokens
+            block_on(generate(&model, &tokenizer, &prompt, &sampling, &limits, random, &control, None, |_| {})).unwrap().0.tokens
         };
         let expected = text(&cpu());
         for gpu in keeping_f16() {

@@ -148,7 +148,7 @@ fn ten_adamw_steps_equal_pytorch() {
                 accumulate(&mut grads, gradients(&model, losses.scaled));
                 loss += values(losses.nll).iter().map(|nll| f64::from(*nll)).sum::<f64>() / count as f64;
             }
-            let squares = grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).unwrap();
+            let squares = sum_of_squares(&grads);
             let norm = f64::from(values(squares)[0]).sqrt();
             let check = |what: &str, found: f64, expected: &Value, tolerance: f64| {
                 let expected = expected[step].as_f64().unwrap();
@@ -208,7 +208,7 @@ fn greedy_text_equals_transformers() {
             let run = |end: &[u32]| {
                 let limits = Limits { max_new_tokens: 24, stop: &[], end };
                 let random = Random::new(0);
-                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, random, &control, |_, _| {}, |_| {});
+                let text = generate(&model, &tokenizer, &prompt, &sampling, &limits, random, &control, None, |_| {});
                 block_on(text).unwrap().0.tokens
             };
             assert_eq!(run(&[]), tokens("output"), "{case}");

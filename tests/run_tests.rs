@@ -417,7 +417,7 @@ fn a_shell_that_goes_away_leaves_a_run_that_is_saved() {
 #[test]
 fn an_engine_answers_with_started_first_and_one_end() {
     let engine = Engine::start(Store::memory());
-    for command in [Command::Devices, Command::Tokenize { tokenizer: "none".into(), files: vec![] }] {
+    for command in [Command::Devices { test: false }, Command::Tokenize { tokenizer: "none".into(), files: vec![] }] {
         engine.send(command);
         let mut events = Vec::new();
         loop {

@@ -366,7 +366,12 @@ fn changes_runs(command: &Command) -> bool {
 /// What a window asks of a new engine: what there is, and to go on with what trained and what waited.
 fn first(trained: Option<Unfinished>, waited: Vec<GenerateRequest>) -> Vec<Ask> {
     let trained = trained.into_iter().flat_map(Unfinished::commands);
-    [Command::Devices, runs()].into_iter().chain(trained).chain(waited.into_iter().map(Command::Generate)).map(Ask::Begin).collect()
+    [Command::Devices { test: false }, runs()]
+        .into_iter()
+        .chain(trained)
+        .chain(waited.into_iter().map(Command::Generate))
+        .map(Ask::Begin)
+        .collect()
 }
 
 /// The runs below the current folder.

@@ -252,7 +252,7 @@ impl Session {
                 }
             }
             // Asked for again and again, and nobody looks back at them.
-            Event::Done { .. } if matches!(job.command, Command::Runs { .. } | Command::Devices | Command::Memory) => {
+            Event::Done { .. } if matches!(job.command, Command::Runs { .. } | Command::Devices { .. } | Command::Memory) => {
                 self.jobs.remove(&id);
             }
             Event::Done { hints, .. } => {

@@ -10,6 +10,7 @@ use crate::data::random::Random;
 use crate::device::read_f32;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
+use crate::generate::decode::{self, Decoder, MOST_STEPS, Standing};
 use crate::generate::sampler;
 use crate::model::llama::ids;
 use crate::model::load::Keep;
@@ -18,7 +19,7 @@ use crate::ops::attention::Mask;
 use crate::ops::linear_f16;
 use crate::plan;
 use crate::platform;
-use crate::protocol::{BenchRequest, Event};
+use crate::protocol::{BenchRequest, Event, Sampling};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
 use crate::train::{finetune, forward, gradients, losses_and_gradients, pretrain, squared_norm};
@@ -142,7 +143,17 @@ async fn inference(
         let hidden = model.forward(ids(prompt.clone(), device), prompt.len(), &mask, Some(&mut cache));
         let mut logits = read_f32(model.logits(hidden.narrow(0, prompt.len() - 1, 1))).await?;
         let prefill_secs = started.elapsed().as_secs_f64();
-        for _ in 0..decode_len {
+        let mut rest = decode_len;
+        if decode::is_served(model) {
+            let mut decoder = Decoder::new(model, &cache, &greedy())?;
+            let mut tokens = vec![sampler::argmax(&logits)];
+            while rest > 0 {
+                let standing = Standing { tokens: &tokens, start: 0 };
+                tokens = decoder.write(&mut cache, &[standing], &mut [], rest.min(MOST_STEPS)).await?;
+                rest -= tokens.len();
+            }
+        }
+        for _ in 0..rest {
             let id = sampler::argmax(&logits) as i32;
             let mask = Mask::causal(1, 1, cache.len, device);
             let hidden = model.forward(ids(vec![id], device), 1, &mask, Some(&mut cache));
@@ -160,6 +171,11 @@ async fn inference(
         report.phase(&format!("decode{what}"), decode, decode_len);
     }
     Ok(())
+}
+
+/// Decoding that draws nothing.
+fn greedy() -> Sampling {
+    Sampling { greedy: true, ..Sampling::default() }
 }
 
 /// Tokens that every sequence has before others are decoded side by side.

@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::tensor::{DType, Device, DeviceKind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::ops::kernels_enabled;
+use crate::ops::product::{self, Trial};
+use crate::ops::program;
 use crate::platform;
 use crate::protocol::{DeviceChoice, DeviceInfo, MemoryReport};
 
@@ -21,13 +24,15 @@ pub struct Compute {
     pub max_binding_bytes: u64,
     /// Whether it computes in f16.
     pub f16: bool,
+    /// Kernels for matrix products that were tried when it was opened, the best first.
+    pub trials: Vec<Trial>,
 }
 
 impl Compute {
     /// The CPU device.
     pub fn cpu() -> Self {
         let info = cpu_info();
-        Self { device: Device::flex(), max_binding_bytes: u64::MAX, f16: false, info }
+        Self { device: Device::flex(), max_binding_bytes: u64::MAX, f16: false, trials: Vec::new(), info }
     }
 
     /// Opens what `choice` asks for; says in one line what was taken and why.
@@ -39,7 +44,7 @@ impl Compute {
             DeviceChoice::Cpu => Ok((Self::cpu(), "computing on the CPU, as asked".into())),
             DeviceChoice::Gpu => {
                 let compute = Self::gpu().await?;
-                let why = format!("computing on {} ({})", compute.info.name, compute.info.backend);
+                let why = compute.why();
                 Ok((compute, why))
             }
             DeviceChoice::Auto => {
@@ -47,7 +52,7 @@ impl Compute {
                 if adapters.iter().any(DeviceInfo::is_real_gpu) {
                     let compute = Self::gpu().await?;
                     if compute.info.is_real_gpu() {
-                        let why = format!("computing on {} ({})", compute.info.name, compute.info.backend);
+                        let why = compute.why();
                         return Ok((compute, why));
                     }
                 }
@@ -61,6 +66,12 @@ impl Compute {
                 Ok((Self::cpu(), why))
             }
         }
+    }
+
+    /// What was opened, in one line.
+    fn why(&self) -> String {
+        let failed: Vec<String> = self.trials.iter().filter(|trial| trial.gflops.is_none()).map(|trial| format!("; {trial}")).collect();
+        format!("computing on {} ({}){}", self.info.name, self.info.backend, failed.concat())
     }
 
     /// The best adapter that wgpu finds, software ones included. Opened once per process.
@@ -96,10 +107,15 @@ impl Compute {
         let (device, setup) = options.init_with_setup_async().await.map_err(|e| {
             Error::Device(format!("the graphics adapter could not be opened: {e:?}; update its driver or use --device cpu"))
         })?;
-        let info = described(&setup.adapter).await;
+        let mut info = described(&setup.adapter).await;
         watch(&setup.device, &info.name);
+        program::open(setup.device.clone(), setup.queue.clone());
+        let subgroups = setup.device.features().contains(wgpu::Features::SUBGROUP);
+        let trials = if kernels_enabled() { product::choose(&device, info.kind == "software", subgroups).await } else { Vec::new() };
+        info.products = trials.iter().map(ToString::to_string).collect();
         let limits = setup.device.limits();
         Ok(Self {
+            trials,
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             f16: device.supports_dtype(DType::F16),
             device,
@@ -192,9 +208,17 @@ pub async fn read_f32<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     data.try_to_vec::<f32>().map_err(|e| Error::Internal(format!("reading a tensor: {e:?}")))
 }
 
-/// All adapters and the CPU, with which one `auto` takes and why.
-pub async fn list() -> Vec<DeviceInfo> {
+/// All adapters and the CPU, with which one `auto` takes and why. With `test` the best adapter is opened and tried out.
+pub async fn list(test: bool) -> Vec<DeviceInfo> {
     let mut devices = adapters().await;
+    if test {
+        Compute::gpu().await.ok(); // one that cannot be opened is listed all the same
+    }
+    let open = opened().as_ref().map(|compute| compute.info.clone());
+    if let Some(open) = open {
+        let same = |device: &&mut DeviceInfo| device.name == open.name && device.backend == open.backend;
+        devices.iter_mut().filter(same).for_each(|device| device.products.clone_from(&open.products));
+    }
     let chosen = devices.iter().position(DeviceInfo::is_real_gpu);
     for (i, device) in devices.iter_mut().enumerate() {
         device.auto = Some(i) == chosen;
@@ -260,6 +284,7 @@ fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
         features: names.iter().filter(|(feature, _)| has.contains(*feature)).map(|(_, name)| (*name).to_string()).collect(),
         auto: false,
         reason: String::new(),
+        products: Vec::new(),
     }
 }
 
@@ -275,5 +300,6 @@ fn cpu_info() -> DeviceInfo {
         features: Vec::new(),
         auto: false,
         reason: String::new(),
+        products: Vec::new(),
     }
 }

@@ -106,7 +106,7 @@ impl Actor {
                 Command::Stop | Command::Pause | Command::Continue | Command::Save | Command::Move { .. } | Command::Reweight { .. } => {
                     [&self.jobs, &self.texts].iter().for_each(|queue| queue.tell(job, &command));
                 }
-                Command::Devices
+                Command::Devices { .. }
                 | Command::Memory
                 | Command::Runs { .. }
                 | Command::OpenRun { .. }
@@ -367,7 +367,7 @@ async fn perform(command: Command, actor: &Actor, control: &Control) -> Outcome 
         Command::Export { run, out, dtype, checkpoint } => export::run(&run, &out, dtype, &checkpoint, store, control).await?,
         Command::Tokenize { tokenizer, files } => tokenize(&tokenizer, &files, store, control).await?,
         Command::TrainTokenizer { files, vocab_size, out } => train_tokenizer(&files, vocab_size, &out, store, control).await?,
-        Command::Devices => device::list().await.into_iter().for_each(|info| control.emit(Event::Device(info))),
+        Command::Devices { test } => device::list(test).await.into_iter().for_each(|info| control.emit(Event::Device(info))),
         Command::Memory => control.emit(Event::Memory(device::memory())),
         Command::Plan { config, budget_bytes } => plan::run(&config, budget_bytes, store, control).await?,
         Command::PlanFinetune { config, budget_bytes } => {

@@ -128,7 +128,10 @@ pub enum Command {
         out: String,
     },
     /// List the adapters and which one `auto` takes.
-    Devices,
+    Devices {
+        /// Whether the best adapter is opened and tried out.
+        test: bool,
+    },
     /// How much memory is in use.
     Memory,
     /// What a run would need, before it starts.

@@ -33,13 +33,31 @@ kernels! {
     /// Its gradient by the weight, in parts.
     RMS_NORM_DW "rms_norm_dw" 64,
     /// An optimizer update.
-    ADAMW "adamw" 64,
+    ADAMW "adamw" 256,
+    /// Product of many rows.
+    LINEAR "linear" 64,
+    /// The same for few rows.
+    LINEAR_ROW "linear_row" 64,
+    /// Its gradient by the input.
+    LINEAR_DX "linear_dx" 64,
+    /// Its gradient by the weight.
+    LINEAR_DW "linear_dw" 64,
+    /// The product where a subgroup has eight lanes.
+    LINEAR_LANES "linear_lanes" 8,
+    /// Its gradient by the input, likewise.
+    LINEAR_DX_LANES "linear_dx_lanes" 8,
+    /// Its gradient by the weight, likewise.
+    LINEAR_DW_LANES "linear_dw_lanes" 8,
     /// Product with packed f16 weights, many rows.
     LINEAR_F16 "linear_f16" 64,
     /// The same for few rows.
     LINEAR_F16_ROW "linear_f16_row" 64,
     /// Its gradient by the input, many rows and few.
     LINEAR_F16_DX "linear_f16_dx" 64,
+    /// The product where a subgroup has eight lanes.
+    LINEAR_F16_LANES "linear_f16_lanes" 8,
+    /// Its gradient by the input, likewise.
+    LINEAR_F16_DX_LANES "linear_f16_dx_lanes" 8,
     /// Product with NF4 weights, many rows.
     LINEAR_NF4 "linear_nf4" 64,
     /// Its gradient by the input, many rows and few.
@@ -52,4 +70,34 @@ kernels! {
     ADAMW_8BIT "adamw_8bit" 64,
     /// Rows of a packed f16 table.
     EMBEDDING_F16 "embedding_f16" 64,
+    /// Embeddings of the newest tokens.
+    DECODE_EMBED "decode_embed" 64,
+    /// Normalisation and up to three products of a few rows.
+    DECODE_NORM_LINEAR "decode_norm_linear" 64,
+    /// The same where a subgroup has eight lanes.
+    DECODE_NORM_LINEAR_LANES "decode_norm_linear_lanes" 8,
+    /// Attention of one new token a row, in parts.
+    DECODE_ATTENTION "decode_attention" 64,
+    /// Joins these parts.
+    DECODE_COMBINE "decode_combine" 64,
+    /// Normalisation and the gated half of the feed-forward block.
+    DECODE_GATE_UP "decode_gate_up" 64,
+    /// The same where a subgroup has eight lanes.
+    DECODE_GATE_UP_LANES "decode_gate_up_lanes" 8,
+    /// A product added to its rows.
+    DECODE_RESIDUAL "decode_residual" 64,
+    /// The same where a subgroup has eight lanes.
+    DECODE_RESIDUAL_LANES "decode_residual_lanes" 8,
+    /// Draws the next token of every row.
+    DECODE_SAMPLE "decode_sample" 256,
+    /// Rows of a table.
+    EMBEDDING "embedding" 64,
+    /// Its gradient by the table, added to a sum.
+    EMBEDDING_DW "embedding_dw" 64,
+    /// Cross-entropy of a block of logits.
+    CROSS_ENTROPY "cross_entropy" 256,
+    /// Its gradient by the logits, in place.
+    CROSS_ENTROPY_DLOGITS "cross_entropy_dlogits" 256,
+    /// Squared norms, in parts, of up to seven buffers.
+    SUM_OF_SQUARES "sum_of_squares" 256,
 }

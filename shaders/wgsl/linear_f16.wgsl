@@ -1,7 +1,7 @@
 // y = x·wᵀ for many rows of x; w holds two f16 a word, sums are f32. A workgroup makes 64 × 64 outputs from 16 columns of
 // x and w at a time, which lie in workgroup memory, rows PITCH apart against bank conflicts; a thread owns every eighth
 // row and column of the 64. Twin: cpu/linear_f16.rs, `linear_f16`.
-struct Params { n: u32, out: u32, k4: u32, unused: u32 } // k4: columns of x and w, in fours
+struct Params { n: u32, out: u32, k4: u32, first: u32 } // k4: columns of x and w, in fours; the first tile
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> w: array<vec2<u32>>;
@@ -24,7 +24,7 @@ fn store(row: u32, column: u32, near: vec4<f32>, far: vec4<f32>) {
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let tiles = (params.n + TILE - 1u) / TILE;
-    let tile = group.y * groups.x + group.x; // neighbours share rows of w
+    let tile = params.first + group.y * groups.x + group.x; // neighbours share rows of w
     let first_row = tile % tiles * TILE;
     let first_column = tile / tiles * TILE;
     let row = local.x / 8u;

@@ -1,7 +1,7 @@
 // dx = dy·w, the gradient of linear_f16 by x; w holds two f16 a word, sums are f32. A workgroup makes 64 × 64 outputs from
 // 16 columns of dy and rows of w at a time, which lie in workgroup memory, rows apart against bank conflicts; a thread
 // owns every eighth row of the 64, and of those eight columns in two fours. Twin: cpu/linear_f16.rs, `linear_f16_dx`.
-struct Params { n: u32, out: u32, k8: u32, unused: u32 } // k8: columns of dx and w, in eights
+struct Params { n: u32, out: u32, k8: u32, first: u32 } // k8: columns of dx and w, in eights; the first tile
 
 @group(0) @binding(0) var<storage, read> dy: array<f32>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<u32>>;
@@ -28,7 +28,7 @@ fn store(row: u32, fours: u32, near: vec4<f32>, far: vec4<f32>) {
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let tiles = (params.n + TILE - 1u) / TILE;
-    let tile = group.y * groups.x + group.x; // neighbours share columns of w
+    let tile = params.first + group.y * groups.x + group.x; // neighbours share columns of w
     let first_row = tile % tiles * TILE;
     let first_column = tile / tiles * TILE;
     let row = local.x / 8u;

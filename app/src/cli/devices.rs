@@ -14,7 +14,7 @@ impl Args {
     /// Prints a row per adapter, then what else is to say about each.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         let mut devices: Vec<DeviceInfo> = Vec::new();
-        drive(Command::Devices, json, |screen, event| {
+        drive(Command::Devices { test: true }, json, |screen, event| {
             if let Event::Device(device) = event {
                 devices.push(device.clone());
             }
@@ -38,6 +38,9 @@ impl Args {
                 screen.println(format!("\n{}: {}", device.name, device.reason))?;
                 if !device.features.is_empty() {
                     screen.println(format!("  features: {}", device.features.join(", ")))?;
+                }
+                if !device.products.is_empty() {
+                    screen.println(format!("  matrix products: {}", device.products.join(", ")))?;
                 }
             }
             Ok(())

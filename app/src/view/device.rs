@@ -22,7 +22,7 @@ pub fn show(ui: &mut Ui, session: &Session, forms: &mut Forms, asks: &mut Vec<As
     ui.horizontal(|ui| {
         ui.heading("Devices");
         if ui.button("look again").clicked() {
-            asks.push(Ask::Begin(Command::Devices));
+            asks.push(Ask::Begin(Command::Devices { test: true }));
         }
     });
     ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| {
@@ -72,6 +72,7 @@ fn card(ui: &mut Ui, device: &DeviceInfo) {
                 ("driver", device.driver.clone()),
                 ("largest binding", limit(device.max_binding_bytes)),
                 ("largest buffer", limit(device.max_buffer_bytes)),
+                ("matrix products", if device.products.is_empty() { "–".into() } else { device.products.join(", ") }),
                 ("features", if device.features.is_empty() { "–".into() } else { device.features.join(", ") }),
             ];
             for (name, value) in rows {

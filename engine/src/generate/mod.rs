@@ -1,6 +1,7 @@
 //! Text from a model: prompt → cache → one token after the other.
 
 pub mod batch;
+pub mod decode;
 pub mod loaded;
 pub mod sampler;
 pub mod speech;
@@ -19,12 +20,16 @@ use crate::ops::attention::Mask;
 use crate::protocol::{Event, GenerateRequest, Sampling};
 use crate::store::Store;
 use crate::text::tokenizer::Tokenizer;
+use decode::{Decoder, MOST_STEPS, Standing};
 pub use loaded::Loaded;
 use speech::Speech;
 use text_stream::TextStream;
 
 /// Prompt tokens that go through the model at a time: bounds the memory of a long prompt.
 const PREFILL_TOKENS: usize = 512;
+
+/// Text is shown at least so often where tokens are drawn several at a time.
+const SHOW_EVERY_SECS: f64 = 0.1;
 
 /// Most alternatives that are told of a token.
 const MOST_ALTERNATIVES: usize = 20;
@@ -76,10 +81,15 @@ impl Written {
     /// Draws the next token; it, and the text that can be shown now.
     fn next(&mut self, logits: &[f32], tokenizer: &Tokenizer, sampling: &Sampling, limits: &Limits<'_>) -> Result<(u32, String)> {
         let id = sampler::draw(logits, sampling, &self.all, &mut self.random)?;
+        Ok((id, self.take(id, tokenizer, limits)))
+    }
+
+    /// Appends a token; the text that can be shown now.
+    fn take(&mut self, id: u32, tokenizer: &Tokenizer, limits: &Limits<'_>) -> String {
         self.all.push(id);
         if limits.end.contains(&id) {
             self.finish = Some("stop");
-            return Ok((id, String::new()));
+            return String::new();
         }
         let piece = self.stream.push(tokenizer.token_bytes(id));
         self.text.push_str(&piece.text);
@@ -88,7 +98,7 @@ impl Written {
             () if self.tokens().len() >= limits.max_new_tokens => Some("length"),
             () => None,
         };
-        Ok((id, piece.text))
+        piece.text
     }
 
     /// The sample, and its last text, which was held back until now.
@@ -99,7 +109,8 @@ impl Written {
 }
 
 /// Continues `prompt`; returns the sample with the seconds until its first token and those for the others. `on_token` gets
-/// every new token with the logits it was drawn from, `on_text` whole characters as they come.
+/// every new token with the logits it was drawn from, for which the host has to draw them; `on_text` whole characters as
+/// they come.
 ///
 /// # Errors
 /// [`Error::Context`] where prompt and new tokens do not fit the model's context; an empty prompt of a
@@ -112,7 +123,7 @@ pub async fn generate(
     limits: &Limits<'_>,
     random: Random,
     control: &Control,
-    mut on_token: impl FnMut(u32, &[f32]),
+    mut on_token: Option<&mut dyn FnMut(u32, &[f32])>,
     mut on_text: impl FnMut(&str),
 ) -> Result<(Generation, [f64; 2])> {
     if prompt.is_empty() {
@@ -128,7 +139,32 @@ pub async fn generate(
     let mut new = prompt.to_vec(); // what the model has not seen yet
     let mut written = Written::new(prompt, random, limits);
     let mut prefill_secs = 0.0;
+    let on_device = on_token.is_none() && decode::is_served(model);
+    let mut decoder = None;
+    let mut secs_per_token = f64::INFINITY;
     while written.finish.is_none() {
+        if on_device && !written.tokens().is_empty() {
+            if control.breathe().await == Flow::Stop {
+                written.finish = Some("cancelled");
+                break;
+            }
+            let decoder = match &mut decoder {
+                Some(decoder) => decoder,
+                empty => empty.insert(Decoder::new(model, &cache, sampling)?),
+            };
+            let steps =
+                ((SHOW_EVERY_SECS / secs_per_token) as usize).clamp(1, MOST_STEPS).min(limits.max_new_tokens - written.tokens().len());
+            let (from, standing) = (Instant::now(), Standing { tokens: &written.all, start: 0 });
+            let drawn = decoder.write(&mut cache, &[standing], &mut [&mut written.random], steps).await?;
+            secs_per_token = from.elapsed().as_secs_f64() / steps as f64;
+            for id in drawn {
+                on_text(&written.take(id, tokenizer, limits));
+                if written.finish.is_some() {
+                    break;
+                }
+            }
+            continue;
+        }
         let mut hidden = None;
         for piece in new.chunks(PREFILL_TOKENS) {
             if control.breathe().await == Flow::Stop {
@@ -146,7 +182,9 @@ pub async fn generate(
         if written.tokens().len() == 1 {
             prefill_secs = started.elapsed().as_secs_f64();
         }
-        on_token(id, &logits);
+        if let Some(on_token) = &mut on_token {
+            on_token(id, &logits);
+        }
         on_text(&piece);
         new = vec![id];
     }
@@ -201,13 +239,12 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
             let stream = (prompt * request.num_samples + sample) as u64;
             let random = Random::stream(request.sampling.seed, stream);
             let text_of = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
-            let on_token = |id: u32, logits: &[f32]| {
-                if request.alternatives > 0 {
-                    let (probability, likeliest) = sampler::likeliest(logits, id, request.alternatives);
-                    let alternatives = likeliest.into_iter().map(|(id, probability)| (text_of(id), probability)).collect();
-                    control.emit(Event::Token { prompt, sample, text: text_of(id), probability, alternatives });
-                }
+            let mut tell = |id: u32, logits: &[f32]| {
+                let (probability, likeliest) = sampler::likeliest(logits, id, request.alternatives);
+                let alternatives = likeliest.into_iter().map(|(id, probability)| (text_of(id), probability)).collect();
+                control.emit(Event::Token { prompt, sample, text: text_of(id), probability, alternatives });
             };
+            let on_token = (request.alternatives > 0).then_some(&mut tell as &mut dyn FnMut(u32, &[f32]));
             let on_text = |text: &str| {
                 if !text.is_empty() {
                     control.emit(Event::Text { prompt, sample, text: text.into() });

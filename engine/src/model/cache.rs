@@ -52,6 +52,11 @@ impl KvCache {
         (keys.clone().reshape(all), values.clone().reshape(all))
     }
 
+    /// Keys and values of a layer, `[b, capacity, g·e]` each.
+    pub fn layer(&self, layer: usize) -> (&Tensor<3>, &Tensor<3>) {
+        (&self.layers[layer].0, &self.layers[layer].1)
+    }
+
     /// Counts `t` tokens as stored.
     pub fn advance(&mut self, t: usize) {
         self.len += t;

@@ -387,6 +387,11 @@ impl Llama {
         self.norm.weight.tensor.device().inner() == Device::flex()
     }
 
+    /// Cosines and sines of its positions, `[positions, e/2]` each.
+    pub fn angles(&self) -> (&Tensor<2>, &Tensor<2>) {
+        self.rope.tables()
+    }
+
     /// Longest sequence it can see.
     pub fn positions(&self) -> usize {
         self.rope.positions()

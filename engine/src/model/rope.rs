@@ -35,6 +35,11 @@ impl Rope {
         (self.cos.clone().select(0, at.clone()), self.sin.clone().select(0, at))
     }
 
+    /// The whole tables: `[positions, e/2]` each.
+    pub fn tables(&self) -> (&Tensor<2>, &Tensor<2>) {
+        (&self.cos, &self.sin)
+    }
+
     /// Positions in the table.
     pub fn positions(&self) -> usize {
         self.cos.dims()[0]

@@ -1,16 +1,13 @@
 //! AdamW: adaptive moments with decoupled weight decay.
 
-use burn::backend::Wgpu;
-use burn::backend::wgpu::into_contiguous;
 use burn::tensor::{DType, Tensor, TensorData};
-use burn_cubecl::tensor::CubeTensor;
 use smolforge_shaders::ADAMW;
 
 use super::cpu::adamw::adamw as cpu_adamw;
 use super::cpu::tensor::floats;
-use super::launch::launch;
+use super::launch::{launch, row_groups};
 use super::quant::adamw8::{Moments8, adamw8};
-use super::{flex, from_flex, kernels_enabled, on_cpu};
+use super::{cube, flex, from_cube, from_flex, on_cpu, serves};
 use crate::device::read_f32;
 use crate::error::Result;
 
@@ -49,10 +46,11 @@ pub struct Moments {
 ///
 /// Loshchilov & Hutter 2019, <https://arxiv.org/abs/1711.05101>; the arithmetic is PyTorch's.
 pub fn adamw(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
-    if !kernels_enabled() {
+    let device = grad.device();
+    if !serves(&device, grad.shape().num_elements()) {
         return reference(state, grad, step);
     }
-    if !on_cpu(&grad.device()) {
+    if !on_cpu(&device) {
         return on_gpu(state, grad, step);
     }
     let (mut param, mut m, mut v) = (flex(state.param), flex(state.m), flex(state.v));
@@ -63,18 +61,16 @@ pub fn adamw(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
 
 /// One launch, in place.
 fn on_gpu(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
-    let cube = |tensor: Tensor<2>| into_contiguous(tensor.try_into_primitive::<Wgpu>().expect("a tensor of a graphics device"));
     // A buffer that somebody else still reads is copied first.
     let own = |tensor: Tensor<2>| {
         let tensor = cube(tensor);
         if tensor.can_mut() { tensor } else { tensor.copy() }
     };
     let (param, m, v, grad) = (own(state.param), own(state.m), own(state.v), cube(grad));
-    let len = grad.meta.shape().num_elements() as u32;
-    let params = params(len as usize, step);
-    launch(ADAMW, (len.div_ceil(ADAMW.workgroup_size).min(32_768), 1), &[&grad, &param, &m, &v], &params);
-    let tensor = |tensor: CubeTensor| Tensor::from_primitive::<Wgpu>(tensor);
-    Moments { param: tensor(param), m: tensor(m), v: tensor(v) }
+    let len = grad.meta.shape().num_elements();
+    let groups = row_groups((len / 4).div_ceil(ADAMW.workgroup_size as usize));
+    launch(ADAMW, groups, &[&grad, &param, &m, &v], &params(len, step));
+    Moments { param: from_cube(param), m: from_cube(m), v: from_cube(v) }
 }
 
 /// The numbers of an update as kernels read them.

@@ -7,15 +7,17 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, Wgpu, backend_extension, tensor::FloatTensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_cubecl::CubeBackend;
+use smolforge_shaders::{CROSS_ENTROPY, CROSS_ENTROPY_DLOGITS};
 
 use super::cpu::cross_entropy::linear_cross_entropy as cpu_linear_cross_entropy;
 use super::cpu::matmul::{Floats, Halves};
 use super::cpu::tensor::{floats, halves};
-use super::linear_f16::{self, linear_f16};
-use super::{flex, from_flex, on_cpu};
+use super::launch::{buffer, launch, row_groups};
+use super::linear::{self, linear};
+use super::{cube, flex, from_cube, from_flex, kernels_enabled, on_cpu};
 
 /// Bytes of logits that exist at a time.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -110,18 +112,85 @@ fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted
             dhead: losses.dw.map(|dw| matrix(dw, v)).into_iter().collect(),
         };
     }
+    if kernels_enabled() && !on_cpu(&h.device()) {
+        return on_gpu(h, head, targets, chunk, wanted);
+    }
     reference(h, head, targets, chunk, wanted)
 }
 
-/// The value and gradients in burn ops; a head of f16 is unpacked by the products with it.
+/// A row of kernels for every chunk of rows: all blocks of the head tell what they add to the loss, then every block's
+/// logits become their gradient where they lie.
+fn on_gpu(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wanted: Wanted) -> Value {
+    let n = targets.len();
+    let targets = integers(targets.to_vec(), &h.device()).try_into_primitive::<Wgpu>().expect("a tensor of a graphics device");
+    let (states, nll, hits) = (buffer(&targets, [n, 4]), buffer(&targets, [n]), buffer(&targets, [n]));
+    let mut dh_chunks = Vec::new();
+    let mut dhead: Vec<Option<Tensor<2>>> = vec![None; head.len()];
+    for first in (0..n).step_by(chunk) {
+        let rows = chunk.min(n - first);
+        let h = h.clone().narrow(0, first, rows);
+        let mut blocks = Vec::new();
+        let mut first_column = 0;
+        for w in head {
+            let (logits, columns) = (cube(logits(h.clone(), w.clone())), w.dims()[0]); // [rows, v_j]
+            let place = [rows, columns, first_column, first].map(|x| x as u32);
+            launch(CROSS_ENTROPY, row_groups(rows), &[&logits, &targets, &states, &nll, &hits], &place);
+            blocks.push((logits, place));
+            first_column += columns;
+        }
+        let Some(scale) = wanted.scale() else { continue };
+        let mut dh_chunk = None;
+        for (j, (logits, place)) in blocks.into_iter().enumerate() {
+            let params = [&place[..], &[(scale as f32).to_bits(), 0, 0, 0]].concat();
+            launch(CROSS_ENTROPY_DLOGITS, row_groups(rows), &[&logits, &targets, &states], &params);
+            let dlogits: Tensor<2> = from_cube(logits);
+            if matches!(wanted, Wanted::All(_)) {
+                dhead[j] = Some(dw(dlogits.clone(), h.clone(), dhead[j].take()));
+            }
+            dh_chunk = Some(dh(dlogits, head[j].clone(), dh_chunk));
+        }
+        dh_chunks.extend(dh_chunk);
+    }
+    let dh = (!dh_chunks.is_empty()).then(|| joined(dh_chunks));
+    Value { nll: from_cube(nll), hits: from_cube(hits), dh, dhead: dhead.into_iter().flatten().collect() }
+}
+
+/// `h · wᵀ`
+fn logits(h: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+    linear(h, w, false)
+}
+
+/// `sum + dlogits · w`
+fn dh(dlogits: Tensor<2>, w: Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+    plus(linear::dx(dlogits, w), sum)
+}
+
+/// `sum + dlogitsᵀ · h`
+fn dw(dlogits: Tensor<2>, h: Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+    plus(linear::dw(dlogits, h), sum)
+}
+
+fn plus(product: Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+    match sum {
+        Some(sum) => sum + product,
+        None => product,
+    }
+}
+
+fn joined(mut chunks: Vec<Tensor<2>>) -> Tensor<2> {
+    if chunks.len() == 1 { chunks.remove(0) } else { Tensor::cat(chunks, 0) }
+}
+
+fn integers(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
+}
+
+/// The value and gradients in burn ops.
 pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wanted: Wanted) -> Value {
     let (n, device) = (targets.len(), h.device());
-    let ids = |values: Vec<i32>| {
-        let len = values.len();
-        Tensor::<1, Int>::from_data(TensorData::new(values, [len]), (&device, DType::I32))
-    };
     let (mut nll, mut hits) = (Vec::new(), Vec::new());
-    let mut dh = Vec::new();
+    let mut dh_chunks = Vec::new();
     let mut dhead: Vec<Option<Tensor<2>>> = vec![None; head.len()];
     for first in (0..n).step_by(chunk) {
         let rows = chunk.min(n - first);
@@ -129,53 +198,39 @@ pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize
         let used: Vec<f32> = targets.iter().map(|target| if *target < 0 { 0.0 } else { 1.0 }).collect();
         let used = Tensor::<2>::from_data(TensorData::new(used, [rows, 1]), (&device, DType::F32));
         let h = h.clone().narrow(0, first, rows);
-        let mut logits = Vec::new(); // per block [rows, v_j]
+        let mut all_logits = Vec::new(); // per block [rows, v_j]
         let mut onehots = Vec::new();
         let mut first_row = 0;
         for block in head {
             let v = block.dims()[0];
-            let columns = ids((0..v as i32).collect()).unsqueeze_dim::<2>(0); // [1, v_j]
-            let local = ids(targets.iter().map(|target| target - first_row).collect()).unsqueeze_dim::<2>(1); // [rows, 1]
+            let columns = integers((0..v as i32).collect(), &device).unsqueeze_dim::<2>(0); // [1, v_j]
+            let local: Vec<i32> = targets.iter().map(|target| target - first_row).collect();
+            let local = integers(local, &device).unsqueeze_dim::<2>(1); // [rows, 1]
             onehots.push(local.expand([rows, v]).equal(columns.expand([rows, v])).float());
-            logits.push(match block.dtype() {
-                DType::F16 => linear_f16(h.clone(), block.clone()),
-                _ => h.clone().matmul(block.clone().transpose()),
-            });
+            all_logits.push(logits(h.clone(), block.clone()));
             first_row += v as i32;
         }
-        let maxima: Vec<Tensor<2>> = logits.iter().map(|logits| logits.clone().max_dim(1)).collect();
+        let maxima: Vec<Tensor<2>> = all_logits.iter().map(|logits| logits.clone().max_dim(1)).collect();
         let largest = Tensor::cat(maxima, 1).max_dim(1); // [rows, 1]
-        let sums: Vec<Tensor<2>> = logits.iter().map(|logits| (logits.clone() - largest.clone()).exp().sum_dim(1)).collect();
+        let sums: Vec<Tensor<2>> = all_logits.iter().map(|logits| (logits.clone() - largest.clone()).exp().sum_dim(1)).collect();
         let lse = Tensor::cat(sums, 1).sum_dim(1).log() + largest.clone(); // [rows, 1]
         let at_target: Vec<Tensor<2>> =
-            logits.iter().zip(&onehots).map(|(logits, onehot)| (logits.clone() * onehot.clone()).sum_dim(1)).collect();
+            all_logits.iter().zip(&onehots).map(|(logits, onehot)| (logits.clone() * onehot.clone()).sum_dim(1)).collect();
         let at_target = Tensor::cat(at_target, 1).sum_dim(1);
         hits.push((at_target.clone().greater_equal(largest).float() * used.clone()).reshape([rows]));
         nll.push(((lse.clone() - at_target) * used.clone()).reshape([rows]));
         let Some(scale) = wanted.scale() else { continue };
-        let mut dh_chunk: Option<Tensor<2>> = None;
-        for (j, (logits, onehot)) in logits.into_iter().zip(onehots).enumerate() {
+        let mut dh_chunk = None;
+        for (j, (logits, onehot)) in all_logits.into_iter().zip(onehots).enumerate() {
             let dlogits = ((logits - lse.clone()).exp() - onehot) * (used.clone() * scale); // [rows, v_j]
-            let part = match head[j].dtype() {
-                DType::F16 => linear_f16::dx(dlogits.clone(), head[j].clone()),
-                _ => dlogits.clone().matmul(head[j].clone()),
-            };
-            dh_chunk = Some(match dh_chunk {
-                Some(sum) => sum + part,
-                None => part,
-            });
-            if matches!(wanted, Wanted::Hidden(_)) {
-                continue;
+            if matches!(wanted, Wanted::All(_)) {
+                dhead[j] = Some(dw(dlogits.clone(), h.clone(), dhead[j].take()));
             }
-            let part = dlogits.transpose().matmul(h.clone());
-            dhead[j] = Some(match dhead[j].take() {
-                Some(sum) => sum + part,
-                None => part,
-            });
+            dh_chunk = Some(dh(dlogits, head[j].clone(), dh_chunk));
         }
-        dh.extend(dh_chunk);
+        dh_chunks.extend(dh_chunk);
     }
-    let dh = (!dh.is_empty()).then(|| Tensor::cat(dh, 0));
+    let dh = (!dh_chunks.is_empty()).then(|| joined(dh_chunks));
     Value { nll: Tensor::cat(nll, 0), hits: Tensor::cat(hits, 0), dh, dhead: dhead.into_iter().flatten().collect() }
 }
 

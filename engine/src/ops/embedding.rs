@@ -4,13 +4,17 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Int, Tensor};
+use burn::backend::wgpu::into_contiguous;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::tensor::{DType, FloatDType, Int, Shape, Tensor};
+use burn_cubecl::CubeBackend;
+use smolforge_shaders::{EMBEDDING, EMBEDDING_DW};
 
 use super::cpu::embedding::{embedding as cpu_embedding, embedding_backward};
 use super::cpu::tensor::{contiguous, dims, floats, ints, tensor};
 use super::embedding_f16::embedding_f16;
-use super::on_cpu;
+use super::launch::{buffer, dims as cube_dims, launch, row_groups};
+use super::{on_cpu, serves};
 
 /// Row `ids[i]` of the table whose consecutive blocks of rows are `blocks`; of f16 by [`embedding_f16`].
 ///
@@ -20,10 +24,14 @@ pub fn embedding(blocks: &[Tensor<2>], ids: Tensor<1, Int>) -> Tensor<2> {
     if blocks[0].dtype() == DType::F16 {
         return embedding_f16(blocks, ids);
     }
-    if let ([table], true) = (blocks, on_cpu(&ids.device())) {
-        return Tensor::from_dispatch(Dispatch::embedding_fwd(table.clone().into_dispatch(), ids.into_dispatch(), table.dims()[0]));
+    if !has_fast_form(blocks) {
+        return reference(blocks, ids);
     }
-    reference(blocks, ids)
+    let rows = |(block, place): (&Tensor<2>, Block)| {
+        Tensor::from_dispatch(Dispatch::embedding_fwd(block.clone().into_dispatch(), ids.clone().into_dispatch(), place))
+    };
+    let parts = blocks.iter().zip(Block::all(blocks)).map(rows);
+    parts.reduce(|sum, part| sum + part).expect("a table has at least one block")
 }
 
 /// [`embedding`] in burn ops.
@@ -48,27 +56,96 @@ pub fn reference(blocks: &[Tensor<2>], ids: Tensor<1, Int>) -> Tensor<2> {
     sum.expect("a table has at least one block")
 }
 
+/// The gradient of a table, in blocks, with that of rows `ids` added to it: `table[ids[i]] += dy[i]`.
+///
+/// # Shapes
+/// - `table`: `[v_j, d]` each, `ids`: `[n]`, `dy`: `[n, d]`
+pub fn add_gradient(table: Vec<Tensor<2>>, ids: Tensor<1, Int>, dy: Tensor<2>) -> Vec<Tensor<2>> {
+    let places = Block::all(&table);
+    if !has_fast_form(&table) {
+        let leaves: Vec<Tensor<2>> = table.iter().map(|block| Tensor::from_inner(block.zeros_like()).require_grad()).collect();
+        let y = reference(&leaves, Tensor::from_inner(ids));
+        let mut grads = (y * Tensor::from_inner(dy)).sum().backward();
+        let sums = table.into_iter().zip(leaves);
+        return sums.map(|(sum, leaf)| sum + leaf.grad_remove(&mut grads).expect("the rows depend on every block")).collect();
+    }
+    let add = |(sum, place): (Tensor<2>, Block)| {
+        let (sum, dy, ids) = (sum.into_dispatch(), dy.clone().into_dispatch(), ids.clone().into_dispatch());
+        Tensor::from_dispatch(Dispatch::embedding_bwd(sum, dy, ids, place))
+    };
+    table.into_iter().zip(places).map(add).collect()
+}
+
+/// On the CPU a table lies in one block.
+fn has_fast_form(blocks: &[Tensor<2>]) -> bool {
+    let (device, [_, d]) = (blocks[0].device(), blocks[0].dims());
+    serves(&device, d) && (blocks.len() == 1 || !on_cpu(&device))
+}
+
+/// Rows of a table that lie in one tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Block {
+    /// The first of them.
+    first: usize,
+    /// How many they are.
+    rows: usize,
+}
+
+impl Block {
+    /// Where consecutive blocks of rows lie.
+    fn all(blocks: &[Tensor<2>]) -> Vec<Self> {
+        let mut first = 0;
+        let place = |block: &Tensor<2>| {
+            let place = Self { first, rows: block.dims()[0] };
+            first += place.rows;
+            place
+        };
+        blocks.iter().map(place).collect()
+    }
+}
+
 /// The op on backends that have a fast form of it.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Cube, Autodiff)]
 pub trait EmbeddingOps: Backend {
-    /// Rows of a table that has `rows` of them.
-    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self>;
-    /// Gradient of a table of `rows` rows.
-    fn embedding_bwd(dy: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self>;
+    /// Row `ids[i]` where the block has it, else zeros.
+    fn embedding_fwd(block: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self>;
+    /// Adds `dy[i]` to row `ids[i]` of the block's gradient `sum` where the block has that row.
+    fn embedding_bwd(sum: FloatTensor<Self>, dy: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self>;
 }
 
 impl EmbeddingOps for Flex {
-    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>, _rows: usize) -> FloatTensor<Self> {
-        let (table, ids) = (contiguous(table), contiguous(ids));
-        let [_, d] = dims(&table);
+    /// `block` is the whole table.
+    fn embedding_fwd(block: FloatTensor<Self>, ids: IntTensor<Self>, _: Block) -> FloatTensor<Self> {
+        let (block, ids) = (contiguous(block), contiguous(ids));
+        let [_, d] = dims(&block);
         let ids = ints(&ids);
-        tensor(cpu_embedding(floats(&table), ids, d), [ids.len(), d])
+        tensor(cpu_embedding(floats(&block), ids, d), [ids.len(), d])
     }
 
-    fn embedding_bwd(dy: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self> {
-        let (dy, ids) = (contiguous(dy), contiguous(ids));
+    /// `sum` is of the whole table.
+    fn embedding_bwd(sum: FloatTensor<Self>, dy: FloatTensor<Self>, ids: IntTensor<Self>, _: Block) -> FloatTensor<Self> {
+        let (mut sum, dy, ids) = (contiguous(sum), contiguous(dy), contiguous(ids));
         let [_, d] = dims(&dy);
-        tensor(embedding_backward(floats(&dy), ints(&ids), rows, d), [rows, d])
+        embedding_backward(sum.storage_mut(), floats(&dy), ints(&ids), d);
+        sum
+    }
+}
+
+impl EmbeddingOps for CubeBackend {
+    fn embedding_fwd(block: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self> {
+        let (block, ids) = (into_contiguous(block), into_contiguous(ids));
+        let (n, [rows, d]) = (ids.meta.shape()[0], cube_dims(&block));
+        let y = buffer(&block, [n, d]);
+        launch(EMBEDDING, row_groups(n), &[&block, &ids, &y], &[n, d, rows, place.first].map(|x| x as u32));
+        y
+    }
+
+    fn embedding_bwd(sum: FloatTensor<Self>, dy: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self> {
+        let (sum, dy, ids) = (into_contiguous(sum), into_contiguous(dy), into_contiguous(ids));
+        let ([n, d], [rows, _]) = (cube_dims(&dy), cube_dims(&sum));
+        let sum = if sum.can_mut() { sum } else { sum.copy() }; // somebody else still reads it
+        launch(EMBEDDING_DW, row_groups(n), &[&dy, &ids, &sum], &[n, d, rows, place.first].map(|x| x as u32));
+        sum
     }
 }
 
@@ -76,28 +153,29 @@ impl EmbeddingOps for Flex {
 struct EmbeddingBackward;
 
 impl<B: EmbeddingOps> Backward<B, 1> for EmbeddingBackward {
-    type State = (IntTensor<B>, usize);
+    type State = (IntTensor<B>, Block);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let (ids, rows) = ops.state;
+        let (ids, place) = ops.state;
         if let [Some(node)] = ops.parents {
-            grads.register::<B>(node.id, B::embedding_bwd(dy, ids, rows));
+            let zeros = B::float_zeros(Shape::from([place.rows, dy.shape()[1]]), &dy.device(), FloatDType::F32);
+            grads.register::<B>(node.id, B::embedding_bwd(zeros, dy, ids, place));
         }
     }
 }
 
 impl<B: EmbeddingOps, C: CheckpointStrategy> EmbeddingOps for Autodiff<B, C> {
-    fn embedding_fwd(table: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self> {
-        let nodes = [table.node()];
-        let y = B::embedding_fwd(table.into_primitive(), ids.clone(), rows);
+    fn embedding_fwd(block: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self> {
+        let nodes = [block.node()];
+        let y = B::embedding_fwd(block.into_primitive(), ids.clone(), place);
         match EmbeddingBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((ids, rows), y),
+            OpsKind::Tracked(prep) => prep.finish((ids, place), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 
-    fn embedding_bwd(dy: FloatTensor<Self>, ids: IntTensor<Self>, rows: usize) -> FloatTensor<Self> {
-        <Self as burn::backend::AutodiffBackend>::from_inner(B::embedding_bwd(dy.into_primitive(), ids, rows))
+    fn embedding_bwd(sum: FloatTensor<Self>, dy: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self> {
+        <Self as burn::backend::AutodiffBackend>::from_inner(B::embedding_bwd(sum.into_primitive(), dy.into_primitive(), ids, place))
     }
 }

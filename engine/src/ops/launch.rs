@@ -13,13 +13,7 @@ struct Wgsl(Kernel);
 
 impl KernelSource for Wgsl {
     fn source(&self) -> SourceTemplate {
-        // Native buffers are slices of shared pages, which wgpu takes for one buffer: all must be bound alike.
-        let source = self.0.source;
-        SourceTemplate::new(if platform::SHARED_PAGES {
-            source.replace("var<storage, read>", "var<storage, read_write>")
-        } else {
-            source.to_string()
-        })
+        SourceTemplate::new(source(self.0))
     }
 
     fn id(&self) -> KernelId {
@@ -29,6 +23,13 @@ impl KernelSource for Wgsl {
     fn lang(&self) -> &'static str {
         "wgsl"
     }
+}
+
+/// A kernel's WGSL as it is compiled here.
+pub(super) fn source(kernel: Kernel) -> String {
+    // Native buffers are slices of shared pages, which wgpu takes for one buffer: all must be bound alike.
+    let shared = platform::SHARED_PAGES;
+    if shared { kernel.source.replace("var<storage, read>", "var<storage, read_write>") } else { kernel.source.to_string() }
 }
 
 /// Dispatches `kernel` over `groups` workgroups with `buffers` as bindings `0..` and `params` (a multiple of four

@@ -3,13 +3,16 @@
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{DType, FloatDType, Tensor};
+use burn_cubecl::CubeBackend;
 
 use super::cpu::matmul::{Floats, View, linear as cpu_linear, linear_dx as cpu_linear_dx, matmul};
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
-use super::linear_f16::linear_f16;
-use super::on_cpu;
+use super::linear_f16::{self, linear_f16};
+use super::product::{Product, product};
+use super::{kernels_enabled, on_cpu};
 
 /// `y = x · wᵀ`. With `half` the operands and the product are rounded to f16, as under PyTorch's autocast;
 /// a weight that is kept as f16 goes to [`linear_f16`].
@@ -20,10 +23,33 @@ pub fn linear(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
     if w.dtype() == DType::F16 {
         return linear_f16(x, w);
     }
-    if on_cpu(&x.device()) {
+    if kernels_enabled() && (!half || on_cpu(&x.device())) {
         return Tensor::from_dispatch(Dispatch::linear_fwd(x.into_dispatch(), w.into_dispatch()));
     }
     reference(x, w, half)
+}
+
+/// `dx = dy · w` without gradients of its own.
+///
+/// # Shapes
+/// - `dy`: `[n, out]`, `w`: `[out, in]` of f32 or f16, returns `[n, in]`
+pub fn dx(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+    match w.dtype() {
+        DType::F16 => linear_f16::dx(dy, w),
+        _ if kernels_enabled() => Tensor::from_dispatch(Dispatch::linear_dx(dy.into_dispatch(), w.into_dispatch())),
+        _ => dy.matmul(w),
+    }
+}
+
+/// `dw = dyᵀ · x` without gradients of its own.
+///
+/// # Shapes
+/// - `dy`: `[n, out]`, `x`: `[n, in]`, returns `[out, in]`
+pub fn dw(dy: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+    if kernels_enabled() {
+        return Tensor::from_dispatch(Dispatch::linear_dw(dy.into_dispatch(), x.into_dispatch()));
+    }
+    dy.transpose().matmul(x)
 }
 
 /// [`linear`] in burn ops.
@@ -36,7 +62,7 @@ pub fn reference(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
 }
 
 /// The op on backends that have a fast form of it.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Cube, Autodiff)]
 pub trait LinearOps: Backend {
     /// `x · wᵀ`.
     fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -65,6 +91,20 @@ impl LinearOps for Flex {
         let mut dw = vec![0.0; m * k];
         matmul(&mut dw, k, View::new(floats(&dy), n, m).t(), View::new(floats(&x), n, k), 1.0, false, true);
         tensor(dw, [m, k])
+    }
+}
+
+impl LinearOps for CubeBackend {
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        product(Product::Forward, &x, &w).unwrap_or_else(|| Self::float_matmul(x, Self::float_swap_dims(w, 0, 1)))
+    }
+
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        product(Product::Dx, &dy, &w).unwrap_or_else(|| Self::float_matmul(dy, w))
+    }
+
+    fn linear_dw(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        product(Product::Dw, &dy, &x).unwrap_or_else(|| Self::float_matmul(Self::float_swap_dims(dy, 0, 1), x))
     }
 }
 

@@ -1,22 +1,18 @@
 //! `x · wᵀ` with the weight kept as f16, which is not trained; graphics devices need not compute in f16 for it.
 
+use burn::backend::Wgpu;
 use burn::backend::wgpu::into_contiguous;
 use burn::tensor::{Device, FloatDType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
-use smolforge_shaders::{LINEAR_F16, LINEAR_F16_DX, LINEAR_F16_ROW};
+use smolforge_shaders::{LINEAR_F16, LINEAR_F16_DX, LINEAR_F16_DX_LANES, LINEAR_F16_LANES, LINEAR_F16_ROW};
 
 use super::frozen::{Frozen, frozen, frozen_dx};
 use super::launch::{buffer, dims, launch, row_groups};
+use super::product::{FEW_ROWS, Kernels, Product, ROW_OUTPUTS, chosen, launch_tiles};
 use super::{kernels_enabled, on_cpu};
 
-/// Most rows of `x` that are multiplied one by one: each reads all of `w`, as decoding does.
-const FEW_ROWS: usize = 16;
 /// Columns of `w` that are read at once.
 const WIDE: usize = 8;
-/// Outputs of a workgroup of [`LINEAR_F16_ROW`].
-const ROW_OUTPUTS: usize = 16;
-/// Height and width of the outputs of a workgroup of [`LINEAR_F16`].
-const TILE: usize = 64;
 
 /// Whether weights with rows of `columns` numbers can stay f16 on `device`: the kernels of graphics devices read whole vectors
 /// of a row.
@@ -48,23 +44,42 @@ pub fn dx(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 
 /// The product on a graphics device.
 pub(super) fn forward(x: CubeTensor, w: CubeTensor) -> CubeTensor {
-    let (x, w) = (into_contiguous(x), into_contiguous(w));
-    let ([n, columns], [out, _]) = (dims(&x), dims(&w));
-    let y = buffer(&x, [n, out]);
-    let (kernel, groups, columns) = match n {
-        0..=FEW_ROWS => (LINEAR_F16_ROW, n * out.div_ceil(ROW_OUTPUTS), columns / WIDE),
-        _ => (LINEAR_F16, n.div_ceil(TILE) * out.div_ceil(TILE), columns / 4),
-    };
-    launch(kernel, row_groups(groups), &[&x, &w, &y], &[n as u32, out as u32, columns as u32, 0]);
-    y
+    by(chosen(), Product::Forward, x, w)
 }
 
 /// `dy · w` on a graphics device.
 pub(super) fn backward(dy: CubeTensor, w: CubeTensor) -> CubeTensor {
-    let (dy, w) = (into_contiguous(dy), into_contiguous(w));
-    let ([n, out], [_, columns]) = (dims(&dy), dims(&w));
-    let dx = buffer(&dy, [n, columns]);
-    let groups = row_groups(n.div_ceil(TILE) * columns.div_ceil(TILE));
-    launch(LINEAR_F16_DX, groups, &[&dy, &w, &dx], &[n as u32, out as u32, (columns / WIDE) as u32, 0]);
+    by(chosen(), Product::Dx, dy, w)
+}
+
+/// A product of a graphics device by given kernels on tensors without gradients; one with a gradient by `w` there is not.
+pub fn multiplied(kernels: Kernels, product: Product, a: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+    let cube = |tensor: &Tensor<2>| tensor.clone().try_into_primitive::<Wgpu>().expect("a tensor of a graphics device");
+    Tensor::from_primitive::<Wgpu>(by(kernels, product, cube(a), cube(w)))
+}
+
+fn by(kernels: Kernels, product: Product, a: CubeTensor, w: CubeTensor) -> CubeTensor {
+    let (a, w) = (into_contiguous(a), into_contiguous(w));
+    let ([n, inner], [out, columns]) = (dims(&a), dims(&w));
+    let lanes = kernels == Kernels::Lanes;
+    if product == Product::Forward {
+        let y = buffer(&a, [n, out]);
+        let buffers = [&a, &w, &y];
+        if n <= FEW_ROWS {
+            let groups = row_groups(n * out.div_ceil(ROW_OUTPUTS));
+            launch(LINEAR_F16_ROW, groups, &buffers, &[n as u32, out as u32, (columns / WIDE) as u32, 0]);
+        } else {
+            let (kernel, tile) = if lanes { (LINEAR_F16_LANES, 32) } else { (LINEAR_F16, 64) };
+            launch_tiles(kernel, tile, [n, out], inner, &buffers, [n, out, columns / 4]);
+        }
+        return y;
+    }
+    let dx = buffer(&a, [n, columns]);
+    let buffers = [&a, &w, &dx];
+    if lanes && out.is_multiple_of(4) {
+        launch_tiles(LINEAR_F16_DX_LANES, 32, [n, columns], out, &buffers, [n, out / 4, columns / 4]);
+    } else {
+        launch_tiles(LINEAR_F16_DX, 64, [n, columns], out, &buffers, [n, out, columns / WIDE]);
+    }
     dx
 }

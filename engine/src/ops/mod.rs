@@ -10,6 +10,7 @@ pub mod adamw_8bit;
 pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
+pub mod decode;
 pub mod dropout;
 pub mod embedding;
 pub mod embedding_f16;
@@ -18,15 +19,22 @@ mod launch;
 pub mod linear;
 pub mod linear_f16;
 pub mod linear_nf4;
+pub mod product;
+pub mod program;
 pub mod quant;
 pub mod rms_norm;
 pub mod rope;
+mod sum_of_squares;
 pub mod swiglu;
 
 use std::sync::OnceLock;
 
-use burn::backend::Flex;
+use burn::backend::wgpu::into_contiguous;
+use burn::backend::{Flex, Wgpu};
 use burn::tensor::{Device, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+
+pub use sum_of_squares::sum_of_squares;
 
 /// Whether fast forms are used at all: `SMOLFORGE_KERNELS=off` turns them off for bisecting.
 pub fn kernels_enabled() -> bool {
@@ -45,6 +53,11 @@ pub fn many<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
     if on_cpu(device) { cpu::on_a_thread_of_the_pool(work) } else { work() }
 }
 
+/// Whether there are fast forms on `device` for rows of so many numbers: kernels read whole vectors of four.
+fn serves(device: &Device, columns: usize) -> bool {
+    on_cpu(device) || kernels_enabled() && columns.is_multiple_of(4)
+}
+
 /// The CPU tensor behind `tensor`.
 ///
 /// # Panics
@@ -58,6 +71,19 @@ fn from_flex<const D: usize>(tensor: burn_flex::FlexTensor) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(tensor)
 }
 
+/// The tensor of a graphics device behind `tensor`, in row-major order without gaps.
+///
+/// # Panics
+/// On another device.
+fn cube(tensor: Tensor<2>) -> CubeTensor {
+    into_contiguous(tensor.try_into_primitive::<Wgpu>().expect("a tensor of a graphics device"))
+}
+
+/// The tensor around one of a graphics device.
+fn from_cube<const D: usize>(tensor: CubeTensor) -> Tensor<D> {
+    Tensor::from_primitive::<Wgpu>(tensor)
+}
+
 /// `a + b` where `a` is not needed any more: on the CPU without another buffer.
 pub fn add_into(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     if !on_cpu(&a.device()) {
@@ -66,14 +92,4 @@ pub fn add_into(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     let (mut a, b) = (flex(a), flex(b));
     cpu::elementwise::add_into(a.storage_mut::<f32>(), cpu::tensor::floats(&b));
     from_flex(a)
-}
-
-/// `Σ x²` as a tensor of one element; its sum is in f64 on the CPU.
-pub fn sum_of_squares(x: Tensor<2>) -> Tensor<1> {
-    if !on_cpu(&x.device()) {
-        return x.square().sum();
-    }
-    let device = x.device();
-    let sum = cpu::elementwise::sum_of_squares(cpu::tensor::floats(&flex(x)));
-    Tensor::from_data([sum as f32], &device)
 }

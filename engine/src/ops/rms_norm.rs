@@ -12,8 +12,8 @@ use smolforge_shaders::{RMS_NORM, RMS_NORM_DW, RMS_NORM_DX};
 
 use super::cpu::norm::{rms_norm as cpu_rms_norm, rms_norm_backward};
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
-use super::kernels_enabled;
 use super::launch::{buffer, launch, row_groups};
+use super::serves;
 
 /// `y = x / √(mean(x²) + eps) · w` over the last axis, in f32.
 ///
@@ -22,7 +22,7 @@ use super::launch::{buffer, launch, row_groups};
 ///
 /// Zhang & Sennrich 2019, <https://arxiv.org/abs/1910.07467>
 pub fn rms_norm(x: Tensor<2>, w: Tensor<2>, eps: f64) -> Tensor<2> {
-    if kernels_enabled() {
+    if serves(&x.device(), x.dims()[1]) {
         let (y, _) = Dispatch::rms_norm_fwd(x.into_dispatch(), w.into_dispatch(), eps as f32);
         return Tensor::from_dispatch(y);
     }
@@ -72,12 +72,17 @@ impl RmsNormOps for Flex {
     }
 }
 
+/// Rows of a workgroup.
+const ROWS: usize = 4;
+/// Rows that one thread sums for the gradient of `w`.
+const CHUNK: usize = 64;
+
 impl RmsNormOps for CubeBackend {
     fn rms_norm_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f32) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (x, w) = (into_contiguous(x), into_contiguous(w));
         let (n, d) = (x.meta.shape()[0], x.meta.shape()[1]);
         let (y, scales) = (buffer(&x, [n, d]), buffer(&x, [n]));
-        launch(RMS_NORM, row_groups(n), &[&x, &w, &y, &scales], &[n as u32, d as u32, eps.to_bits(), 0]);
+        launch(RMS_NORM, row_groups(n.div_ceil(ROWS)), &[&x, &w, &y, &scales], &[n as u32, d as u32, eps.to_bits(), 0]);
         (y, scales)
     }
 
@@ -88,17 +93,16 @@ impl RmsNormOps for CubeBackend {
         scales: FloatTensor<Self>,
         of_w: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        const CHUNK: usize = 64;
         let (dy, x, w) = (into_contiguous(dy), into_contiguous(x), into_contiguous(w));
         let (n, d) = (x.meta.shape()[0], x.meta.shape()[1]);
         let dx = buffer(&x, [n, d]);
-        launch(RMS_NORM_DX, row_groups(n), &[&dy, &x, &w, &scales, &dx], &[n as u32, d as u32, 0, 0]);
+        launch(RMS_NORM_DX, row_groups(n.div_ceil(ROWS)), &[&dy, &x, &w, &scales, &dx], &[n as u32, d as u32, 0, 0]);
         if !of_w {
             return (dx, w);
         }
         let chunks = n.div_ceil(CHUNK);
         let part = buffer(&x, [chunks, d]);
-        let groups = (d.div_ceil(64) as u32, chunks as u32);
+        let groups = ((d / 4).div_ceil(64) as u32, chunks as u32);
         launch(RMS_NORM_DW, groups, &[&dy, &x, &scales, &part], &[n as u32, d as u32, CHUNK as u32, 0]);
         (dx, Self::float_reshape(Self::float_sum_dim(part, 0), [1, d].into()))
     }

@@ -243,6 +243,9 @@ pub struct DeviceInfo {
     pub auto: bool,
     /// Why, or why not.
     pub reason: String,
+    /// Kernels for matrix products that were tried when it was opened, with their speed; the best come first.
+    #[serde(default)]
+    pub products: Vec<String>,
 }
 
 impl DeviceInfo {

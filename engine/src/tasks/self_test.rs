@@ -1,6 +1,8 @@
 //! Every kernel and op on a device, at awkward sizes, against what it means: kernels against their twins, ops and their
 //! gradients against the definition in burn ops, computed on the CPU device.
 
+mod decode;
+
 use std::panic::AssertUnwindSafe;
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation, f16};
@@ -18,12 +20,13 @@ use crate::ops::adamw_8bit::{self, DeviceMoments, adamw_8bit};
 use crate::ops::attention::{self, Mask};
 use crate::ops::embedding_f16::embedding_f16;
 use crate::ops::frozen::{Frozen, frozen, frozen_dx};
-use crate::ops::linear_f16::linear_f16;
+use crate::ops::linear_f16::{self, linear_f16};
 use crate::ops::linear_nf4::Nf4Weight;
+use crate::ops::product::{Kernels, Product, chosen, multiplied};
 use crate::ops::quant::adamw8::{Moments8, adamw8};
 use crate::ops::quant::dynamic8::{SIGNED, UNSIGNED};
 use crate::ops::quant::{Absmax, Nf4};
-use crate::ops::{cross_entropy, dropout, embedding, kernels_enabled, linear, on_cpu, rms_norm, rope, swiglu};
+use crate::ops::{cross_entropy, dropout, embedding, kernels_enabled, linear, on_cpu, rms_norm, rope, sum_of_squares, swiglu};
 use crate::protocol::{DeviceChoice, Event, KernelReport};
 use crate::train::gradients_of;
 
@@ -45,15 +48,39 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "rms_norm_dx", pairs: |device| rms_norm_kernels(device, 1) },
     Check { name: "rms_norm_dw", pairs: |device| rms_norm_kernels(device, 2) },
     Check { name: "adamw", pairs: adamw_kernel },
-    Check { name: "linear_f16", pairs: |device| linear_f16_kernel(device, 65) },
-    Check { name: "linear_f16_row", pairs: |device| linear_f16_kernel(device, 3) },
-    Check { name: "linear_f16_dx", pairs: |device| frozen_kernel(device, Stored::F16, 65, true) },
-    Check { name: "linear_nf4", pairs: |device| frozen_kernel(device, Stored::Nf4, 65, false) },
-    Check { name: "linear_nf4_dx", pairs: |device| frozen_kernel(device, Stored::Nf4, 65, true) },
-    Check { name: "linear_nf4_row", pairs: |device| frozen_kernel(device, Stored::Nf4, 3, false) },
+    Check { name: "linear", pairs: |device| product_kernel(device, Kernels::Tile, Product::Forward, 65) },
+    Check { name: "linear_row", pairs: |device| product_kernel(device, Kernels::Tile, Product::Forward, 3) },
+    Check { name: "linear_dx", pairs: |device| product_kernel(device, Kernels::Tile, Product::Dx, 65) },
+    Check { name: "linear_dw", pairs: |device| product_kernel(device, Kernels::Tile, Product::Dw, 65) },
+    Check { name: "linear_lanes", pairs: |device| product_kernel(device, Kernels::Lanes, Product::Forward, 65) },
+    Check { name: "linear_dx_lanes", pairs: |device| product_kernel(device, Kernels::Lanes, Product::Dx, 65) },
+    Check { name: "linear_dw_lanes", pairs: |device| product_kernel(device, Kernels::Lanes, Product::Dw, 65) },
+    Check { name: "linear_f16", pairs: |device| linear_f16_kernel(device, Kernels::Tile, 65) },
+    Check { name: "linear_f16_row", pairs: |device| linear_f16_kernel(device, Kernels::Tile, 3) },
+    Check { name: "linear_f16_dx", pairs: |device| linear_f16_dx_kernel(device, Kernels::Tile) },
+    Check { name: "linear_f16_lanes", pairs: |device| linear_f16_kernel(device, Kernels::Lanes, 65) },
+    Check { name: "linear_f16_dx_lanes", pairs: |device| linear_f16_dx_kernel(device, Kernels::Lanes) },
+    Check { name: "linear_nf4", pairs: |device| linear_nf4_kernel(device, 65, false) },
+    Check { name: "linear_nf4_dx", pairs: |device| linear_nf4_kernel(device, 65, true) },
+    Check { name: "linear_nf4_row", pairs: |device| linear_nf4_kernel(device, 3, false) },
     Check { name: "dropout", pairs: dropout_kernel },
     Check { name: "adamw_8bit", pairs: adamw_8bit_kernel },
     Check { name: "embedding_f16", pairs: embedding_f16_kernel },
+    Check { name: "decode_embed", pairs: decode::embed },
+    Check { name: "decode_norm_linear", pairs: |device| decode::norm_linear(device, Kernels::Tile) },
+    Check { name: "decode_norm_linear_lanes", pairs: |device| decode::norm_linear(device, Kernels::Lanes) },
+    Check { name: "decode_attention", pairs: decode::attention },
+    Check { name: "decode_combine", pairs: decode::combine },
+    Check { name: "decode_gate_up", pairs: |device| decode::gate_up(device, Kernels::Tile) },
+    Check { name: "decode_gate_up_lanes", pairs: |device| decode::gate_up(device, Kernels::Lanes) },
+    Check { name: "decode_residual", pairs: |device| decode::residual(device, Kernels::Tile) },
+    Check { name: "decode_residual_lanes", pairs: |device| decode::residual(device, Kernels::Lanes) },
+    Check { name: "decode_sample", pairs: decode::sample },
+    Check { name: "embedding", pairs: |device| embedding_kernels(device, 0) },
+    Check { name: "embedding_dw", pairs: |device| embedding_kernels(device, 1) },
+    Check { name: "cross_entropy", pairs: |device| cross_entropy_kernels(device, false) },
+    Check { name: "cross_entropy_dlogits", pairs: |device| cross_entropy_kernels(device, true) },
+    Check { name: "sum_of_squares", pairs: sum_of_squares_kernel },
 ];
 
 const OP_CHECKS: &[Check] = &[
@@ -71,7 +98,7 @@ const OP_CHECKS: &[Check] = &[
 const SIZES: [(usize, usize); 6] = [(1, 1), (2, 63), (3, 64), (65, 65), (17, 1000), (1000, 96)];
 const OP_SIZES: [(usize, usize); 2] = [(2, 63), (65, 96)];
 
-/// Runs every check and tells how it ended; one that does not run at all has an error that is no number.
+/// Runs every check that is for the device and tells how it ended; one that does not run at all has an error that is no number.
 ///
 /// # Errors
 /// [`Error::Device`] where the device cannot be opened, or a check is off.
@@ -81,16 +108,26 @@ pub async fn run(choice: DeviceChoice, control: &Control) -> Result<()> {
     if !kernels_enabled() {
         control.warn("SMOLFORGE_KERNELS=off: definitions are compared with themselves");
     }
-    let mut off = Vec::new();
+    let (mut off, mut elsewhere) = (Vec::new(), Vec::new());
     for Check { name, pairs } in KERNEL_CHECKS.iter().chain(OP_CHECKS) {
         if control.breathe().await == Flow::Stop {
             return Ok(());
         }
-        let computed = async { largest_error(pairs(&compute.device), control).await };
-        let max_error = AssertUnwindSafe(computed).catch_unwind().await.ok().and_then(Result::ok).unwrap_or(f64::NAN);
+        let computed = async {
+            let pairs = pairs(&compute.device);
+            if pairs.is_empty() { Ok(None) } else { largest_error(pairs, control).await.map(Some) }
+        };
+        let max_error = AssertUnwindSafe(computed).catch_unwind().await.ok().and_then(Result::ok).unwrap_or(Some(f64::NAN));
+        let Some(max_error) = max_error else {
+            elsewhere.push(*name);
+            continue;
+        };
         let passed = max_error <= TOLERANCE; // what is no number is not
         off.extend((!passed).then_some(*name));
         control.emit(Event::Kernel(KernelReport { name: (*name).into(), passed, max_error, tolerance: TOLERANCE }));
+    }
+    if !elsewhere.is_empty() {
+        control.notice(format!("not for {}, other kernels do their work: {}", compute.info.name, elsewhere.join(", ")));
     }
     if !off.is_empty() {
         let advice = "update its driver, set SMOLFORGE_KERNELS=off, or use --device cpu";
@@ -169,45 +206,74 @@ fn compared(
     found.into_iter().zip(value_and_gradients(definition, inputs(&cpu()))).collect()
 }
 
-/// `n`: rows of the input, which decide the kernel.
-fn linear_f16_kernel(device: &Device, n: usize) -> Pairs {
-    let pair = |(k, m): (usize, usize)| {
-        let w = halves(2, m * k);
-        let expected = twins::linear_f16(&numbers(1, n * k), &words(&w), k);
-        (linear_f16(matrix(1, n, k, device), half_matrix(&w, k, device)), tensor(expected, n, m, &cpu()))
-    };
-    [(8, 1), (64, 63), (72, 64), (576, 65)].into_iter().map(pair).collect()
+/// What `check` makes where the kernels for eight lanes are in use; nothing elsewhere.
+fn with_lanes(device: &Device, check: impl Fn() -> Pairs) -> Pairs {
+    if on_cpu(device) || chosen() == Kernels::Lanes { check() } else { Vec::new() }
 }
 
-/// How a weight is kept.
-enum Stored {
-    F16,
-    Nf4,
+/// `n`: rows of the input.
+fn product_kernel(device: &Device, kernels: Kernels, product: Product, n: usize) -> Pairs {
+    let pair = |(k, m): (usize, usize)| {
+        let (x, w, dy) = (matrix(1, n, k, device), matrix(2, m, k, device), matrix(3, n, m, device));
+        let numbers = [numbers(1, n * k), numbers(2, m * k), numbers(3, n * m)];
+        let (a, b, expected, rows, columns) = match product {
+            Product::Forward => (x, w, twins::linear(&numbers[0], &numbers[1], k), n, m),
+            Product::Dx => (dy, w, twins::linear_dx(&numbers[2], &numbers[1], k), n, k),
+            Product::Dw => (dy, x, twins::linear_dw(&numbers[2], &numbers[0], k, m), m, k),
+        };
+        let by_op = |a, b| match product {
+            Product::Forward => linear::linear(a, b, false),
+            Product::Dx => linear::dx(a, b),
+            Product::Dw => linear::dw(a, b),
+        };
+        let found = if on_cpu(device) || !kernels_enabled() { Some(by_op(a, b)) } else { multiplied(kernels, product, &a, &b) };
+        (found.expect("sizes for the kernels"), tensor(expected, rows, columns, &cpu()))
+    };
+    let all = || [(4, 4), (64, 60), (72, 64), (576, 68)].into_iter().map(pair).collect();
+    if kernels == Kernels::Lanes { with_lanes(device, all) } else { all() }
+}
+
+/// `n`: rows of the input, which decide the kernel.
+fn linear_f16_kernel(device: &Device, kernels: Kernels, n: usize) -> Pairs {
+    let pair = |(k, m): (usize, usize)| {
+        let (x, w) = (matrix(1, n, k, device), halves(2, m * k));
+        let expected = twins::linear_f16(&numbers(1, n * k), &words(&w), k);
+        let w = half_matrix(&w, k, device);
+        let definition = on_cpu(device) || !kernels_enabled();
+        let found = if definition { linear_f16(x, w) } else { linear_f16::multiplied(kernels, Product::Forward, &x, &w) };
+        (found, tensor(expected, n, m, &cpu()))
+    };
+    let all = || [(8, 1), (64, 63), (72, 64), (576, 65)].into_iter().map(pair).collect();
+    if kernels == Kernels::Lanes { with_lanes(device, all) } else { all() }
+}
+
+fn linear_f16_dx_kernel(device: &Device, kernels: Kernels) -> Pairs {
+    let n = 65;
+    let pair = |(k, m): (usize, usize)| {
+        let (dy, w) = (matrix(1, n, m, device), halves(2, m * k));
+        let expected = twins::linear_f16_dx(&numbers(1, n * m), &words(&w), k);
+        let w = half_matrix(&w, k, device);
+        let definition = on_cpu(device) || !kernels_enabled();
+        let found = if definition { linear_f16::dx(dy, w) } else { linear_f16::multiplied(kernels, Product::Dx, &dy, &w) };
+        (found, tensor(expected, n, k, &cpu()))
+    };
+    let all = || [(8, 4), (64, 60), (128, 65), (576, 192)].into_iter().map(pair).collect();
+    if kernels == Kernels::Lanes { with_lanes(device, all) } else { all() }
 }
 
 /// `n` rows of the input or of its gradient; with `back` the way back.
-fn frozen_kernel(device: &Device, stored: Stored, n: usize, back: bool) -> Pairs {
+fn linear_nf4_kernel(device: &Device, n: usize, back: bool) -> Pairs {
     let pair = |(k, m): (usize, usize)| {
         let (given, made) = if back { (m, k) } else { (k, m) };
         let x = numbers(1, n * given);
-        let (w, expected) = match stored {
-            Stored::F16 => {
-                let w = halves(2, m * k);
-                let expected = if back { twins::linear_f16_dx(&x, &words(&w), k) } else { twins::linear_f16(&x, &words(&w), k) };
-                (Frozen::F16(half_matrix(&w, k, device)), expected)
-            }
-            Stored::Nf4 => {
-                let w = Nf4::quantize(&numbers(2, m * k), m, k);
-                let Absmax::Nested { codes, absmax, map, offset } = &w.absmax else { unreachable!("as `quantize` makes them") };
-                let word = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
-                let words = |bytes: &[u8]| bytes.chunks(4).map(word).collect::<Vec<_>>();
-                let nested: Vec<f32> = map.iter().chain(absmax).copied().collect();
-                let twin = twins::Nf4 { codes: &words(&w.codes), absmax: &words(codes), nested: &nested, offset: *offset };
-                let expected = if back { twins::linear_nf4_dx(&x, &twin, k) } else { twins::linear_nf4(&x, &twin, k) };
-                (Frozen::Nf4(Nf4Weight::new(w, device)), expected)
-            }
-        };
-        let x = tensor(x, n, given, device);
+        let w = Nf4::quantize(&numbers(2, m * k), m, k);
+        let Absmax::Nested { codes, absmax, map, offset } = &w.absmax else { unreachable!("as `quantize` makes them") };
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        let words = |bytes: &[u8]| bytes.chunks(4).map(word).collect::<Vec<_>>();
+        let nested: Vec<f32> = map.iter().chain(absmax).copied().collect();
+        let twin = twins::Nf4 { codes: &words(&w.codes), absmax: &words(codes), nested: &nested, offset: *offset };
+        let expected = if back { twins::linear_nf4_dx(&x, &twin, k) } else { twins::linear_nf4(&x, &twin, k) };
+        let (x, w) = (tensor(x, n, given, device), Frozen::Nf4(Nf4Weight::new(w, device)));
         (if back { frozen_dx(x, w) } else { frozen(x, w) }, tensor(expected, n, made, &cpu()))
     };
     [(64, 1), (64, 63), (128, 65), (576, 192)].into_iter().map(pair).collect()
@@ -256,6 +322,49 @@ fn embedding_f16_kernel(device: &Device) -> Pairs {
         (embedding_f16(&[half_matrix(&table, d, device)], ids(tokens.clone(), device)), tensor(expected, tokens.len(), d, &cpu()))
     };
     [(1, 8), (63, 64), (1000, 72)].into_iter().map(pair).collect()
+}
+
+/// `which`: 0 the value, 1 the gradient by the table.
+fn embedding_kernels(device: &Device, which: usize) -> Pairs {
+    let pair = |(rows, d): (usize, usize)| {
+        let tokens: Vec<i32> = (0..70).map(|i| (i * i % rows) as i32).collect();
+        let op = |x: &[Tensor<2>]| embedding::embedding(x, ids(tokens.clone(), &x[0].device()));
+        let found = value_and_gradients(op, vec![matrix(1, rows, d, device)]).swap_remove(which);
+        if which == 0 {
+            return (found, tensor(twins::embedding(&numbers(1, rows * d), &tokens, d, 0), tokens.len(), d, &cpu()));
+        }
+        let mut sum = vec![0.0; rows * d];
+        twins::embedding_dw(&mut sum, &numbers(99, tokens.len() * d), &tokens, d, 0);
+        (found, tensor(sum, rows, d, &cpu()))
+    };
+    SIZES.into_iter().map(pair).collect()
+}
+
+/// The losses or the gradient of logits: the head is the identity, in blocks.
+fn cross_entropy_kernels(device: &Device, back: bool) -> Pairs {
+    let pairs = |(n, v): (usize, usize)| {
+        let targets: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 4 { -100 } else { i * 37 % v as i32 }).collect();
+        let identity = tensor((0..v * v).map(|i| if i % (v + 1) == 0 { 1.0 } else { 0.0 }).collect(), v, v, device);
+        let h = Tensor::from_inner(matrix(1, n, v, device)).require_grad();
+        let losses = cross_entropy::linear_cross_entropy(h.clone(), &identity.split(400, 0), &targets, 0.25);
+        let (mut logits, mut states) = (numbers(1, n * v), vec![twins::cross_entropy::State::NONE; n]);
+        let (nll, hits) = twins::cross_entropy(&logits, v, 0, &targets, &mut states);
+        if back {
+            twins::cross_entropy_dlogits(&mut logits, v, 0, &targets, &states, 0.25);
+            return vec![(gradients_of([&h].into_iter(), losses.scaled).swap_remove(0), tensor(logits, n, v, &cpu()))];
+        }
+        let pair = |found: Tensor<1>, expected| (found.reshape([n, 1]), tensor(expected, n, 1, &cpu()));
+        vec![pair(losses.nll, nll), pair(losses.hits, hits)]
+    };
+    SIZES.into_iter().flat_map(pairs).collect()
+}
+
+/// Of more tensors than one launch takes.
+fn sum_of_squares_kernel(device: &Device) -> Pairs {
+    let sizes = [SIZES, SIZES, SIZES].concat();
+    let tensors: Vec<Tensor<2>> = sizes.iter().map(|(n, d)| matrix(1, *n, *d, device)).collect();
+    let expected = sizes.iter().map(|(n, d)| twins::sum_of_squares(&numbers(1, n * d))).sum();
+    vec![(sum_of_squares(&tensors).reshape([1, 1]), tensor(vec![expected], 1, 1, &cpu()))]
 }
 
 /// `which`: 0 the value, 1 the gradient by the input, 2 by the weight.
@@ -455,6 +564,7 @@ mod tests {
         block_on(run(DeviceChoice::Cpu, &control)).unwrap();
         let told: Vec<Event> = std::iter::from_fn(|| Some(events.try_recv().ok()?.1)).collect();
         let passed = told.iter().filter(|event| matches!(event, Event::Kernel(kernel) if kernel.passed)).count();
-        assert_eq!(passed, KERNEL_CHECKS.len() + OP_CHECKS.len(), "{told:?}");
+        let elsewhere = KERNEL_CHECKS.iter().filter(|check| check.name.starts_with("decode_")).count();
+        assert_eq!(passed, KERNEL_CHECKS.len() - elsewhere + OP_CHECKS.len(), "{told:?}");
     }
 }

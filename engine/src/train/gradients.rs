@@ -10,6 +10,7 @@ use crate::model::linear::Parameter;
 use crate::model::llama::{Pass, ids};
 use crate::ops::attention::Mask;
 use crate::ops::cross_entropy::{Losses, attach};
+use crate::ops::embedding::add_gradient;
 
 /// Losses of a micro-batch; `scale` is what one target weighs.
 pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
@@ -99,10 +100,8 @@ pub fn layer_by_layer(model: &Llama, batch: &Batch, scale: f64, together: usize)
     if adapted {
         return (nll, layers.collect());
     }
-    let x = model.embed(ids(batch.inputs.clone(), &device));
-    let rows = gradients_of(model.embed_tokens.weight.iter().map(|block| &block.tensor), seeded(x, dx));
-    let table = table.into_iter().zip(rows).map(|(head, rows)| head + rows);
-    (nll, table.chain(layers).chain(norm).chain(head).collect())
+    let table = add_gradient(table, ids(batch.inputs.clone(), &dx.device()), dx);
+    (nll, table.into_iter().chain(layers).chain(norm).chain(head).collect())
 }
 
 /// Sequences that a layer takes together.

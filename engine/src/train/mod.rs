@@ -120,7 +120,7 @@ pub fn clip(norm: f64, max: f64) -> f64 {
 
 /// Squared global norm of gradients: `[1]`.
 pub fn squared_norm(grads: &[Tensor<2>]) -> Tensor<1> {
-    grads.iter().map(|grad| sum_of_squares(grad.clone())).reduce(|a, b| a + b).expect("a model has weights")
+    sum_of_squares(grads)
 }
 
 /// `sum += grads`, in place where the device can.

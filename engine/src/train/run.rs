@@ -417,8 +417,7 @@ impl<'a> Run<'a> {
             let random = Random::stream(self.config.seed, u64::from(self.state.step) | (index as u64) << 32);
             let room = model.positions().saturating_sub(prompt.len());
             let limits = Limits { max_new_tokens: self.config.sample_tokens.min(room), stop: &[], end: &self.stops };
-            let done =
-                generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, random, self.control, |_, _| {}, |_| {}).await;
+            let done = generate::generate(&model, &self.tokenizer, &prompt, &sampling, &limits, random, self.control, None, |_| {}).await;
             let text = match done {
                 Ok((done, _)) if done.finish == "cancelled" => return Ok(false),
                 Ok((done, _)) => done.text,

@@ -69,8 +69,9 @@ fn tested() -> Session {
         features: vec!["shader-f16".into()],
         auto: true,
         reason: "a GPU".into(),
+        products: vec!["tile 812 GFLOP/s".into(), "burn 430 GFLOP/s".into()],
     };
-    session.sent(1, Command::Devices);
+    session.sent(1, Command::Devices { test: false });
     session.apply(1, Event::Device(info));
     session.sent(2, Command::SelfTest { device: DeviceChoice::Gpu });
     session.apply(2, Event::Started { job: "self_test".into(), version: String::new() });

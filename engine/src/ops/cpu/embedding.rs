@@ -32,11 +32,11 @@ pub fn embedding_f16(blocks: &[&[f16]], ids: &[i32], d: usize) -> Vec<f32> {
     out
 }
 
-/// `out[ids[i]] += dy[i]`: tasks own ranges of rows of the table, so every sum has one order.
-pub fn embedding_backward(dy: &[f32], ids: &[i32], v: usize, d: usize) -> Vec<f32> {
-    let mut out = vec![0.0; v * d];
+/// `sum[ids[i]] += dy[i]`: tasks own ranges of rows of the table, so every sum has one order.
+pub fn embedding_backward(sum: &mut [f32], dy: &[f32], ids: &[i32], d: usize) {
+    let v = sum.len() / d;
     let rows_per_task = v.div_ceil(rayon::current_num_threads());
-    let shared = Disjoint::new(&mut out);
+    let shared = Disjoint::new(sum);
     (0..v.div_ceil(rows_per_task)).into_par_iter().for_each(|task| {
         let owned = task * rows_per_task..((task + 1) * rows_per_task).min(v);
         for (id, dy) in ids.iter().zip(dy.chunks_exact(d)) {
@@ -49,5 +49,4 @@ pub fn embedding_backward(dy: &[f32], ids: &[i32], v: usize, d: usize) -> Vec<f3
             }
         }
     });
-    out
 }

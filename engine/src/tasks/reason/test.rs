@@ -206,7 +206,7 @@ impl Examinee {
             let limits = Limits { max_new_tokens: config.max_new_tokens.min(room), stop: &[], end: &self.speech.stops };
             let (model, tokenizer) = (&self.model, &self.speech.tokenizer);
             let (sample, _) =
-                generate::generate(model, tokenizer, &ids, &greedy(), &limits, Random::stream(0, 0), control, |_, _| {}, |_| {}).await?;
+                generate::generate(model, tokenizer, &ids, &greedy(), &limits, Random::stream(0, 0), control, None, |_| {}).await?;
             if sample.finish == "cancelled" {
                 return Ok(None);
             }

@@ -1,0 +1,190 @@
+//! One token after the other without the host in between: a layer is six dispatches, a token some two hundred, prepared once
+//! for a cache; the next token is drawn on the device, and the host reads several at a time.
+
+use burn::tensor::{DType, Int, Tensor};
+
+use crate::data::random::Random;
+use crate::device::failed;
+use crate::error::{Error, Result};
+use crate::model::linear::{Linear, Weight as Stored};
+use crate::model::llama::{Embedding, Layer};
+use crate::model::{KvCache, Llama};
+use crate::ops::decode::{Draw, Heads, ROW_WORDS, Weight, seen_words, serves, serves_heads};
+use crate::ops::product::chosen;
+use crate::ops::program::{Buffer, Program};
+use crate::ops::{kernels_enabled, on_cpu};
+use crate::protocol::Sampling;
+
+/// Most tokens of a row that are drawn before the host looks at them.
+pub const MOST_STEPS: usize = 16;
+/// Keys that a workgroup of the attention has at least, so that short texts are not split.
+const SPLIT_KEYS: usize = 256;
+/// Most runs of keys.
+const MOST_SPLITS: usize = 8;
+
+/// A token that the sampler gives for logits that are no numbers.
+const BROKEN: u32 = u32::MAX;
+
+/// Where a row stands: its newest token is not in the cache yet.
+#[derive(Debug, Clone)]
+pub struct Standing<'a> {
+    /// Prompt and text so far.
+    pub tokens: &'a [u32],
+    /// Column of the cache in which they begin.
+    pub start: usize,
+}
+
+/// Writes rows that share a cache.
+pub struct Decoder {
+    program: Program,
+    rows: usize,
+    state: Buffer,
+    shares: Buffer,
+    seen: Buffer,
+    tokens: Tensor<1, Int>,
+    vocab: usize,
+    draw: Draw,
+}
+
+/// Whether [`Decoder`] can write with this model: on graphics devices, where all weights are f32 or f16, without an adapter.
+pub fn is_served(model: &Llama) -> bool {
+    let config = &model.config;
+    let dense = |linear: &Linear| linear.lora.is_none() && linear.dense().is_some() && serves(linear.dims());
+    kernels_enabled()
+        && !on_cpu(&model.norm.weight.tensor.device())
+        && model.layers.iter().all(|layer| layer.linears().into_iter().all(|(_, linear)| dense(linear)) && alike(layer))
+        && head(model).weight.iter().all(|block| serves(block.tensor.dims()))
+        && serves_heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+}
+
+/// Whether weights that are read together are stored alike.
+fn alike(layer: &Layer) -> bool {
+    let kind = |linear: &Linear| linear.dense().map(|weight| weight.tensor.dtype());
+    let (attention, mlp) = (&layer.self_attn, &layer.mlp);
+    kind(&attention.q_proj) == kind(&attention.k_proj)
+        && kind(&attention.q_proj) == kind(&attention.v_proj)
+        && kind(&mlp.gate_proj) == kind(&mlp.up_proj)
+}
+
+fn head(model: &Llama) -> &Embedding {
+    model.lm_head.as_ref().unwrap_or(&model.embed_tokens)
+}
+
+fn weight(linear: &Linear) -> Result<Weight> {
+    match &linear.weight {
+        Stored::Dense(weight) => Weight::of(&weight.tensor),
+        Stored::Nf4(_) => Err(Error::Internal("a weight of 4 bits in the decoder".into())),
+    }
+}
+
+impl Decoder {
+    /// For the sequences of `cache`, in whose next column the newest token of every row belongs; `cache` must not be written
+    /// by anything else meanwhile.
+    ///
+    /// # Errors
+    /// Where the device failed.
+    pub fn new(model: &Llama, cache: &KvCache, sampling: &Sampling) -> Result<Self> {
+        let (config, device) = (&model.config, model.norm.weight.tensor.device());
+        let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+        let (rows, capacity) = (cache.batch(), cache.capacity());
+        let heads = Heads {
+            rows,
+            heads: config.num_attention_heads,
+            groups: config.num_key_value_heads,
+            e: config.head_dim,
+            capacity,
+            splits: capacity.div_ceil(SPLIT_KEYS).min(MOST_SPLITS),
+        };
+        let (attended, eps) = (heads.heads * heads.e, config.rms_norm_eps);
+        let empty = |count: usize| Buffer::of(&Tensor::<1>::zeros([count], (&device, DType::F32)));
+        let x = empty(rows * d)?;
+        let qkv = empty(rows * (attended + 2 * heads.groups * heads.e))?;
+        let parts = empty(heads.parts())?;
+        let attention = empty(rows * attended)?;
+        let hidden = empty(rows * f)?;
+        let logits = empty(rows * v)?;
+        let shares = empty(MOST_STEPS * rows)?;
+        let integers = |count: usize| Tensor::<1, Int>::zeros([count], (&device, DType::I32));
+        let state = Buffer::of_ints(&integers(rows * ROW_WORDS))?;
+        let seen = Buffer::of_ints(&integers(rows * seen_words(v)))?;
+        let tokens = integers(MOST_STEPS * rows);
+        let (cos, sin) = model.angles();
+        let (cos, sin) = (Buffer::of(cos)?, Buffer::of(sin)?);
+
+        let mut program = Program::new(chosen());
+        for block in &model.embed_tokens.weight {
+            program.embed(rows, &state, &Weight::of(&block.tensor)?, block.first_row, &x);
+        }
+        for (i, layer) in model.layers.iter().enumerate() {
+            let norms = [&layer.input_layernorm, &layer.post_attention_layernorm].map(|norm| Buffer::of(&norm.weight.tensor));
+            let [input_norm, post_norm] = norms;
+            let (input_norm, post_norm) = (input_norm?, post_norm?);
+            let (keys, values) = cache.layer(i);
+            let (keys, values) = (Buffer::of(keys)?, Buffer::of(values)?);
+            let [q, k, v, o] =
+                [&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj, &layer.self_attn.o_proj].map(weight);
+            let [gate, up, down] = [&layer.mlp.gate_proj, &layer.mlp.up_proj, &layer.mlp.down_proj].map(weight);
+            program.norm_qkv(rows, &x, &input_norm, eps, [&q?, &k?, &v?], &qkv);
+            program.attention(heads, &qkv, [&cos, &sin], &state, [&keys, &values], &parts);
+            program.combine(heads, &parts, &attention);
+            program.residual(rows, &attention, &o?, &x);
+            program.gate_up(rows, &x, &post_norm, eps, &gate?, &up?, &hidden);
+            program.residual(rows, &hidden, &down?, &x);
+        }
+        let norm = Buffer::of(&model.norm.weight.tensor)?;
+        for block in &head(model).weight {
+            program.norm_linear(rows, &x, &norm, eps, &Weight::of(&block.tensor)?, &logits, [v, block.first_row]);
+        }
+        let draw = Draw {
+            greedy: sampling.greedy,
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+        };
+        program.sample([rows, v], draw, &logits, &shares, &seen, &state, &Buffer::of_ints(&tokens)?);
+        Ok(Self { program, rows, state, shares, seen, tokens, vocab: v, draw })
+    }
+
+    /// Writes `steps` tokens of every row, `[steps, rows]`; what a row writes after its end is for the caller to drop.
+    /// `rows` and their random numbers come in the order of the cache; greedy decoding draws none.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for logits that are no numbers; where the device failed.
+    pub async fn write(
+        &mut self,
+        cache: &mut KvCache,
+        rows: &[Standing<'_>],
+        randoms: &mut [&mut Random],
+        steps: usize,
+    ) -> Result<Vec<u32>> {
+        assert!(rows.len() == self.rows && (1..=MOST_STEPS).contains(&steps), "{} rows, {steps} steps", rows.len());
+        let newest = |row: &Standing| row.tokens.last().copied().unwrap_or(0);
+        let state: Vec<u32> = rows.iter().flat_map(|row| [newest(row), cache.len as u32, row.start as u32, 0]).collect();
+        self.state.write(&state);
+        if !(self.draw.greedy || self.draw.temperature == 0.0) {
+            let share = |random: &mut Random| (random.f64() as f32).min(1.0 - f32::EPSILON / 2.0).to_bits();
+            let by_row: Vec<Vec<u32>> = randoms.iter_mut().map(|random| (0..steps).map(|_| share(random)).collect()).collect();
+            let shares: Vec<u32> = (0..steps).flat_map(|step| by_row.iter().map(move |row| row[step])).collect();
+            self.shares.write(&shares);
+        }
+        if self.draw.repetition_penalty != 1.0 {
+            let mut seen = vec![0u32; rows.len() * seen_words(self.vocab)];
+            for (row, bits) in rows.iter().zip(seen.chunks_mut(seen_words(self.vocab))) {
+                row.tokens.iter().filter(|id| (**id as usize) < self.vocab).for_each(|id| bits[*id as usize / 32] |= 1 << (id % 32));
+            }
+            self.seen.write(&seen);
+        }
+        self.program.submit(steps)?;
+        cache.advance(steps);
+        let drawn = self.tokens.clone().into_data_async().await.map_err(|e| failed(&e))?;
+        let drawn: Vec<i32> = drawn.try_to_vec().map_err(|e| Error::Internal(format!("reading tokens: {e:?}")))?;
+        let drawn: Vec<u32> = drawn.into_iter().take(steps * rows.len()).map(|id| id as u32).collect();
+        if drawn.contains(&BROKEN) {
+            let advice = "its weights or its precision are broken: try --device cpu, or another checkpoint";
+            return Err(Error::Data(format!("the model gave logits that are no numbers; {advice}")));
+        }
+        Ok(drawn)
+    }
+}

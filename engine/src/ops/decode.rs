@@ -1,0 +1,198 @@
+//! The dispatches that make one token for every row, by kernels that join what a layer does one after the other.
+//!
+//! Weights are f32 or f16 `[out, in]` as they are stored; what lies between the dispatches are burn's tensors.
+
+use burn::tensor::{DType, Tensor};
+use smolforge_shaders::{
+    DECODE_ATTENTION, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_GATE_UP_LANES, DECODE_NORM_LINEAR, DECODE_NORM_LINEAR_LANES,
+    DECODE_RESIDUAL, DECODE_RESIDUAL_LANES, DECODE_SAMPLE,
+};
+
+use super::launch::row_groups;
+use super::product::Kernels;
+use super::program::{Buffer, Program};
+use crate::error::Result;
+
+/// Numbers that kernels read of a row of a weight at once.
+const WIDE: usize = 8;
+/// Most query heads of a key/value head, and most numbers of a head, that the attention kernel has room for.
+const MOST_HEADS: usize = 8;
+const MOST_HEAD_DIM: usize = 128;
+/// Words of the state of a row: newest token, its column of the cache, the column in which its text begins, tokens drawn.
+pub const ROW_WORDS: usize = 4;
+
+/// A weight `[out, in]`, ready to be read.
+pub struct Weight {
+    buffer: Buffer,
+    half: bool,
+    /// `[out, in]`.
+    pub dims: [usize; 2],
+}
+
+impl Weight {
+    /// Of f32 or f16.
+    ///
+    /// # Errors
+    /// Where the device failed.
+    pub fn of(tensor: &Tensor<2>) -> Result<Self> {
+        Ok(Self { buffer: Buffer::of(tensor)?, half: tensor.dtype() == DType::F16, dims: tensor.dims() })
+    }
+}
+
+/// Whether the kernels read rows of a weight `[out, in]`.
+pub fn serves([out, columns]: [usize; 2]) -> bool {
+    out.is_multiple_of(4) && columns.is_multiple_of(WIDE)
+}
+
+/// Whether the attention kernel has room for so many heads of such a size.
+pub fn serves_heads(heads: usize, groups: usize, e: usize) -> bool {
+    e.is_multiple_of(4) && e <= MOST_HEAD_DIM && heads / groups <= MOST_HEADS
+}
+
+/// Sizes of an attention dispatch.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Sequences.
+    pub rows: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub groups: usize,
+    /// Head size.
+    pub e: usize,
+    /// Columns of the cache.
+    pub capacity: usize,
+    /// Runs into which the keys are split.
+    pub splits: usize,
+}
+
+impl Heads {
+    /// Numbers that the attention kernel leaves for [`Program::combine`].
+    pub fn parts(self) -> usize {
+        self.rows * self.heads * self.splits * (self.e + 2)
+    }
+}
+
+/// How the next token is drawn.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    /// Take the likeliest.
+    pub greedy: bool,
+    /// See [`crate::protocol::Sampling`].
+    pub temperature: f32,
+    /// See [`crate::protocol::Sampling`].
+    pub top_k: usize,
+    /// See [`crate::protocol::Sampling`].
+    pub top_p: f32,
+    /// See [`crate::protocol::Sampling`].
+    pub min_p: f32,
+    /// See [`crate::protocol::Sampling`].
+    pub repetition_penalty: f32,
+}
+
+/// Words in which a bit for every token has room.
+pub fn seen_words(vocab: usize) -> usize {
+    vocab.div_ceil(32)
+}
+
+fn groups_of_threads(count: usize) -> (u32, u32) {
+    row_groups(count.div_ceil(64))
+}
+
+impl Program {
+    fn lanes(&self) -> bool {
+        self.kernels == Kernels::Lanes
+    }
+
+    /// `x: [rows, d]` = rows of `table`, which holds those from `first` on, of the newest tokens of `state`.
+    pub fn embed(&mut self, rows: usize, state: &Buffer, table: &Weight, first: usize, x: &Buffer) {
+        let [count, d] = table.dims;
+        let params = [rows, d / WIDE, usize::from(table.half), first, count, 0, 0, 0].map(|word| word as u32);
+        self.add(DECODE_EMBED, groups_of_threads(rows * d / WIDE), &[state, &table.buffer, x], &params);
+    }
+
+    /// `y[.., first..] = norm(x)·wᵀ`, where a row of `y` has `width` numbers.
+    pub fn norm_linear(&mut self, rows: usize, x: &Buffer, norm: &Buffer, eps: f64, w: &Weight, y: &Buffer, [width, first]: [usize; 2]) {
+        let outputs = [w.dims[0], 0, 0];
+        self.norm_linears(rows, x, norm, eps, [w, w, w], outputs, y, [width, first]);
+    }
+
+    /// Queries, keys and values of `norm(x)`, `[rows, out]` each, one after the other in `qkv`.
+    pub fn norm_qkv(&mut self, rows: usize, x: &Buffer, norm: &Buffer, eps: f64, weights: [&Weight; 3], qkv: &Buffer) {
+        self.norm_linears(rows, x, norm, eps, weights, weights.map(|weight| weight.dims[0]), qkv, [0, 0]);
+    }
+
+    fn norm_linears(
+        &mut self,
+        rows: usize,
+        x: &Buffer,
+        norm: &Buffer,
+        eps: f64,
+        weights: [&Weight; 3],
+        outputs: [usize; 3],
+        y: &Buffer,
+        [width, first]: [usize; 2],
+    ) {
+        let Weight { half, dims: [_, columns], .. } = *weights[0];
+        assert!(weights.iter().all(|weight| weight.half == half), "weights of one kind");
+        let [b, k8, width, first] = [rows, columns / WIDE, width, first].map(|word| word as u32);
+        let [q, k, v] = outputs.map(|out| out as u32);
+        let params = [b, k8, q, k, v, u32::from(half), (eps as f32).to_bits(), width, first, 0, 0, 0];
+        let buffers = [x, norm, &weights[0].buffer, &weights[1].buffer, &weights[2].buffer, y];
+        let (kernel, at_once) = if self.lanes() { (DECODE_NORM_LINEAR_LANES, 4) } else { (DECODE_NORM_LINEAR, 16) };
+        self.add(kernel, row_groups(rows * outputs.iter().sum::<usize>().div_ceil(at_once)), &buffers, &params);
+    }
+
+    /// Writes the new keys and values of `qkv`, as [`Program::norm_qkv`] leaves them, into the cache and leaves parts of the attention in `parts`.
+    pub fn attention(&mut self, heads: Heads, qkv: &Buffer, rope: [&Buffer; 2], state: &Buffer, cache: [&Buffer; 2], parts: &Buffer) {
+        let Heads { rows, heads, groups, e, capacity, splits } = heads;
+        let scale = (e as f32).powf(-0.5).to_bits();
+        let [b, h, g, e4, c, s] = [rows, heads, groups, e / 4, capacity, splits].map(|word| word as u32);
+        let buffers = [qkv, rope[0], rope[1], state, cache[0], cache[1], parts];
+        self.add(DECODE_ATTENTION, row_groups(rows * groups * splits), &buffers, &[b, h, g, e4, c, s, scale, 0]);
+    }
+
+    /// Joins the parts to `y: [rows, heads·e]`.
+    pub fn combine(&mut self, heads: Heads, parts: &Buffer, y: &Buffer) {
+        let count = heads.rows * heads.heads;
+        let params = [count, heads.e, heads.splits, 0].map(|word| word as u32);
+        self.add(DECODE_COMBINE, groups_of_threads(count * heads.e), &[parts, y], &params);
+    }
+
+    /// `h = silu(norm(x)·gateᵀ) · (norm(x)·upᵀ)`.
+    pub fn gate_up(&mut self, rows: usize, x: &Buffer, norm: &Buffer, eps: f64, gate: &Weight, up: &Weight, h: &Buffer) {
+        assert_eq!((gate.half, gate.dims), (up.half, up.dims), "weights of one kind");
+        let [out, columns] = gate.dims;
+        let [b, k8, out] = [rows, columns / WIDE, out].map(|word| word as u32);
+        let params = [b, k8, out, u32::from(gate.half), (eps as f32).to_bits(), 0, 0, 0];
+        let (kernel, at_once) = if self.lanes() { (DECODE_GATE_UP_LANES, 4) } else { (DECODE_GATE_UP, 8) };
+        self.add(kernel, row_groups(rows * gate.dims[0].div_ceil(at_once)), &[x, norm, &gate.buffer, &up.buffer, h], &params);
+    }
+
+    /// `x ← x + y·wᵀ`.
+    pub fn residual(&mut self, rows: usize, y: &Buffer, w: &Weight, x: &Buffer) {
+        let [out, columns] = w.dims;
+        let params = [rows, columns / WIDE, out, usize::from(w.half)].map(|word| word as u32);
+        let (kernel, at_once) = if self.lanes() { (DECODE_RESIDUAL_LANES, 4) } else { (DECODE_RESIDUAL, 16) };
+        self.add(kernel, row_groups(rows * out.div_ceil(at_once)), &[y, &w.buffer, x], &params);
+    }
+
+    /// Draws a token for every row of `logits: [rows, vocab]` by `shares: [steps, rows]` into `tokens: [steps, rows]`, notes
+    /// it in `seen: [rows, seen_words]`, and moves `state` on.
+    pub fn sample(
+        &mut self,
+        [rows, vocab]: [usize; 2],
+        draw: Draw,
+        logits: &Buffer,
+        shares: &Buffer,
+        seen: &Buffer,
+        state: &Buffer,
+        tokens: &Buffer,
+    ) {
+        let greedy = u32::from(draw.greedy || draw.temperature == 0.0);
+        let [b, v, top_k, words] = [rows, vocab, draw.top_k, seen_words(vocab)].map(|word| word as u32);
+        let numbers = [draw.top_p, draw.min_p, draw.temperature, draw.repetition_penalty].map(f32::to_bits);
+        let params = [b, v, greedy, top_k, numbers[0], numbers[1], numbers[2], numbers[3], words, 0, 0, 0];
+        self.add(DECODE_SAMPLE, (rows as u32, 1), &[logits, shares, seen, state, tokens], &params);
+    }
+}
