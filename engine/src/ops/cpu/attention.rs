@@ -116,21 +116,39 @@ fn single_queries(inputs: Inputs) -> (Vec<f32>, Vec<f32>) {
         .collect();
     let mut out = vec![0.0; b * h * e];
     let mut lse = vec![0.0; b * h];
-    for parts in parts.chunk_by(|a, b| a.batch == b.batch) {
-        let batch = parts[0].batch;
-        for head in 0..h {
-            let largest = parts.iter().map(|part| part.largest[head]).fold(f32::NEG_INFINITY, f32::max);
-            let weights = parts.iter().map(|part| exp(part.largest[head] - largest));
-            let total: f32 = parts.iter().zip(weights.clone()).map(|(part, weight)| part.total[head] * weight).sum();
-            let out = &mut out[(batch * h + head) * e..][..e];
-            for (part, weight) in parts.iter().zip(weights) {
-                let share = weight / total;
-                out.iter_mut().zip(&part.out[head * e..]).for_each(|(out, x)| *out += x * share);
-            }
-            lse[batch * h + head] = largest + total.ln();
-        }
-    }
+    let parts: Vec<&[Part]> = parts.chunk_by(|a, b| a.batch == b.batch).collect();
+    let tasks = parts.into_par_iter().zip(out.par_chunks_mut(h * e)).zip(lse.par_chunks_mut(h)).with_min_len(8);
+    tasks.for_each(|((parts, out), lse)| {
+        vectorized(
+            #[inline(always)]
+            || together(parts, out, lse),
+        );
+    });
     (out, lse)
+}
+
+/// Puts the parts of a query together: `out: [h·e]` and the log-sum-exp of its heads.
+#[inline(always)]
+fn together(parts: &[Part], out: &mut [f32], lse: &mut [f32]) {
+    let e = out.len() / lse.len();
+    for (head, (out, lse)) in out.chunks_exact_mut(e).zip(lse).enumerate() {
+        let mut largest = f32::NEG_INFINITY;
+        for part in parts {
+            largest = if part.largest[head] > largest { part.largest[head] } else { largest };
+        }
+        let mut total = 0.0;
+        for part in parts {
+            let weight = exp(part.largest[head] - largest);
+            total += weight * part.total[head];
+            for (out, x) in out.iter_mut().zip(&part.out[head * e..]) {
+                *out += x * weight;
+            }
+        }
+        for x in out.iter_mut() {
+            *x /= total;
+        }
+        *lse = largest + total.ln();
+    }
 }
 
 /// A query of all heads, `q: [h·e]`, and some keys and values: `k`, `v`: `[keys, g·e]`.

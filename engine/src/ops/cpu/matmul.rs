@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::super::quant::Nf4;
 use super::halves::widen;
 use super::simd::short_dot;
-use super::tensor::Disjoint;
+use super::tensor::{Disjoint, with_space, written};
 
 /// A matrix in a slice, with strides in elements.
 #[derive(Clone, Copy)]
@@ -185,21 +185,34 @@ const PIECE: usize = 1 << 20;
 
 /// `x · wᵀ` for a row-major `x: [n, k]` and `w: [m, k]`.
 pub fn linear(x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) -> Vec<f32> {
-    let mut out = vec![0.0; n * m];
-    linear_to(&mut out, x, w, n, k, m);
-    out
+    // SAFETY: all of the product is written.
+    unsafe { written(n * m, |out| product(out, x, w, n, k, m)) }
 }
 
 /// As [`linear`], into `out`.
 pub fn linear_to(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+    assert_eq!(out.len(), n * m, "numbers of a product {n}x{m}");
+    // SAFETY: `out` holds the product.
+    unsafe { product(out.as_mut_ptr(), x, w, n, k, m) }
+}
+
+/// As [`linear`], into `n` times `m` numbers, which are all written.
+///
+/// # Safety
+/// `out` must be valid for writing them.
+unsafe fn product(out: *mut f32, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+    assert!(k > 0, "a product of nothing");
+    let to = |column: usize, rows: View| {
+        // SAFETY: these columns lie inside the product, and nobody else writes it.
+        unsafe { matmul_to(out.add(column), m, View::new(x, n, k), rows.t(), 1.0, false, true) }
+    };
+    // SAFETY: valid by the caller's promise.
+    let shared = unsafe { Disjoint::at(out, n * m) };
     match (n, w.dense()) {
-        (0..=FEW_ROWS, _) => few_rows(out, x, w, n, k, m),
-        (..=MOST_ROWS, _) => some_rows(out, x, w, n, k, m),
-        (_, Some(w)) => matmul(out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
-        (_, None) => pieces(w, k, m, |rows, piece| {
-            let (first, piece) = (rows.start, View::new(piece, rows.len(), k));
-            matmul(&mut out[first..], m, View::new(x, n, k), piece.t(), 1.0, false, true);
-        }),
+        (0..=FEW_ROWS, _) => few_rows(shared, x, w, n, k, m),
+        (..=MOST_ROWS, _) => some_rows(shared, x, w, n, k, m),
+        (_, Some(w)) => to(0, View::new(w, m, k)),
+        (_, None) => pieces(w, k, m, |rows, piece| to(rows.start, View::new(piece, rows.len(), k))),
     }
 }
 
@@ -224,11 +237,12 @@ pub fn linear_dx_to(dx: &mut [f32], dy: &[f32], w: &impl Rows, n: usize, k: usiz
 /// Goes through a matrix of `m` rows of `k` columns, some rows at a time.
 fn pieces(w: &impl Rows, k: usize, m: usize, mut work: impl FnMut(Range<usize>, &[f32])) {
     let height = (PIECE / k).clamp(1, m.max(1));
-    let mut space = vec![0.0; height * k];
-    for first in (0..m).step_by(height) {
-        let rows = first..m.min(first + height);
-        work(rows.clone(), w.rows(rows.clone(), &mut space[..rows.len() * k]));
-    }
+    with_space(height * k, |space| {
+        for first in (0..m).step_by(height) {
+            let rows = first..m.min(first + height);
+            work(rows.clone(), w.rows(rows.clone(), &mut space[..rows.len() * k]));
+        }
+    });
 }
 
 /// Rows up to which the weights are read as they lie: to rearrange them, as a general product does, would take as long as
@@ -240,26 +254,28 @@ const LANES: usize = 16;
 
 /// With some rows `x` is transposed, and rows of the weights are multiplied with it as they lie, 48 of them at a time: their
 /// products are still in the cache when they are written to their columns.
-fn some_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+fn some_rows(out: Disjoint, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     const BLOCK: usize = 48;
     let rows = n.next_multiple_of(LANES);
     let mut columns = vec![0.0; k * rows]; // [k, rows]
     for (row, x) in x.chunks(k).enumerate() {
         columns[row..].iter_mut().step_by(rows).zip(x).for_each(|(column, x)| *column = *x);
     }
-    let shared = Disjoint::new(out);
-    let buffers = || (vec![0.0; BLOCK * rows], vec![0.0; if w.dense().is_some() { 0 } else { BLOCK * k }]);
-    (0..m.div_ceil(BLOCK)).into_par_iter().for_each_init(buffers, |(sums, space), block| {
+    (0..m.div_ceil(BLOCK)).into_par_iter().for_each(|block| {
         let first = block * BLOCK;
         let count = BLOCK.min(m - first);
-        let space = if space.is_empty() { space } else { &mut space[..count * k] };
-        let weights = View::new(w.rows(first..first + count, space), count, k);
-        matmul(sums, rows, weights, View::new(&columns, k, rows), 1.0, false, false);
-        for row in 0..n {
-            // SAFETY: one task per block writes these columns.
-            let out = unsafe { shared.piece(row * m + first, count) };
-            out.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(out, sum)| *out = *sum);
-        }
+        let read = if w.dense().is_some() { 0 } else { count * k };
+        with_space(BLOCK * rows + read, |space| {
+            let (sums, space) = space.split_at_mut(BLOCK * rows);
+            let weights = View::new(w.rows(first..first + count, space), count, k);
+            matmul(sums, rows, weights, View::new(&columns, k, rows), 1.0, false, false);
+            let mut line = [0.0; BLOCK];
+            for row in 0..n {
+                line.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(x, sum)| *x = *sum);
+                // SAFETY: one task per block writes these columns.
+                unsafe { out.write(row * m + first, &line[..count]) };
+            }
+        });
     });
 }
 
@@ -267,10 +283,9 @@ fn some_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: u
 pub const FEW_ROWS: usize = 4;
 
 /// With few rows the weights are read once from memory, and every row of `x` meets them in the cache.
-fn few_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+fn few_rows(out: Disjoint, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     const BLOCK: usize = 64;
     const WORK: usize = 1 << 16; // weights of a task: some microseconds
-    let shared = Disjoint::new(out);
     (0..m.div_ceil(BLOCK)).into_par_iter().with_min_len((WORK / BLOCK).div_ceil(k)).for_each(|block| {
         let first = block * BLOCK;
         let count = BLOCK.min(m - first);
@@ -278,7 +293,7 @@ fn few_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: us
         w.products(first..first + count, x, k, &mut sums[..n * count]);
         for (row, sums) in sums[..n * count].chunks_exact(count).enumerate() {
             // SAFETY: one task per block writes these columns.
-            unsafe { shared.piece(row * m + first, count) }.copy_from_slice(sums);
+            unsafe { out.write(row * m + first, sums) };
         }
     });
 }
