@@ -257,10 +257,7 @@ const LANES: usize = 16;
 fn some_rows(out: Disjoint, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     const BLOCK: usize = 48;
     let rows = n.next_multiple_of(LANES);
-    let mut columns = vec![0.0; k * rows]; // [k, rows]
-    for (row, x) in x.chunks(k).enumerate() {
-        columns[row..].iter_mut().step_by(rows).zip(x).for_each(|(column, x)| *column = *x);
-    }
+    let columns = columns(x, n, k, rows);
     (0..m.div_ceil(BLOCK)).into_par_iter().for_each(|block| {
         let first = block * BLOCK;
         let count = BLOCK.min(m - first);
@@ -277,6 +274,27 @@ fn some_rows(out: Disjoint, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usi
             }
         });
     });
+}
+
+/// `x: [n, k]` as `[k, rows]`, with zeros after the `n` numbers of a row.
+fn columns(x: &[f32], n: usize, k: usize, rows: usize) -> Vec<f32> {
+    const BLOCK: usize = 64;
+    let transpose = |out: *mut f32| {
+        // SAFETY: there is room for so many.
+        let out = unsafe { Disjoint::at(out, k * rows) };
+        (0..k.div_ceil(BLOCK)).into_par_iter().with_min_len(4).for_each(|block| {
+            let mut line = [0.0; MOST_ROWS];
+            for column in block * BLOCK..k.min((block + 1) * BLOCK) {
+                for row in 0..n {
+                    line[row] = x[row * k + column];
+                }
+                // SAFETY: one task per block writes these rows.
+                unsafe { out.write(column * rows, &line[..rows]) };
+            }
+        });
+    };
+    // SAFETY: every row is written.
+    unsafe { written(k * rows, transpose) }
 }
 
 /// Rows of `x` up to which the weights are multiplied as they come from memory.
