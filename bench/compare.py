@@ -1,20 +1,25 @@
-"""Runs `smolforge bench` and pytorch.py in turns, whole processes, and prints the median ratios.
+"""Runs `smolforge bench` and its peers in turns, whole processes, and prints a table of ratios.
 
-Called by compare.sh, which builds the one and installs the other.
+Called by compare.sh, which builds the one and installs PyTorch; the other peers are installed here, or skipped aloud.
 """
 
 import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 
-METHODS = ["lora", "qlora"]
-PHASES = ["step", "forward", "backward", "optimizer", "prefill", "decode"]
-HALVES = {f"{phase}, f16 weights": phase for phase in ["prefill", "decode"]}
-TRAINING = {"step", "forward", "backward", "optimizer"}
+import peers
+from peers import Skipped
+from presets import PRESETS
+
+PHASES = ["step", "forward", "backward", "optimizer"]
+INFERENCE = ["prefill", "decode"]
+HALVES = {"prefill": "prefill, f16 weights", "decode": "decode, f16 weights"}
+PEERS = {"cpu": ["llamacpp"], "gpu": ["meganeura", "llamacpp", "burn", "browser"]}
+VARIANTS = {"bf16": ["--dtype", "bf16"], "compile": ["--compile"]}
+# How far apart, relatively, the losses of two programs of the same model may be: f16 and bf16 round by less, another model does not.
+TOLERANCE = 5e-3
 
 
 def arguments():
@@ -22,122 +27,216 @@ def arguments():
     parser.add_argument("--binary", required=True, help="the built smolforge")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
-    parser.add_argument("--preset", default="smollm2-135m")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--preset", choices=PRESETS, default="smollm2-135m")
+    parser.add_argument("--batch", help="sequences in a step, with commas for several steps [default: cpu 4,1; gpu 1]")
     parser.add_argument("--seq", type=int, default=128)
-    parser.add_argument("--llamacpp", action="store_true", help="also against llama.cpp, through llama-cpp-python")
-    parser.add_argument("--stock", action="store_true", help="also against burn's own ops: the same program without its kernels")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt, and of the cache before decoding")
+    parser.add_argument("--decode", type=int, help="tokens decoded one by one [default: cpu 32, gpu 8]")
+    parser.add_argument("--repeats", type=int, help="timed repetitions in a process [default: cpu 3, gpu 1]")
+    parser.add_argument("--peers", help="besides PyTorch, with commas: llamacpp, meganeura, burn (our program by burn's own ops), browser, "
+                        "variants (PyTorch in bf16 and compiled) [default: cpu llamacpp; gpu all but variants]")
     parser.add_argument("--json", action="store_true", help="also print the runs and ratios as one JSON line")
     options = parser.parse_args()
     if options.pairs < 1:
         parser.error("--pairs must be at least 1")
+    options.batches = [int(batch) for batch in (options.batch or {"cpu": "4,1", "gpu": "1"}[options.device]).split(",")]
+    options.peers = PEERS[options.device] if options.peers is None else [peer for peer in options.peers.split(",") if peer]
+    unknown = set(options.peers) - {*PEERS["gpu"], "variants"}
+    if unknown:
+        parser.error(f"--peers: nobody knows {', '.join(sorted(unknown))}")
+    options.repeats = options.repeats or {"cpu": 3, "gpu": 1}[options.device]
+    options.decode = {"cpu": 32, "gpu": 8}[options.device] if options.decode is None else options.decode
+    options.browser_seq, options.references = 32, {}
     return options
 
 
-def events(command, **environment):
-    """The JSON objects that a process prints, one a line; other lines are passed over."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
-                          env={**os.environ, **environment})
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stderr[-2000:]}")
-    found = []
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            found.append(json.loads(line))
+def sides(options):
+    """What runs in every pair, in this order: a name and what measures it once."""
+    lengths = ["--prefill", str(options.prefill), "--decode", str(options.decode)]
+    shape = ["--preset", options.preset, "--repeats", str(options.repeats)]
+    none = ["--prefill", "0", "--decode", "0"]
+    found = {}
+
+    def both(name, work, theirs=()):
+        work = [*shape, "--device", options.device, *work]
+        found[f"smolforge{name}"] = lambda: peers.run_smolforge(options, work)
+        found[f"pytorch{name}"] = lambda: peers.run_pytorch([*work, *theirs])
+
+    for batch in options.batches:
+        work = ["--batch", str(batch), "--seq", str(options.seq)]
+        if batch != options.batches[0]:
+            both(f" {batch}", [*work, *none])
+            continue
+        both(f" {batch}", [*work, *lengths], theirs=["--context", str(options.prefill)])
+        if "llamacpp" in options.peers:
+            found["llamacpp"] = lambda: peers.run_llamacpp(options, [*shape, "--seq", str(options.seq), *lengths])
+        if "meganeura" in options.peers:
+            found["meganeura"] = lambda: peers.run_meganeura(options, options.prefill, options.decode)
+        if "burn" in options.peers:
+            stock = [*shape, "--device", options.device, "--batch", "1", "--seq", str(options.seq), *lengths]
+            found["burn"] = lambda: peers.run_smolforge(options, stock, SMOLFORGE_KERNELS="off")
+    first = ["--batch", str(options.batches[0]), "--seq", str(options.seq)]
+    both(" lora", [*first, *none, "--method", "lora"])
+    qlora = [*shape, "--device", options.device, *first, *none, "--method", "qlora"]
+    found["smolforge qlora"] = lambda: peers.run_smolforge(options, qlora)
+    if "variants" in options.peers:
+        for name, flags in VARIANTS.items():
+            work = [*shape, "--device", options.device, *first, *lengths, "--context", str(options.prefill), *flags]
+            found[f"pytorch {name}"] = lambda work=work: peers.run_pytorch(work)
+    if "browser" in options.peers:
+        found["browser smolforge"] = lambda: peers.run_browser(options, "smolforge")
+        found["browser transformers"] = lambda: peers.run_browser(options, "transformers")
     return found
 
 
-def run_ours(options, work, **environment):
-    rates, peak = {}, 0
-    for event in events([options.binary, "bench", "--device", options.device, *work, "--json"], **environment):
-        if event.get("event") == "bench":
-            rates[event["phase"]] = event["tokens_per_sec"]
-            if event["phase"] in TRAINING:
-                peak = max(peak, event.get("peak_rss_bytes") or 0)
-    if "step" not in rates:
-        sys.exit("smolforge bench printed no event of phase step")
-    return {"rates": rates, "peak": peak}
+def prepared(options):
+    """The peers that can be measured here; why others cannot is said."""
+    prepare = {"llamacpp": peers.prepare_llamacpp, "meganeura": peers.prepare_meganeura, "browser": peers.prepare_browser}
+    ready = []
+    for peer in options.peers:
+        try:
+            prepare.get(peer, lambda _: None)(options)
+            ready.append(peer)
+        except Skipped as reason:
+            print(f"skipped: {peer}: {reason}", file=sys.stderr)
+    return ready
 
 
-def run_pytorch(options, work):
-    script = Path(__file__).with_name("pytorch.py")
-    event = events([sys.executable, script, "--device", options.device, *work])[-1]
-    rates = {phase: values["tokens_per_sec"] for phase, values in event["phases"].items()}
-    return {"rates": rates, "peak": event["train_peak_rss_bytes"], "device": event["device"]}
+def expected(options, runs, side):
+    """PyTorch's run of the batch whose losses a side tells: measured in this pair, or made once for this."""
+    if side.startswith("browser"):
+        batch = (peers.BROWSER_PRESET, 1, options.browser_seq)
+    elif side in ("llamacpp", "meganeura", "burn"):
+        batch = (options.preset, 1, options.seq)
+    else:
+        name = side.split()[-1]
+        batch = (options.preset, int(name) if name.isdigit() else options.batches[0], options.seq)
+    measured = f"pytorch {batch[1]}"
+    if batch[0] == options.preset and runs.get(measured):
+        return runs[measured][0]
+    if batch not in options.references:
+        work = ["--preset", batch[0], "--batch", str(batch[1]), "--seq", str(batch[2]), "--prefill", "0", "--decode", "0"]
+        options.references[batch] = peers.run_pytorch([*work, "--repeats", "1"])
+    return options.references[batch]
 
 
-def run_llamacpp(options):
-    script = Path(__file__).with_name("llamacpp.py")
-    event = events([sys.executable, script, "--device", options.device, "--preset", options.preset])[-1]
-    return {"rates": {phase: values["tokens_per_sec"] for phase, values in event["phases"].items()}}
+def check(options, runs, side, run):
+    """Refuses a run whose losses, before and after updates, are not PyTorch's."""
+    if side == "smolforge qlora":
+        return  # weights of 4 bits are others
+    right = expected(options, runs, side)
+    pairs = list(zip(run["losses"], right["losses"]))
+    if side.endswith(" lora"):
+        pairs = pairs[:1]  # adapters begin at random
+    if run.get("loss_of_first") is not None:
+        pairs.append((run["loss_of_first"], right["loss_of_first"]))
+    if not pairs:
+        raise Skipped("tells no loss")
+    for mine, theirs in pairs:
+        if not abs(mine - theirs) <= TOLERANCE * theirs:
+            raise Skipped(f"another model: its losses are {run['losses']}, PyTorch's {right['losses']}")
+    run["apart"] = max(abs(mine - theirs) / theirs for mine, theirs in pairs)
 
 
-def run_methods(options, work):
-    """Training tokens per second of an adapter: ours over both kinds of base, and peft's LoRA."""
-    short = [*work, "--prefill", "0", "--decode", "0"]
-    ours = {method: run_ours(options, [*short, "--method", method]) for method in METHODS}
-    return ours, run_pytorch(options, [*short, "--method", "lora"])
+def measure(options):
+    """All runs of all sides: {side: [run, ...]}; a peer that fails is left out from then on."""
+    todo = sides(options)
+    runs = {side: [] for side in todo}
+    for pair in range(options.pairs):
+        for side in list(todo):
+            try:
+                run = todo[side]()
+                check(options, runs, side, run)
+                runs[side].append(run)
+            except Skipped as reason:
+                if side.startswith("smolforge") or side.removeprefix("pytorch ").isdigit():
+                    sys.exit(f"{side}: {reason}")
+                print(f"skipped: {side}: {reason}", file=sys.stderr)
+                del todo[side], runs[side]
+        step = [runs[f"{side} {options.batches[0]}"][-1]["rates"]["step"] for side in ["smolforge", "pytorch"]]
+        print(f"pair {pair + 1}/{options.pairs}: step {step[0]:.1f} against {step[1]:.1f} tokens/s", file=sys.stderr)
+    return runs
 
 
-def row(label, ours, peer, unit):
-    """One line of the table and its ratios: ours over PyTorch's, pair by pair."""
-    ratios = [mine / theirs for mine, theirs in zip(ours, peer)]
-    middle = statistics.median(ratios)
-    spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-    print(f"{label:<24}{statistics.median(ours):>12.1f}{statistics.median(peer):>12.1f} {unit:<9}"
-          f"{middle:>7.2f}   {spread}")
-    return {"median": middle, "min": min(ratios), "max": max(ratios)}
+class Table:
+    """Rows of ratios, ours over the peer's, pair by pair; what either side has not measured gives no row."""
+
+    def __init__(self, runs):
+        self.runs, self.ratios, self.heading = runs, {}, None
+
+    def values(self, side, phase):
+        """The rates of a phase, or the peak memory in MiB."""
+        runs = self.runs.get(side) or [{"rates": {}, "peak": 0}]
+        if phase == "peak memory":
+            return [run["peak"] / 2**20 for run in runs] if all(run["peak"] for run in runs) else None
+        return [run["rates"][phase] for run in runs] if all(run["rates"].get(phase) for run in runs) else None
+
+    def head(self, title, peer, mine="smolforge"):
+        """Names the columns of the rows that follow, if any do."""
+        self.heading = f"{title:<28}{mine:>12}{peer:>14} {'':<9}{'ratio':>7}   min-max"
+
+    def row(self, label, ours, peer, key):
+        """One line: the medians of both, and median, least and greatest ratio."""
+        if ours is None or peer is None:
+            return
+        if self.heading:
+            print(self.heading)
+            self.heading = None
+        ratios = [mine / theirs for mine, theirs in zip(ours, peer)]
+        middle, unit = statistics.median(ratios), "MiB" if label == "peak memory" else "tokens/s"
+        print(f"{label:<28}{statistics.median(ours):>12.1f}{statistics.median(peer):>14.1f} {unit:<9}{middle:>7.2f}   "
+              f"{min(ratios):.2f}-{max(ratios):.2f}")
+        self.ratios[key] = {"median": middle, "min": min(ratios), "max": max(ratios)}
+
+    def block(self, title, peer, phases, ours, theirs):
+        """A heading and the rows of some phases; of decoding and prefill also those of our f16 weights."""
+        if theirs not in self.runs or ours not in self.runs:
+            return
+        self.head(title, peer)
+        for phase in phases:
+            for label in [phase, HALVES.get(phase)]:
+                if label:
+                    mine = self.values(ours, label)
+                    same = self.values(theirs, label) if theirs == "burn" else None
+                    self.row(label, mine, same or self.values(theirs, phase), f"{label}, {theirs}")
+
+
+def show(options, runs):
+    """Prints the table and gives the ratios."""
+    table, first = Table(runs), options.batches[0]
+    main = f"smolforge {first}"
+    print(f"{options.preset}, {options.pairs} pairs, {os.cpu_count()} cores; smolforge on {options.device}, "
+          f"PyTorch {runs[f'pytorch {first}'][0]['version']} on {runs[f'pytorch {first}'][0]['device']}")
+    for batch in options.batches:
+        table.block(f"{batch} x {options.seq}", "PyTorch", [*PHASES, "peak memory"], f"smolforge {batch}", f"pytorch {batch}")
+    table.block("inference", "PyTorch", INFERENCE, main, f"pytorch {first}")
+    eager, llama = table.values(f"pytorch {first}", "prefill"), table.values("llamacpp", "prefill")
+    if eager and llama and options.device == "cpu":
+        best = [max(pair) for pair in zip(eager, llama)]
+        table.row("prefill, the better peer", table.values(main, "prefill"), best, "prefill, best")
+    for variant in VARIANTS:
+        table.block(f"{first} x {options.seq}", variant, [*PHASES[:1], *INFERENCE, "peak memory"], main, f"pytorch {variant}")
+    table.block("LoRA", "peft", ["step", "peak memory"], "smolforge lora", "pytorch lora")
+    table.head("both smolforge", "LoRA", "QLoRA")
+    table.row("step", *(table.values(f"smolforge {method}", "step") for method in ["qlora", "lora"]), "qlora, lora")
+    table.block("inference", "llama.cpp", INFERENCE, main, "llamacpp")
+    for theirs, peer in [("meganeura", "meganeura"), ("burn", "burn ops")]:
+        table.block(f"1 x {options.seq}", peer, [*PHASES, "peak memory"], "smolforge 1", theirs)
+        table.block("inference", peer, INFERENCE, main, theirs)
+    table.block(f"{peers.BROWSER_PRESET} in Chromium", "transformers", ["decode"], "browser smolforge", "browser transformers")
+    apart = {side: max(run["apart"] for run in found) for side, found in runs.items()
+             if not side.startswith("pytorch") and all("apart" in run for run in found)}
+    print("losses, relatively apart from PyTorch's at most: " + ", ".join(f"{side} {most:.0e}" for side, most in apart.items()))
+    return table.ratios
 
 
 def main():
     options = arguments()
-    work = ["--preset", options.preset, "--batch", str(options.batch), "--seq", str(options.seq)]
-    ours, peer, tuned, stock, llama = [], [], [], [], []
-    for pair in range(options.pairs):
-        ours.append(run_ours(options, work))
-        peer.append(run_pytorch(options, work))
-        tuned.append(run_methods(options, work))
-        if options.llamacpp:
-            llama.append(run_llamacpp(options))
-        if options.stock:
-            stock.append(run_ours(options, work, SMOLFORGE_KERNELS="off"))
-        print(f"pair {pair + 1}/{options.pairs}: step {ours[-1]['rates']['step']:.1f} against "
-              f"{peer[-1]['rates']['step']:.1f} tokens/s", file=sys.stderr)
-
-    print(f"{options.preset}, batch {options.batch}, sequence {options.seq}, {options.pairs} pairs, "
-          f"{os.cpu_count()} cores; smolforge on {options.device}, PyTorch on {peer[0]['device']}")
-    print(f"{'':<24}{'smolforge':>12}{'PyTorch':>12} {'':<9}{'ratio':>7}   min-max")
-    ratios = {}
-    for phase in PHASES:
-        if all(phase in run["rates"] for run in ours + peer):
-            values = [[run["rates"][phase] for run in side] for side in (ours, peer)]
-            ratios[phase] = row(phase, *values, "tokens/s")
-    for label, phase in HALVES.items():
-        if all(label in run["rates"] for run in ours) and all(phase in run["rates"] for run in peer):
-            values = [[run["rates"][label] for run in ours], [run["rates"][phase] for run in peer]]
-            ratios[label] = row(label, *values, "tokens/s")
-    if all(run["peak"] > 0 for run in ours):
-        peaks = [[run["peak"] / 2**20 for run in side] for side in (ours, peer)]
-        ratios["peak_memory"] = row("peak memory, training", *peaks, "MiB")
-    rates = {method: [ours[method]["rates"]["step"] for ours, _ in tuned] for method in METHODS}
-    ratios["lora_step"] = row("LoRA step, peft", rates["lora"], [peft["rates"]["step"] for _, peft in tuned], "tokens/s")
-    print(f"{'':<24}{'QLoRA':>12}{'LoRA':>12}")
-    ratios["qlora_step"] = row("both smolforge", rates["qlora"], rates["lora"], "tokens/s")
-    if llama:
-        print(f"{'':<24}{'smolforge':>12}{'llama.cpp':>12}")
-        for halves, phase in HALVES.items():
-            label = halves if all(halves in run["rates"] for run in ours) else phase  # the CPU computes from f32
-            values = [[run["rates"][label] for run in ours], [run["rates"][phase] for run in llama]]
-            ratios[f"{label}, llama.cpp"] = row(label, *values, "tokens/s")
-    if stock:
-        print(f"{'':<24}{'smolforge':>12}{'burn ops':>12}")
-        for phase in PHASES:
-            if all(phase in run["rates"] for run in ours + stock):
-                values = [[run["rates"][phase] for run in side] for side in (ours, stock)]
-                ratios[f"{phase}, burn ops"] = row(phase, *values, "tokens/s")
+    options.peers = prepared(options)
+    runs = measure(options)
+    ratios = show(options, runs)
     if options.json:
-        print(json.dumps({"event": "bench_compare", "ratios": ratios, "ours": ours, "pytorch": peer, "tuned": tuned, "burn_ops": stock,
-                          "llamacpp": llama}))
+        print(json.dumps({"event": "bench_compare", "preset": options.preset, "device": options.device, "ratios": ratios, "runs": runs}))
 
 
 if __name__ == "__main__":

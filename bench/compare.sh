@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# smolforge against PyTorch eager on this machine, in turns. See bench/README.md.
+# smolforge against PyTorch, llama.cpp, meganeura and others on this machine, in turns. See bench/README.md.
 # Usage: bench/compare.sh [--device cpu|gpu] [--quick] [--pairs N] [further arguments of compare.py]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,13 +18,6 @@ venv="${XDG_CACHE_HOME:-$HOME/.cache}/smolforge/venv"
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/python" -c 'import torch, transformers' 2>/dev/null ||
     "$venv/bin/python" -m pip install -q -r tests/golden/requirements.txt
-
-# llama.cpp is built from source, once, which takes some minutes.
-if "$venv/bin/python" -c 'import llama_cpp, gguf' 2>/dev/null || "$venv/bin/python" -m pip install -q llama-cpp-python gguf; then
-    arguments+=(--llamacpp)
-else
-    echo "compare.sh: llama.cpp is skipped: llama-cpp-python could not be installed" >&2
-fi
 
 cargo build --release --workspace # one package alone would have other features of burn, and compile it again
 binary="${CARGO_TARGET_DIR:-target}/release/smolforge"

@@ -1,12 +1,14 @@
 //! Every op: the fast form against its definition in burn ops, and its gradient against finite differences.
 
-use burn::tensor::{DType, FloatDType, Tensor, TensorData, f16};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, f16};
 use smolforge_engine::device::Compute;
 use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::adamw::{AdamW, Moments};
 use smolforge_engine::ops::attention::{Mask, Shape};
 use smolforge_engine::ops::cross_entropy::Wanted;
-use smolforge_engine::ops::{adamw, attention, cross_entropy, embedding, embedding_f16, linear, linear_f16, rms_norm, rope, swiglu};
+use smolforge_engine::ops::{
+    adamw, attention, cross_entropy, embedding, embedding_f16, linear, linear_f16, rms_norm, rope, swiglu, without_lanes,
+};
 use smolforge_engine::tasks::self_test;
 use smolforge_shaders::cpu as twins;
 use smolforge_tests::*;
@@ -35,6 +37,25 @@ fn check_parity(name: &str, fast: Op, reference: Op, inputs: &[Tensor<2>]) {
     check_close(&format!("{name} value"), &value, &expected);
     for (i, (a, b)) in gradients.iter().zip(&expected_gradients).enumerate() {
         check_close(&format!("{name} gradient {i}"), a, b);
+    }
+}
+
+/// The fast form on a device gives what the definition gives on the CPU.
+#[track_caller]
+fn check_on(name: &str, compute: &Compute, fast: Op, reference: Op, inputs: impl Fn(&Compute) -> Vec<Tensor<2>>) {
+    let (value, gradients) = value_and_gradients(fast, &inputs(compute));
+    let (expected, expected_gradients) = value_and_gradients(reference, &inputs(&cpu()));
+    check_close(&format!("{name} value"), &value, &expected);
+    for (i, (a, b)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        check_close(&format!("{name} gradient {i}"), a, b);
+    }
+}
+
+/// Runs a check with the kernels that a device takes, then with those that every device has.
+fn with_all_kernels(compute: &Compute, check: impl Fn(&str)) {
+    check(&format!("on {}", compute.info.name));
+    if !compute.is_cpu() {
+        without_lanes(|| check(&format!("on {} without lanes", compute.info.name)));
     }
 }
 
@@ -148,29 +169,46 @@ fn rms_norm_is_its_definition_and_its_twins() {
 }
 
 #[test]
-fn swiglu_is_its_definition() {
-    let cpu = cpu();
-    for (n, f) in [(1, 1), (3, 65), (64, 1000)] {
-        let inputs = [matrix(1, n, f, &cpu) * 4.0, matrix(2, n, f, &cpu)];
-        let fast: Op = &|x| swiglu::swiglu(x[0].clone(), x[1].clone());
-        let reference: Op = &|x| swiglu::reference(x[0].clone(), x[1].clone());
-        check_parity(&format!("swiglu {n}x{f}"), fast, reference, &inputs);
-        check_finite_differences("swiglu", fast, &inputs);
+fn swiglu_is_its_definition_and_its_twins() {
+    for compute in devices() {
+        for (n, f) in [(1, 1), (2, 2), (3, 65), (63, 4), (64, 1000)] {
+            let name = format!("swiglu {n}x{f} on {}", compute.info.name);
+            let inputs = |compute: &Compute| vec![matrix(1, n, f, compute) * 40.0, matrix(2, n, f, compute)];
+            let fast: Op = &|x| swiglu::swiglu(x[0].clone(), x[1].clone());
+            let reference: Op = &|x| swiglu::reference(x[0].clone(), x[1].clone());
+            check_on(&name, &compute, fast, reference, inputs);
+            check_finite_differences(&name, fast, &[matrix(1, n, f, &compute) * 4.0, matrix(2, n, f, &compute)]);
+            let (value, gradients) = value_and_gradients(fast, &inputs(&compute));
+            let gate: Vec<f32> = numbers(1, n * f).iter().map(|x| x * 40.0).collect();
+            let (up, dy) = (numbers(2, n * f), numbers(99, n * f));
+            let (dgate, dup) = twins::swiglu_backward(&dy, &gate, &up);
+            check_close(&format!("{name}: y and its twin"), &value, &twins::swiglu(&gate, &up));
+            check_close(&format!("{name}: dgate and its twin"), &gradients[0], &dgate);
+            check_close(&format!("{name}: dup and its twin"), &gradients[1], &dup);
+        }
     }
 }
 
 #[test]
-fn rope_is_its_definition() {
-    let cpu = cpu();
-    for (b, t, h, e) in [(1, 1, 1, 2), (2, 5, 3, 8), (3, 65, 2, 64)] {
-        let angles = matrix(5, t, e / 2, &cpu) * 9.0;
-        let (cos, sin) = (angles.clone().cos(), angles.sin());
-        let lift = |x: &Tensor<2>, table: &Tensor<2>| if x.is_autodiff() { Tensor::from_inner(table.clone()) } else { table.clone() };
-        let inputs = [matrix(1, b * t, h * e, &cpu)];
-        let fast: Op = &|x| rope::rope(x[0].clone(), lift(&x[0], &cos), lift(&x[0], &sin));
-        let reference: Op = &|x| rope::reference(x[0].clone(), lift(&x[0], &cos), lift(&x[0], &sin));
-        check_parity(&format!("rope {b}x{t}x{h}x{e}"), fast, reference, &inputs);
-        check_finite_differences("rope", fast, &inputs);
+fn rope_is_its_definition_and_its_twin() {
+    for compute in devices() {
+        // The tables have rows for one sequence, or for all.
+        for (b, t, h, e, rows) in [(1, 1, 1, 2, 1), (2, 5, 3, 8, 5), (3, 65, 2, 64, 65), (2, 63, 9, 64, 126), (1, 1000, 1, 12, 1000)] {
+            let name = format!("rope {b}x{t}x{h}x{e} with {rows} rows on {}", compute.info.name);
+            let angles: Vec<f32> = numbers(5, rows * e / 2).iter().map(|x| x * 9.0).collect();
+            let [cos, sin] = [f32::cos, f32::sin].map(|of| angles.iter().map(|angle| of(*angle)).collect::<Vec<f32>>());
+            let table =
+                |x: &Tensor<2>, of: &[f32]| Tensor::<2>::from_data(TensorData::new(of.to_vec(), [rows, e / 2]), (&x.device(), DType::F32));
+            let inputs = |compute: &Compute| vec![matrix(1, b * t, h * e, compute)];
+            let fast: Op = &|x| rope::rope(x[0].clone(), table(&x[0], &cos), table(&x[0], &sin));
+            let reference: Op = &|x| rope::reference(x[0].clone(), table(&x[0], &cos), table(&x[0], &sin));
+            check_on(&name, &compute, fast, reference, inputs);
+            check_finite_differences(&name, fast, &inputs(&compute));
+            let (value, gradients) = value_and_gradients(fast, &inputs(&compute));
+            let (x, dy) = (numbers(1, b * t * h * e), numbers(99, b * t * h * e));
+            check_close(&format!("{name}: y and its twin"), &value, &twins::rope(&x, &cos, &sin, h * e, e / 2, 1.0));
+            check_close(&format!("{name}: dx and its twin"), &gradients[0], &twins::rope(&dy, &cos, &sin, h * e, e / 2, -1.0));
+        }
     }
 }
 
@@ -180,38 +218,79 @@ fn starts(b: usize, t: usize, offset: usize) -> Vec<i32> {
     (0..b * t).map(|i| if offset + i % t >= border { border as i32 } else { 0 }).collect()
 }
 
-fn additive(starts: &[i32], b: usize, t: usize, offset: usize, compute: &Compute) -> Tensor<4> {
+fn additive(starts: &[i32], b: usize, t: usize, offset: usize, device: &Device) -> Tensor<4> {
     let s = offset + t;
     let sees = |row: usize, key: usize| key >= starts[row] as usize && key <= offset + row % t;
     let mask: Vec<f32> = (0..b * t * s).map(|i| if sees(i / s, i % s) { 0.0 } else { -1e30 }).collect();
-    Tensor::from_data(TensorData::new(mask, [b, 1, t, s]), (&compute.device, DType::F32))
+    Tensor::from_data(TensorData::new(mask, [b, 1, t, s]), (device, DType::F32))
 }
 
 #[test]
-fn attention_is_its_definition() {
-    let cpu = cpu();
-    let cases = [
-        (1, 1, 1, 1, 4, 0),
-        (2, 5, 4, 2, 8, 0),
-        (1, 63, 3, 1, 64, 0),
-        (2, 64, 2, 2, 16, 0),
-        (1, 65, 4, 2, 64, 0),
-        (1, 130, 9, 3, 64, 0),
-        (2, 1, 4, 2, 16, 70),
-        (1, 7, 2, 1, 8, 66),
+fn attention_is_its_definition_and_its_twins() {
+    let shape = |b, t, h, g, e, capacity, offset| Shape { b, t, h, g, e, capacity, offset };
+    let shapes = [
+        shape(1, 1, 1, 1, 4, 1, 0),
+        shape(2, 5, 4, 2, 8, 5, 0),
+        shape(1, 9, 4, 4, 6, 9, 0), // no whole vectors: the definition
+        shape(1, 63, 3, 1, 64, 63, 0),
+        shape(2, 64, 2, 2, 16, 70, 0),
+        shape(1, 65, 4, 2, 64, 65, 0),
+        shape(1, 130, 9, 3, 64, 130, 0),
+        shape(2, 1, 10, 2, 16, 80, 70),
+        shape(1, 1, 2, 1, 128, 1000, 999),
+        shape(1, 7, 2, 1, 8, 73, 66),
+        shape(2, 9, 10, 2, 32, 80, 66),
+        shape(1, 33, 2, 1, 128, 40, 5),
+        shape(1, 66, 2, 1, 36, 66, 0),
+        shape(1, 10, 2, 1, 260, 12, 1),
+        shape(1, 1000, 1, 1, 4, 1000, 0),
     ];
-    for (b, t, h, g, e, offset) in cases {
-        let capacity = offset + t;
-        let shape = Shape { b, t, h, g, e, capacity, offset };
-        let inputs = [matrix(1, b * t, h * e, &cpu), matrix(2, b * capacity, g * e, &cpu), matrix(3, b * capacity, g * e, &cpu)];
+    for (compute, shape) in devices().iter().flat_map(|compute| shapes.map(|shape| (compute, shape))) {
+        let Shape { b, t, h, g, e, capacity, offset } = shape;
         let starts = starts(b, t, offset);
-        let mask = Mask::new(b, t, offset, &starts, &cpu.device);
-        let dense = additive(&starts, b, t, offset, &cpu);
-        let lift = |x: &Tensor<2>| if x.is_autodiff() { Tensor::from_inner(dense.clone()) } else { dense.clone() };
-        let fast: Op = &|x| attention::attention(x[0].clone(), x[1].clone(), x[2].clone(), &mask, h, g);
-        let reference: Op = &|x| attention::reference(x[0].clone(), x[1].clone(), x[2].clone(), lift(&x[0]), shape);
-        check_parity(&format!("attention {shape:?}"), fast, reference, &inputs);
-        check_finite_differences("attention", fast, &inputs);
+        let sizes = [(1, b * t, h * e), (2, b * capacity, g * e), (3, b * capacity, g * e)];
+        let inputs = |compute: &Compute| sizes.map(|(seed, rows, columns)| matrix(seed, rows, columns, compute)).to_vec();
+        let fast: Op = &|x| {
+            let mask = Mask::new(b, t, offset, &starts, &x[0].device());
+            attention::attention(x[0].clone(), x[1].clone(), x[2].clone(), &mask, h, g)
+        };
+        let reference: Op = &|x| {
+            let additive = additive(&starts, b, t, offset, &x[0].device());
+            attention::reference(x[0].clone(), x[1].clone(), x[2].clone(), additive, shape)
+        };
+        let [q, k, v] = sizes.map(|(seed, rows, columns)| numbers(seed, rows * columns));
+        let twin = twins::attention::Inputs { q: &q, k: &k, v: &v, starts: &starts, shape };
+        let (out, lse) = twins::attention(twin);
+        let expected = twins::attention_backward(twin, &numbers(99, out.len()), &out, &lse);
+        with_all_kernels(compute, |on| {
+            let name = format!("attention {shape:?} {on}");
+            check_on(&name, compute, fast, reference, inputs);
+            if t < 100 {
+                check_finite_differences(&name, fast, &inputs(compute));
+            }
+            let (value, gradients) = value_and_gradients(fast, &inputs(compute));
+            check_close(&format!("{name}: out and its twin"), &value, &out);
+            for (i, (gradient, expected)) in gradients.iter().zip(&expected).enumerate() {
+                check_close(&format!("{name}: gradient {i} and its twin"), gradient, expected);
+            }
+        });
+    }
+}
+
+#[test]
+fn attention_serves_more_rows_than_an_axis_of_workgroups() {
+    let (b, h) = (33_000, 2); // a workgroup each
+    let numbers = [1, 2, 3].map(|seed| numbers(seed, b * h * 4));
+    let starts = vec![0; b];
+    let shape = Shape { b, t: 1, h, g: h, e: 4, capacity: 1, offset: 0 };
+    let (expected, _) =
+        twins::attention(twins::attention::Inputs { q: &numbers[0], k: &numbers[1], v: &numbers[2], starts: &starts, shape });
+    for compute in devices() {
+        with_all_kernels(&compute, |on| {
+            let [q, k, v] = [1, 2, 3].map(|seed| matrix(seed, b, h * 4, &compute));
+            let out = attention::attention(q, k, v, &Mask::causal(b, 1, 0, &compute.device), h, h);
+            check_close(&format!("{b} sequences {on}"), &values(out), &expected);
+        });
     }
 }
 
@@ -227,7 +306,7 @@ fn a_document_does_not_see_the_one_before() {
             let v = Tensor::cat(vec![first, matrix(3, t - 4, g * e, &compute)], 0);
             values(attention::attention(matrix(4, t, h * e, &compute), k, v, &mask, h, g).narrow(0, 4, t - 4))
         };
-        assert_eq!(run(1.0), run(50.0), "{}", compute.info.name);
+        with_all_kernels(&compute, |on| assert_eq!(run(1.0), run(50.0), "{on}"));
     }
 }
 

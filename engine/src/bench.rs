@@ -86,6 +86,7 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, r
     let mut optimizer = Optimizer::new(&model, config.optim);
     let batch = random_batch(request.batch, request.seq, plain.config.vocab_size, 2);
     let mut phases = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+    let mut losses = Vec::new();
     for repeat in 0..=request.repeats {
         if control.breathe().await == Flow::Stop {
             return Ok(false);
@@ -93,13 +94,15 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, r
         control.progress("training step", repeat as u64, request.repeats as u64 + 1, "steps");
         let started = Instant::now();
         let scale = 1.0 / batch.target_tokens() as f64;
-        let (forward_secs, grads) = if config.gradient_checkpointing {
-            (0.0, losses_and_gradients(&model, &batch, scale, true).1) // there and back is one thing
+        let (nll, forward_secs, grads) = if config.gradient_checkpointing {
+            let (nll, grads) = losses_and_gradients(&model, &batch, scale, true);
+            (read_f32(nll).await?, 0.0, grads) // there and back is one thing
         } else {
             let losses = forward(&model, &batch, scale);
-            read_f32(losses.nll).await?;
-            (started.elapsed().as_secs_f64(), gradients(&model, losses.scaled))
+            let nll = read_f32(losses.nll).await?;
+            (nll, started.elapsed().as_secs_f64(), gradients(&model, losses.scaled))
         };
+        losses.push(nll.into_iter().map(f64::from).sum::<f64>() * scale);
         read_f32(squared_norm(&grads)).await?;
         let backward_secs = started.elapsed().as_secs_f64() - forward_secs;
         optimizer.step(&mut model, grads, config, 1e-4, 1.0).await?;
@@ -113,7 +116,8 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, r
     }
     for (phase, secs) in ["step", "forward", "backward", "optimizer"].into_iter().zip(phases) {
         if secs.iter().any(|secs| *secs > 0.0) {
-            report.phase(phase, secs, request.batch * request.seq);
+            let losses = if phase == "step" { losses.clone() } else { Vec::new() };
+            report.trained(phase, secs, request.batch * request.seq, losses);
         }
     }
     Ok(true)
@@ -201,7 +205,19 @@ async fn side_by_side(model: &Llama, compute: &Compute, [rows, tokens, repeats]:
         let last = hidden.reshape([rows, BEFORE, d]).narrow(1, BEFORE - 1, 1).reshape([rows, d]);
         let mut logits = read_f32(model.logits(last)).await?;
         let started = Instant::now();
-        for _ in 0..tokens {
+        let mut rest = tokens;
+        if decode::is_served(model) {
+            let mut decoder = Decoder::new(model, &cache, &greedy())?;
+            let mut newest: Vec<u32> = logits.chunks(v).map(sampler::argmax).collect();
+            while rest > 0 {
+                let standing: Vec<Standing> = newest.chunks(1).map(|tokens| Standing { tokens, start: 0 }).collect();
+                let steps = rest.min(MOST_STEPS);
+                let drawn = decoder.write(&mut cache, &standing, &mut [], steps).await?;
+                newest = drawn[drawn.len() - rows..].to_vec();
+                rest -= steps;
+            }
+        }
+        for _ in 0..rest {
             let next = logits.chunks(v).map(|logits| sampler::argmax(logits) as i32).collect();
             let mask = Mask::causal(rows, 1, cache.len, device);
             logits = read_f32(model.logits(model.forward(ids(next, device), 1, &mask, Some(&mut cache)))).await?;
@@ -228,7 +244,11 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn phase(&self, phase: &str, mut secs: Vec<f64>, tokens: usize) {
+    fn phase(&self, phase: &str, secs: Vec<f64>, tokens: usize) {
+        self.trained(phase, secs, tokens, Vec::new());
+    }
+
+    fn trained(&self, phase: &str, mut secs: Vec<f64>, tokens: usize, losses: Vec<f64>) {
         secs.sort_by(f64::total_cmp);
         let secs = secs[secs.len() / 2];
         self.control.emit(Event::Bench {
@@ -238,6 +258,7 @@ impl Report<'_> {
             peak_rss_bytes: platform::peak_rss_bytes(),
             device_bytes: device::memory().device_reserved_bytes,
             planned_bytes: self.planned_bytes,
+            losses,
         });
     }
 }

@@ -485,6 +485,9 @@ pub enum Event {
         /// Memory that a plan of the training step names.
         #[serde(default)]
         planned_bytes: u64,
+        /// Of `step`: the mean loss of the same batch before each update, the one that is not timed first.
+        #[serde(default)]
+        losses: Vec<f64>,
     },
     /// All runs below a folder, newest first.
     Runs {

@@ -88,6 +88,8 @@ kernels! {
     DECODE_RESIDUAL "decode_residual" 64,
     /// The same where a subgroup has eight lanes.
     DECODE_RESIDUAL_LANES "decode_residual_lanes" 8,
+    /// Rows added to rows.
+    DECODE_ADD "decode_add" 64,
     /// Draws the next token of every row.
     DECODE_SAMPLE "decode_sample" 256,
     /// Rows of a table.
@@ -100,4 +102,28 @@ kernels! {
     CROSS_ENTROPY_DLOGITS "cross_entropy_dlogits" 256,
     /// Squared norms, in parts, of up to seven buffers.
     SUM_OF_SQUARES "sum_of_squares" 256,
+    /// Causal attention with grouped heads.
+    ATTENTION "attention" 64,
+    /// The same for subgroups of 8.
+    ATTENTION_LANES "attention_lanes" 8,
+    /// The same for few queries.
+    ATTENTION_ROW "attention_row" 64,
+    /// For few queries and subgroups of 8.
+    ATTENTION_ROW_LANES "attention_row_lanes" 8,
+    /// What its gradients need of every query.
+    ATTENTION_DELTA "attention_delta" 64,
+    /// Its gradient by the queries.
+    ATTENTION_DQ "attention_dq" 64,
+    /// The same for subgroups of 8.
+    ATTENTION_DQ_LANES "attention_dq_lanes" 8,
+    /// Its gradients by keys and values.
+    ATTENTION_DKV "attention_dkv" 64,
+    /// The same for subgroups of 8.
+    ATTENTION_DKV_LANES "attention_dkv_lanes" 8,
+    /// Rotary position embedding.
+    ROPE "rope" 64,
+    /// The gate of the feed-forward block.
+    SWIGLU "swiglu" 64,
+    /// Its gradients.
+    SWIGLU_BACKWARD "swiglu_backward" 64,
 }

@@ -64,7 +64,7 @@ impl Args {
         let mut table = Table::new(&["phase", ">median time", ">tokens/s", ">peak memory", ">on the device"]);
         let mut planned = 0;
         drive(Command::Bench(request), json, |screen, event| {
-            if let Event::Bench { phase, secs, tokens_per_sec, peak_rss_bytes, device_bytes, planned_bytes } = event {
+            if let Event::Bench { phase, secs, tokens_per_sec, peak_rss_bytes, device_bytes, planned_bytes, .. } = event {
                 planned = *planned_bytes;
                 let speed = if *tokens_per_sec > 0.0 { rate(*tokens_per_sec) } else { "–".into() };
                 table.row([phase.clone(), duration(*secs), speed, bytes(*peak_rss_bytes), device_bytes.map_or("–".into(), bytes)]);

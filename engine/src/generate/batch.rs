@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use super::decode::{self, Decoder, Standing};
 use super::{Generation, Limits, PREFILL_TOKENS, Written};
 use crate::control::{Control, Flow};
 use crate::data::random::Random;
@@ -18,6 +19,9 @@ use crate::text::tokenizer::Tokenizer;
 
 /// Columns of the cache beyond the longest sample: so many tokens are written before it has to be tidied up.
 const SLACK: usize = 64;
+
+/// Tokens of every sample that a device writes before the host looks for those that have ended.
+const STEPS: usize = 4;
 
 /// Most samples side by side where memory alone limits them: more would hardly be faster.
 pub const MOST_ROWS: usize = 256;
@@ -101,8 +105,12 @@ pub async fn generate(
             if next.is_none() && batch.active() * 4 <= batch.rows.len() * 3 {
                 batch.shrink();
             }
-            let logits = batch.step().await?;
-            batch.draw(&logits, false, tokenizer, sampling, limits)?;
+            if decode::is_served(model) {
+                batch.write(tokenizer, sampling, limits).await?;
+            } else {
+                let logits = batch.step().await?;
+                batch.draw(&logits, false, tokenizer, sampling, limits)?;
+            }
         }
         for (prompt, sample, generation) in batch.leave() {
             on_done(prompt, sample, generation)?;
@@ -130,6 +138,8 @@ struct Batch<'a> {
     longest: usize,
     /// By row of the cache; a row may be empty.
     rows: Vec<Option<Row>>,
+    /// Writes into the cache as it is; gone where anything else changes it.
+    decoder: Option<Decoder>,
 }
 
 impl<'a> Batch<'a> {
@@ -137,7 +147,7 @@ impl<'a> Batch<'a> {
         let device = model.norm.weight.tensor.device();
         let mut cache = KvCache::new(&model.config, rows, longest + new_tokens + SLACK, &device);
         cache.len = longest;
-        Self { model, cache, longest, rows: (0..rows).map(|_| None).collect() }
+        Self { model, cache, longest, rows: (0..rows).map(|_| None).collect(), decoder: None }
     }
 
     fn active(&self) -> usize {
@@ -165,6 +175,7 @@ impl<'a> Batch<'a> {
         limits: &Limits<'_>,
         control: &Control,
     ) -> Result<Option<Vec<f32>>> {
+        self.decoder = None;
         if self.active() == 0 {
             self.cache.len = self.longest;
         }
@@ -213,14 +224,54 @@ impl<'a> Batch<'a> {
         Ok(Some(entered))
     }
 
-    /// Reads the last token of every sample; logits of the next ones, `[active, v]`.
-    async fn step(&mut self) -> Result<Vec<f32>> {
+    /// Makes room where the cache is full.
+    fn tidy(&mut self) {
         if self.cache.len == self.cache.capacity() {
+            self.decoder = None;
             let first = self.rows.iter().flatten().map(|row| row.start).min().unwrap_or(0);
             let columns = first.min(self.cache.len - self.longest);
             self.cache.drop_first(columns);
             self.rows.iter_mut().flatten().for_each(|row| row.start -= columns);
         }
+    }
+
+    /// Writes a few tokens of every sample on the device.
+    async fn write(&mut self, tokenizer: &Tokenizer, sampling: &Sampling, limits: &Limits<'_>) -> Result<()> {
+        self.tidy();
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            empty => empty.insert(Decoder::new(self.model, &self.cache, sampling)?),
+        };
+        let longest = self.rows.iter().flatten().map(|row| limits.max_new_tokens - row.written.tokens().len()).max().unwrap_or(1);
+        let steps = STEPS.min(self.cache.capacity() - self.cache.len).min(longest);
+        let mut unused: Vec<Random> = self.rows.iter().map(|_| Random::new(0)).collect(); // for rows that are empty
+        let (mut standing, mut randoms) = (Vec::new(), Vec::new());
+        for (row, unused) in self.rows.iter_mut().zip(&mut unused) {
+            match row {
+                Some(Row { start, written: Written { all, random, .. }, .. }) => {
+                    standing.push(Standing { tokens: all, start: *start });
+                    randoms.push(random);
+                }
+                None => {
+                    standing.push(Standing { tokens: &[], start: self.cache.len });
+                    randoms.push(unused);
+                }
+            }
+        }
+        let drawn = decoder.write(&mut self.cache, &standing, &mut randoms, steps).await?;
+        for tokens in drawn.chunks(self.rows.len()) {
+            for (row, token) in self.rows.iter_mut().zip(tokens) {
+                if let Some(row) = row.as_mut().filter(|row| row.written.finish.is_none()) {
+                    row.written.take(*token, tokenizer, limits);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the last token of every sample; logits of the next ones, `[active, v]`.
+    async fn step(&mut self) -> Result<Vec<f32>> {
+        self.tidy();
         let device = self.model.norm.weight.tensor.device();
         let (b, column) = (self.rows.len(), self.cache.len);
         let of = |value: &dyn Fn(&Row) -> i32, empty: i32| -> Vec<i32> {
@@ -254,6 +305,7 @@ impl<'a> Batch<'a> {
 
     /// Drops the rows that are empty.
     fn shrink(&mut self) {
+        self.decoder = None;
         let kept: Vec<usize> = self.rows.iter().enumerate().filter(|(_, row)| row.is_some()).map(|(row, _)| row).collect();
         self.cache.keep(&kept);
         self.rows.retain(Option::is_some);

@@ -22,6 +22,9 @@ const SPLIT_KEYS: usize = 256;
 /// Most runs of keys.
 const MOST_SPLITS: usize = 8;
 
+/// Most rows for which a weight is read once a row.
+const FEW_ROWS: usize = 4;
+
 /// A token that the sampler gives for logits that are no numbers.
 const BROKEN: u32 = u32::MAX;
 
@@ -32,6 +35,18 @@ pub struct Standing<'a> {
     pub tokens: &'a [u32],
     /// Column of the cache in which they begin.
     pub start: usize,
+}
+
+/// What lies between the dispatches of many rows.
+struct Separate {
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    normed: Buffer,
+    scales: Buffer,
+    gate: Buffer,
+    up: Buffer,
+    y: Buffer,
 }
 
 /// Writes rows that share a cache.
@@ -115,25 +130,70 @@ impl Decoder {
         for block in &model.embed_tokens.weight {
             program.embed(rows, &state, &Weight::of(&block.tensor)?, block.first_row, &x);
         }
+        // Where rows are few, every product of a layer is joined with what is before or behind it; where they are many, the
+        // kernels are those that read a weight once for all of them.
+        let wide = [rows * attended, rows * heads.groups * heads.e];
+        let parts_of_qkv = [(0, wide[0]), (wide[0], wide[1]), (wide[0] + wide[1], wide[1])].map(|(first, count)| qkv.part(first, count));
+        let separate = match parts_of_qkv {
+            [Some(q), Some(k), Some(v)] if rows > FEW_ROWS => Some(Separate {
+                q,
+                k,
+                v,
+                normed: empty(rows * d)?,
+                scales: empty(rows)?,
+                gate: empty(rows * f)?,
+                up: empty(rows * f)?,
+                y: empty(rows * d)?,
+            }),
+            _ => None,
+        };
         for (i, layer) in model.layers.iter().enumerate() {
             let norms = [&layer.input_layernorm, &layer.post_attention_layernorm].map(|norm| Buffer::of(&norm.weight.tensor));
             let [input_norm, post_norm] = norms;
             let (input_norm, post_norm) = (input_norm?, post_norm?);
             let (keys, values) = cache.layer(i);
             let (keys, values) = (Buffer::of(keys)?, Buffer::of(values)?);
-            let [q, k, v, o] =
-                [&layer.self_attn.q_proj, &layer.self_attn.k_proj, &layer.self_attn.v_proj, &layer.self_attn.o_proj].map(weight);
-            let [gate, up, down] = [&layer.mlp.gate_proj, &layer.mlp.up_proj, &layer.mlp.down_proj].map(weight);
-            program.norm_qkv(rows, &x, &input_norm, eps, [&q?, &k?, &v?], &qkv);
+            let attn = &layer.self_attn;
+            let [q, k, v, o] = [weight(&attn.q_proj)?, weight(&attn.k_proj)?, weight(&attn.v_proj)?, weight(&attn.o_proj)?];
+            let [gate, up, down] = [weight(&layer.mlp.gate_proj)?, weight(&layer.mlp.up_proj)?, weight(&layer.mlp.down_proj)?];
+            match &separate {
+                Some(own) => {
+                    program.norm([rows, d], &x, &input_norm, eps, &own.normed, &own.scales);
+                    [(q, &own.q), (k, &own.k), (v, &own.v)].iter().for_each(|(w, y)| program.linear(rows, &own.normed, w, y));
+                }
+                None => program.norm_qkv(rows, &x, &input_norm, eps, [&q, &k, &v], &qkv),
+            }
             program.attention(heads, &qkv, [&cos, &sin], &state, [&keys, &values], &parts);
             program.combine(heads, &parts, &attention);
-            program.residual(rows, &attention, &o?, &x);
-            program.gate_up(rows, &x, &post_norm, eps, &gate?, &up?, &hidden);
-            program.residual(rows, &hidden, &down?, &x);
+            match &separate {
+                Some(own) => {
+                    program.linear(rows, &attention, &o, &own.y);
+                    program.add_rows(rows * d, &own.y, &x);
+                    program.norm([rows, d], &x, &post_norm, eps, &own.normed, &own.scales);
+                    program.linear(rows, &own.normed, &gate, &own.gate);
+                    program.linear(rows, &own.normed, &up, &own.up);
+                    program.swiglu(rows * f, &own.gate, &own.up, &hidden);
+                    program.linear(rows, &hidden, &down, &own.y);
+                    program.add_rows(rows * d, &own.y, &x);
+                }
+                None => {
+                    program.residual(rows, &attention, &o, &x);
+                    program.gate_up(rows, &x, &post_norm, eps, &gate, &up, &hidden);
+                    program.residual(rows, &hidden, &down, &x);
+                }
+            }
         }
         let norm = Buffer::of(&model.norm.weight.tensor)?;
-        for block in &head(model).weight {
-            program.norm_linear(rows, &x, &norm, eps, &Weight::of(&block.tensor)?, &logits, [v, block.first_row]);
+        match (&separate, head(model).weight.as_slice()) {
+            (Some(own), [table]) => {
+                program.norm([rows, d], &x, &norm, eps, &own.normed, &own.scales);
+                program.linear(rows, &own.normed, &Weight::of(&table.tensor)?, &logits);
+            }
+            (_, blocks) => {
+                for block in blocks {
+                    program.norm_linear(rows, &x, &norm, eps, &Weight::of(&block.tensor)?, &logits, [v, block.first_row]);
+                }
+            }
         }
         let draw = Draw {
             greedy: sampling.greedy,

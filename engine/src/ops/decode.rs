@@ -4,13 +4,15 @@
 
 use burn::tensor::{DType, Tensor};
 use smolforge_shaders::{
-    DECODE_ATTENTION, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_GATE_UP_LANES, DECODE_NORM_LINEAR, DECODE_NORM_LINEAR_LANES,
-    DECODE_RESIDUAL, DECODE_RESIDUAL_LANES, DECODE_SAMPLE,
+    DECODE_ADD, DECODE_ATTENTION, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_GATE_UP_LANES, DECODE_NORM_LINEAR,
+    DECODE_NORM_LINEAR_LANES, DECODE_RESIDUAL, DECODE_RESIDUAL_LANES, DECODE_SAMPLE, LINEAR, LINEAR_F16, LINEAR_F16_LANES, LINEAR_LANES,
+    RMS_NORM, SWIGLU,
 };
 
 use super::launch::row_groups;
 use super::product::Kernels;
 use super::program::{Buffer, Program};
+use super::rms_norm;
 use crate::error::Result;
 
 /// Numbers that kernels read of a row of a weight at once.
@@ -175,6 +177,35 @@ impl Program {
         let params = [rows, columns / WIDE, out, usize::from(w.half)].map(|word| word as u32);
         let (kernel, at_once) = if self.lanes() { (DECODE_RESIDUAL_LANES, 4) } else { (DECODE_RESIDUAL, 16) };
         self.add(kernel, row_groups(rows * out.div_ceil(at_once)), &[y, &w.buffer, x], &params);
+    }
+
+    /// `y = norm(x)`; `scales` has room for a number a row.
+    pub fn norm(&mut self, [rows, d]: [usize; 2], x: &Buffer, norm: &Buffer, eps: f64, y: &Buffer, scales: &Buffer) {
+        let params = [rows as u32, d as u32, (eps as f32).to_bits(), 0];
+        self.add(RMS_NORM, row_groups(rows.div_ceil(rms_norm::ROWS)), &[x, norm, y, scales], &params);
+    }
+
+    /// `y = x·wᵀ` for many rows.
+    pub fn linear(&mut self, rows: usize, x: &Buffer, w: &Weight, y: &Buffer) {
+        let [out, columns] = w.dims;
+        let (kernel, tile) = match (w.half, self.lanes()) {
+            (true, true) => (LINEAR_F16_LANES, 32),
+            (true, false) => (LINEAR_F16, 64),
+            (false, true) => (LINEAR_LANES, 32),
+            (false, false) => (LINEAR, 64),
+        };
+        let params = [rows, out, columns / 4, 0].map(|word| word as u32);
+        self.add(kernel, row_groups(rows.div_ceil(tile) * out.div_ceil(tile)), &[x, &w.buffer, y], &params);
+    }
+
+    /// `h = silu(gate)·up`, `count` numbers.
+    pub fn swiglu(&mut self, count: usize, gate: &Buffer, up: &Buffer, h: &Buffer) {
+        self.add(SWIGLU, groups_of_threads(count / 4), &[gate, up, h], &[(count / 4) as u32, 0, 0, 0]);
+    }
+
+    /// `x ← x + y`, `count` numbers.
+    pub fn add_rows(&mut self, count: usize, y: &Buffer, x: &Buffer) {
+        self.add(DECODE_ADD, groups_of_threads(count / 4), &[y, x], &[(count / 4) as u32, 0, 0, 0]);
     }
 
     /// Draws a token for every row of `logits: [rows, vocab]` by `shares: [steps, rows]` into `tokens: [steps, rows]`, notes

@@ -27,6 +27,8 @@ pub mod rope;
 mod sum_of_squares;
 pub mod swiglu;
 
+pub use product::without_lanes;
+
 use std::sync::OnceLock;
 
 use burn::backend::wgpu::into_contiguous;

@@ -1,5 +1,6 @@
 //! Which kernels multiply matrices on a graphics device, and how they are launched.
 
+use std::cell::Cell;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
@@ -71,9 +72,30 @@ impl Product {
 /// What the graphics device of this process multiplies with.
 static CHOSEN: OnceLock<Kernels> = OnceLock::new();
 
+thread_local! {
+    static WITHOUT_LANES: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The kernels of the open graphics device; see [`choose`].
 pub fn chosen() -> Kernels {
-    *CHOSEN.get().unwrap_or(&Kernels::Tile)
+    match CHOSEN.get() {
+        Some(Kernels::Lanes) if WITHOUT_LANES.get() => Kernels::Tile,
+        Some(kernels) => *kernels,
+        None => Kernels::Tile,
+    }
+}
+
+/// Whether kernels for subgroups of eight lanes (named `…_lanes`) are in use.
+pub(super) fn lanes() -> bool {
+    chosen() == Kernels::Lanes
+}
+
+/// Runs `work` with the kernels that every device has, also where those for eight lanes would be faster.
+pub fn without_lanes<T>(work: impl FnOnce() -> T) -> T {
+    let before = WITHOUT_LANES.replace(true);
+    let result = work();
+    WITHOUT_LANES.set(before);
+    result
 }
 
 /// `a` by `b`, unless burn's own kernels are better or the only ones for these sizes.

@@ -67,6 +67,13 @@ impl Buffer {
         Ok(Self { buffer, offset, size, tensor, _place: Rc::new(place) })
     }
 
+    /// `count` of its numbers from number `first` on, where bindings may begin there.
+    pub fn part(&self, first: usize, count: usize) -> Option<Self> {
+        let (offset, size) = (self.offset + 4 * first as u64, 4 * count as u64);
+        let aligned = offset.is_multiple_of(u64::from(opened().0.limits().min_storage_buffer_offset_alignment));
+        aligned.then(|| Self { offset, size, ..self.clone() })
+    }
+
     /// Writes from its beginning, before what is submitted next.
     pub fn write(&self, words: &[u32]) {
         opened().1.write_buffer(&self.buffer, self.offset, bytemuck::cast_slice(words));

@@ -73,7 +73,7 @@ impl RmsNormOps for Flex {
 }
 
 /// Rows of a workgroup.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 /// Rows that one thread sums for the gradient of `w`.
 const CHUNK: usize = 64;
 

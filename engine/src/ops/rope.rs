@@ -3,12 +3,16 @@
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::wgpu::into_contiguous;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
+use burn_cubecl::CubeBackend;
+use smolforge_shaders::ROPE;
 
 use super::cpu::elementwise::rope as cpu_rope;
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
-use super::on_cpu;
+use super::launch::{self, buffer, launch, row_groups};
+use super::{kernels_enabled, on_cpu};
 
 /// Rotates dimension `i` of every head against dimension `i + e/2` by the angle of its position.
 ///
@@ -17,7 +21,8 @@ use super::on_cpu;
 ///
 /// Su et al. 2021, <https://arxiv.org/abs/2104.09864>
 pub fn rope(x: Tensor<2>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<2> {
-    if on_cpu(&x.device()) {
+    let fours = cos.dims()[1].is_multiple_of(4); // the kernel reads vectors
+    if kernels_enabled() && (fours || on_cpu(&x.device())) {
         let y = Dispatch::rope_fwd(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch(), false);
         return Tensor::from_dispatch(y);
     }
@@ -38,7 +43,7 @@ pub fn reference(x: Tensor<2>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<2> {
 }
 
 /// The op on backends that have a fast form of it.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Cube, Autodiff)]
 pub trait RopeOps: Backend {
     /// Rotates by the angles, or back.
     fn rope_fwd(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, back: bool) -> FloatTensor<Self>;
@@ -50,6 +55,18 @@ impl RopeOps for Flex {
         let ([n, width], [_, half]) = (dims(&x), dims(&cos));
         let direction = if back { -1.0 } else { 1.0 };
         tensor(cpu_rope(floats(&x), floats(&cos), floats(&sin), width, half, direction), [n, width])
+    }
+}
+
+impl RopeOps for CubeBackend {
+    fn rope_fwd(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, back: bool) -> FloatTensor<Self> {
+        let (x, cos, sin) = (into_contiguous(x), into_contiguous(cos), into_contiguous(sin));
+        let ([n, width], [rows, half]) = (launch::dims(&x), launch::dims(&cos));
+        let y = buffer(&x, [n, width]);
+        let direction = if back { -1.0f32 } else { 1.0 };
+        let params = [n as u32, (width / (2 * half)) as u32, (half / 4) as u32, rows as u32, direction.to_bits(), 0, 0, 0];
+        launch(ROPE, row_groups((n * half / 4).div_ceil(64)), &[&x, &cos, &sin, &y], &params);
+        y
     }
 }
 

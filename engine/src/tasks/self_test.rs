@@ -1,6 +1,7 @@
 //! Every kernel and op on a device, at awkward sizes, against what it means: kernels against their twins, ops and their
 //! gradients against the definition in burn ops, computed on the CPU device.
 
+mod attention;
 mod decode;
 
 use std::panic::AssertUnwindSafe;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::llama::ids;
 use crate::ops::adamw::{AdamW, Moments, adamw};
 use crate::ops::adamw_8bit::{self, DeviceMoments, adamw_8bit};
-use crate::ops::attention::{self, Mask};
+use crate::ops::attention::{Mask, Shape, attention as attention_of, reference as attention_reference};
 use crate::ops::embedding_f16::embedding_f16;
 use crate::ops::frozen::{Frozen, frozen, frozen_dx};
 use crate::ops::linear_f16::{self, linear_f16};
@@ -29,6 +30,7 @@ use crate::ops::quant::{Absmax, Nf4};
 use crate::ops::{cross_entropy, dropout, embedding, kernels_enabled, linear, on_cpu, rms_norm, rope, sum_of_squares, swiglu};
 use crate::protocol::{DeviceChoice, Event, KernelReport};
 use crate::train::gradients_of;
+use attention::Which;
 
 /// Largest difference, in units of the largest number: sums in another order, fused products, other roots.
 const TOLERANCE: f64 = 1e-4;
@@ -75,12 +77,25 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "decode_gate_up_lanes", pairs: |device| decode::gate_up(device, Kernels::Lanes) },
     Check { name: "decode_residual", pairs: |device| decode::residual(device, Kernels::Tile) },
     Check { name: "decode_residual_lanes", pairs: |device| decode::residual(device, Kernels::Lanes) },
+    Check { name: "decode_add", pairs: decode::add },
     Check { name: "decode_sample", pairs: decode::sample },
     Check { name: "embedding", pairs: |device| embedding_kernels(device, 0) },
     Check { name: "embedding_dw", pairs: |device| embedding_kernels(device, 1) },
     Check { name: "cross_entropy", pairs: |device| cross_entropy_kernels(device, false) },
     Check { name: "cross_entropy_dlogits", pairs: |device| cross_entropy_kernels(device, true) },
     Check { name: "sum_of_squares", pairs: sum_of_squares_kernel },
+    Check { name: "attention", pairs: |device| attention::plain(device, Which::Value, false) },
+    Check { name: "attention_lanes", pairs: |device| attention::lanes(device, Which::Value, false) },
+    Check { name: "attention_row", pairs: |device| attention::plain(device, Which::Value, true) },
+    Check { name: "attention_row_lanes", pairs: |device| attention::lanes(device, Which::Value, true) },
+    Check { name: "attention_delta", pairs: |device| attention::plain(device, Which::Dq, true) },
+    Check { name: "attention_dq", pairs: |device| attention::plain(device, Which::Dq, false) },
+    Check { name: "attention_dq_lanes", pairs: |device| attention::lanes(device, Which::Dq, false) },
+    Check { name: "attention_dkv", pairs: |device| attention::plain(device, Which::Dkv, false) },
+    Check { name: "attention_dkv_lanes", pairs: |device| attention::lanes(device, Which::Dkv, false) },
+    Check { name: "rope", pairs: attention::rope_kernel },
+    Check { name: "swiglu", pairs: |device| attention::swiglu_kernel(device, false) },
+    Check { name: "swiglu_backward", pairs: |device| attention::swiglu_kernel(device, true) },
 ];
 
 const OP_CHECKS: &[Check] = &[
@@ -485,14 +500,14 @@ fn attention_op(device: &Device) -> Pairs {
         let starts: Vec<i32> = (0..b * t).map(|i| if i % t >= t / 3 { (t / 3) as i32 } else { 0 }).collect();
         let sees = |row: usize, key: usize| key >= starts[row] as usize && key <= row % t;
         let seen: Vec<f32> = (0..b * t * t).map(|i| if sees(i / t, i % t) { 0.0 } else { -1e30 }).collect();
-        let shape = attention::Shape { b, t, h, g, e, capacity: t, offset: 0 };
+        let shape = Shape { b, t, h, g, e, capacity: t, offset: 0 };
         let mask = Mask::new(b, t, 0, &starts, device);
         compared(
             device,
-            |x| attention::attention(x[0].clone(), x[1].clone(), x[2].clone(), &mask, h, g),
+            |x| attention_of(x[0].clone(), x[1].clone(), x[2].clone(), &mask, h, g),
             |x| {
                 let additive = Tensor::from_data(TensorData::new(seen.clone(), [b, 1, t, t]), (&x[0].device(), DType::F32));
-                attention::reference(x[0].clone(), x[1].clone(), x[2].clone(), additive, shape)
+                attention_reference(x[0].clone(), x[1].clone(), x[2].clone(), additive, shape)
             },
             |device| vec![matrix(1, b * t, h * e, device), matrix(2, b * t, g * e, device), matrix(3, b * t, g * e, device)],
         )

@@ -23,6 +23,11 @@ pub fn decode_residual(x: &[f32], y: &[f32], w: &[f32], columns: usize) -> Vec<f
     linear(y, w, columns).iter().zip(x).map(|(y, x)| x + y).collect()
 }
 
+/// `x + y`.
+pub fn decode_add(x: &[f32], y: &[f32]) -> Vec<f32> {
+    x.iter().zip(y).map(|(x, y)| x + y).collect()
+}
+
 /// A row of keys and values, and where its new token stands.
 pub struct Attended<'a> {
     /// Cosines and sines of its position: `e/2` each.

@@ -121,6 +121,18 @@ pub(super) fn residual(device: &Device, kernels: Kernels) -> Pairs {
     })
 }
 
+pub(super) fn add(device: &Device) -> Pairs {
+    every(device, |[rows, columns, _], _| {
+        let count = rows * columns;
+        let (x, y) = (numbers(1, count), numbers(2, count));
+        let x_there = vector(&x, device);
+        let mut program = Program::new(chosen());
+        program.add_rows(count, &Buffer::of(&vector(&y, device))?, &Buffer::of(&x_there)?);
+        program.submit(1)?;
+        Ok((x_there, twins::decode_add(&x, &y)))
+    })
+}
+
 /// The joined output and the caches, of rows that begin in different columns; with `split` in several runs of keys.
 fn attended(device: &Device, split: bool) -> Pairs {
     let pairs = |(starts, column, heads, groups, e): (&[usize], usize, usize, usize, usize)| {
