@@ -71,11 +71,13 @@ pub async fn run(request: &BenchRequest, store: &Store, control: &Control) -> Re
     }
     let lengths = [prefill, decode, request.repeats];
     inference(&plain, &compute, lengths, "", &report).await?;
-    side_by_side(&plain, &compute, [request.rows, decode, request.repeats], &report).await?;
+    let sizes = [request.rows, decode, request.repeats];
+    side_by_side(&plain, &compute, sizes, "", &report).await?;
     drop(plain);
     if request.method == Method::Full && prefill + decode > 0 && linear_f16::serves(&compute.device, shape.hidden_size) {
         let halves = load::random(&shape, &compute, positions, 1, Keep::Stored)?;
         inference(&halves, &compute, lengths, ", f16 weights", &report).await?;
+        side_by_side(&halves, &compute, sizes, ", f16 weights", &report).await?;
     }
     Ok(())
 }
@@ -186,7 +188,13 @@ fn greedy() -> Sampling {
 const BEFORE: usize = 16;
 
 /// Decodes as [`inference`] does, several sequences at a time.
-async fn side_by_side(model: &Llama, compute: &Compute, [rows, tokens, repeats]: [usize; 3], report: &Report<'_>) -> Result<()> {
+async fn side_by_side(
+    model: &Llama,
+    compute: &Compute,
+    [rows, tokens, repeats]: [usize; 3],
+    what: &str,
+    report: &Report<'_>,
+) -> Result<()> {
     if rows < 2 || tokens == 0 {
         return Ok(());
     }
@@ -226,7 +234,7 @@ async fn side_by_side(model: &Llama, compute: &Compute, [rows, tokens, repeats]:
             all.push(started.elapsed().as_secs_f64());
         }
     }
-    report.phase(&format!("decode, {rows} rows"), all, rows * tokens);
+    report.phase(&format!("decode, {rows} rows{what}"), all, rows * tokens);
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use crate::ops::dropout::Noise;
 use crate::ops::embedding::embedding;
 use crate::ops::linear::linear;
 use crate::ops::linear_nf4::Nf4Weight;
+use crate::ops::many;
 use crate::ops::quant::Nf4;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::rope;
@@ -453,14 +454,16 @@ impl Llama {
     }
 
     fn through(&self, pass: Pass, ids: Tensor<1, Int>, t: usize, mut cache: Option<&mut KvCache>) -> Tensor<2> {
-        let mut x = self.embed(ids); // [b·t, d]
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &pass, i, cache.as_deref_mut());
-        }
-        if let Some(cache) = cache {
-            cache.advance(t);
-        }
-        self.norm.forward(x)
+        many(&ids.device(), || {
+            let mut x = self.embed(ids); // [b·t, d]
+            for (i, layer) in self.layers.iter().enumerate() {
+                x = layer.forward(x, &pass, i, cache.as_deref_mut());
+            }
+            if let Some(cache) = cache {
+                cache.advance(t);
+            }
+            self.norm.forward(x)
+        })
     }
 
     /// Scores of the next token for hidden states `[n, d]`: `[n, v]`.

@@ -111,8 +111,8 @@ enum Kind {
 
 /// What becomes of a matrix with so many columns, which the checkpoint may have in f16.
 fn kept(name: &str, columns: usize, keep: Keep, in_f16: bool, device: &Device) -> Kind {
-    // The CPU reads rows of tables from f32.
-    let f16 = linear_f16::serves(device, columns) || on_cpu(device) && is_linear(name) && keep == Keep::F16;
+    // With tables of f32 the CPU is faster where something is trained.
+    let f16 = linear_f16::serves(device, columns) && (keep == Keep::Stored || is_linear(name) || !on_cpu(device));
     match keep {
         Keep::Nf4 if is_linear(name) && quantizes(device, columns) => Kind::Nf4,
         Keep::F16 | Keep::Nf4 if f16 => Kind::F16,

@@ -13,7 +13,8 @@ use burn_cubecl::CubeBackend;
 use smolforge_shaders::{CROSS_ENTROPY, CROSS_ENTROPY_DLOGITS};
 
 use super::cpu::cross_entropy::linear_cross_entropy as cpu_linear_cross_entropy;
-use super::cpu::tensor::floats;
+use super::cpu::matmul::{Floats, Halves};
+use super::cpu::tensor::{floats, halves};
 use super::launch::{buffer, launch, row_groups};
 use super::linear::{self, linear};
 use super::product::add_dw;
@@ -96,12 +97,13 @@ fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted
     assert_eq!(n, targets.len(), "one target per row");
     let v: usize = head.iter().map(|block| block.dims()[0]).sum();
     let chunk = (CHUNK_BYTES / 4 / v).clamp(1, n);
-    if let ([w], true) = (head, on_cpu(&h.device()))
-        && w.dtype() == DType::F32
-    {
+    if let ([w], true) = (head, on_cpu(&h.device())) {
         let (h, w) = (flex(h), flex(w.clone()));
-        let all = matches!(wanted, Wanted::All(_));
-        let losses = cpu_linear_cross_entropy(floats(&h), floats(&w), targets, d, chunk, wanted.scale().map(|scale| scale as f32), all);
+        let (all, scale) = (matches!(wanted, Wanted::All(_)), wanted.scale().map(|scale| scale as f32));
+        let losses = match w.dtype() {
+            DType::F16 => cpu_linear_cross_entropy(floats(&h), &Halves(halves(&w), d), targets, [v, d], chunk, scale, all),
+            _ => cpu_linear_cross_entropy(floats(&h), &Floats(floats(&w), d), targets, [v, d], chunk, scale, all),
+        };
         let vector = |values| from_flex::<1>(super::cpu::tensor::tensor(values, [n]));
         let matrix = |values, rows| from_flex::<2>(super::cpu::tensor::tensor(values, [rows, d]));
         return Value {

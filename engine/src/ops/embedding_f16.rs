@@ -1,20 +1,30 @@
 //! Rows of a table that is kept as f16; see [`super::linear_f16`].
 
-use burn::backend::Wgpu;
 use burn::backend::wgpu::into_contiguous;
+use burn::backend::{Flex, Wgpu};
 use burn::tensor::{FloatDType, Int, Tensor};
+use half::f16;
 use smolforge_shaders::EMBEDDING_F16;
 
+use super::cpu::embedding::embedding_f16 as cpu_embedding_f16;
+use super::cpu::tensor::{contiguous, halves, ints, tensor};
 use super::launch::{buffer, launch};
-use super::{embedding, linear_f16};
+use super::{embedding, flex, from_flex, linear_f16, on_cpu};
 
 /// Row `ids[i]`, as f32, of the table whose consecutive blocks of rows are `blocks`.
 ///
 /// # Shapes
 /// - `blocks`: `[v_j, d]` of f16 each, `ids`: `[n]`, returns `[n, d]` of f32
 pub fn embedding_f16(blocks: &[Tensor<2>], ids: Tensor<1, Int>) -> Tensor<2> {
-    if !linear_f16::serves(&ids.device(), blocks[0].dims()[1]) {
+    let d = blocks[0].dims()[1];
+    if !linear_f16::serves(&ids.device(), d) {
         return reference(blocks, ids);
+    }
+    if on_cpu(&ids.device()) {
+        let blocks: Vec<_> = blocks.iter().map(|block| flex(block.clone())).collect();
+        let blocks: Vec<&[f16]> = blocks.iter().map(halves).collect();
+        let (n, ids) = (ids.dims()[0], contiguous(ids.try_into_primitive::<Flex>().expect("a tensor of the CPU device")));
+        return from_flex(tensor(cpu_embedding_f16(&blocks, ints(&ids), d), [n, d]));
     }
     let mut first = 0;
     let parts = blocks.iter().map(|block| {

@@ -49,6 +49,12 @@ pub fn on_cpu(device: &Device) -> bool {
     kernels_enabled() && device.clone().inner() == Device::flex()
 }
 
+/// Does work on `device` that has many ops. On the CPU its threads stay awake from one op to the next: to wake them takes
+/// longer than a small op.
+pub fn many<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    if on_cpu(device) { cpu::on_a_thread_of_the_pool(work) } else { work() }
+}
+
 /// Whether there are fast forms on `device` for rows of so many numbers: kernels read whole vectors of four.
 fn serves(device: &Device, columns: usize) -> bool {
     on_cpu(device) || kernels_enabled() && columns.is_multiple_of(4)

@@ -2,6 +2,7 @@
 //!
 //! The only place of the engine with `cfg(target_arch = "wasm32")`.
 
+pub mod halves;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 #[cfg(not(target_arch = "wasm32"))]

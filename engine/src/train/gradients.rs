@@ -11,6 +11,7 @@ use crate::model::llama::{Pass, ids};
 use crate::ops::attention::Mask;
 use crate::ops::cross_entropy::{Losses, attach};
 use crate::ops::embedding::add_gradient;
+use crate::ops::many;
 
 /// Losses of a micro-batch; `scale` is what one target weighs.
 pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
@@ -38,7 +39,7 @@ pub fn gradients(model: &Llama, loss: Tensor<1>) -> Vec<Tensor<2>> {
 
 /// Gradients of a loss by some leaves, in their order; zeros where it does not depend on one.
 pub fn gradients_of<'a>(leaves: impl Iterator<Item = &'a Tensor<2>>, loss: Tensor<1>) -> Vec<Tensor<2>> {
-    let mut grads = loss.backward();
+    let mut grads = many(&loss.device(), || loss.backward());
     leaves.map(|leaf| take(leaf, &mut grads)).collect()
 }
 

@@ -1,9 +1,12 @@
 //! Causal attention with grouped key/value heads; scores exist for 64 queries of one head at a time.
 
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::matmul::{View, matmul, matmul_to};
-use super::simd::{dot, exp, max, sum, vectorized};
+use super::simd::{add_scaled, dot, exp, max, short_dot, sum, vectorized};
 use super::tensor::Disjoint;
 use crate::ops::attention::Shape;
 
@@ -28,7 +31,7 @@ pub struct Inputs<'a> {
 
 impl Inputs<'_> {
     /// Keys that a block of queries can see: from the earliest start to the last query's own key.
-    fn keys(&self, batch: usize, first: usize, rows: usize) -> std::ops::Range<usize> {
+    fn keys(&self, batch: usize, first: usize, rows: usize) -> Range<usize> {
         let starts = &self.starts[batch * self.shape.t + first..][..rows];
         let from = starts.iter().copied().min().unwrap_or(0).max(0) as usize;
         from..self.shape.offset + first + rows
@@ -40,7 +43,7 @@ impl Inputs<'_> {
     }
 
     /// Scaled, masked scores of a block: `scores[r, key − keys.start]`.
-    fn scores(&self, scores: &mut [f32], batch: usize, head: usize, first: usize, rows: usize, keys: &std::ops::Range<usize>) {
+    fn scores(&self, scores: &mut [f32], batch: usize, head: usize, first: usize, rows: usize, keys: &Range<usize>) {
         let Shape { t, h, g, e, capacity, .. } = self.shape;
         let q = self.head(self.q, batch * t + first, head, h * e, rows);
         let k = self.head(self.k, batch * capacity + keys.start, head / (h / g), g * e, keys.len());
@@ -48,7 +51,7 @@ impl Inputs<'_> {
     }
 
     /// Columns of a block's scores that query `first + row` sees.
-    fn visible(&self, batch: usize, first: usize, row: usize, keys: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+    fn visible(&self, batch: usize, first: usize, row: usize, keys: &Range<usize>) -> Range<usize> {
         let start = self.starts[batch * self.shape.t + first + row].max(0) as usize;
         start.max(keys.start) - keys.start..self.shape.offset + first + row + 1 - keys.start
     }
@@ -57,6 +60,9 @@ impl Inputs<'_> {
 /// `o = softmax(q·kᵀ/√e)·v` as `[b·t, h·e]`, and the log-sum-exp of every row as `[b·t·h]`.
 pub fn attention(inputs: Inputs) -> (Vec<f32>, Vec<f32>) {
     let Shape { b, t, h, g, e, capacity, .. } = inputs.shape;
+    if t == 1 {
+        return single_queries(inputs);
+    }
     let mut out = vec![0.0; b * t * h * e];
     let mut lse = vec![0.0; b * t * h];
     let (out_shared, lse_shared) = (Disjoint::new(&mut out), Disjoint::new(&mut lse));
@@ -67,11 +73,7 @@ pub fn attention(inputs: Inputs) -> (Vec<f32>, Vec<f32>) {
             let rows = QUERIES.min(t - first);
             let keys = inputs.keys(batch, first, rows);
             scores.resize(rows * keys.len(), 0.0);
-            if t == 1 {
-                one_query(&inputs, &mut scores, batch, head, &keys);
-            } else {
-                inputs.scores(&mut scores, batch, head, first, rows, &keys);
-            }
+            inputs.scores(&mut scores, batch, head, first, rows, &keys);
             for (row, scores) in scores.chunks_exact_mut(keys.len()).enumerate() {
                 let at = (batch * t + first + row) * h + head;
                 // SAFETY: one task per batch and head writes this element.
@@ -82,57 +84,125 @@ pub fn attention(inputs: Inputs) -> (Vec<f32>, Vec<f32>) {
                 );
             }
             let offset = (batch * t + first) * h * e + head * e;
-            if t == 1 {
-                // SAFETY: one task per batch and head writes these columns.
-                weighted_values(unsafe { out_shared.piece(offset, e) }, &scores, &inputs, batch, head, &keys);
-            } else {
-                let p = View::new(&scores, rows, keys.len());
-                let v = inputs.head(inputs.v, batch * capacity + keys.start, head / (h / g), g * e, keys.len());
-                let out = out_shared.pointer(offset, (rows - 1) * h * e + e);
-                // SAFETY: one task per batch and head writes these columns.
-                unsafe { matmul_to(out, h * e, p, v, 1.0, false, false) };
-            }
+            let p = View::new(&scores, rows, keys.len());
+            let v = inputs.head(inputs.v, batch * capacity + keys.start, head / (h / g), g * e, keys.len());
+            let out = out_shared.pointer(offset, (rows - 1) * h * e + e);
+            // SAFETY: one task per batch and head writes these columns.
+            unsafe { matmul_to(out, h * e, p, v, 1.0, false, false) };
         }
     });
     (out, lse)
 }
 
-/// Scores of a single query: the keys are read once, in order.
-fn one_query(inputs: &Inputs, scores: &mut [f32], batch: usize, head: usize, keys: &std::ops::Range<usize>) {
-    let Shape { h, g, e, capacity, .. } = inputs.shape;
-    let scale = (e as f32).powf(-0.5);
-    let q = &inputs.q[(batch * h + head) * e..][..e];
-    let column = head / (h / g) * e;
-    vectorized(
-        #[inline(always)]
-        || {
-            for (score, key) in scores.iter_mut().zip(keys.clone()) {
-                *score = dot(q, &inputs.k[(batch * capacity + key) * g * e + column..][..e]) * scale;
-            }
-        },
-    );
+/// Keys that a task reads for the single queries of a sequence.
+const KEYS: usize = 64;
+
+/// As [`attention`] for one query a sequence. Tasks own ranges of keys, so that every row of the cache is read once, in
+/// order, and serves all heads (Dao et al. 2023, "Flash-Decoding").
+fn single_queries(inputs: Inputs) -> (Vec<f32>, Vec<f32>) {
+    let Shape { b, h, g, e, capacity, .. } = inputs.shape;
+    let ranges = |batch: usize| {
+        let keys = inputs.keys(batch, 0, 1);
+        keys.clone().step_by(KEYS).map(move |first| (batch, first..keys.end.min(first + KEYS)))
+    };
+    let tasks: Vec<(usize, Range<usize>)> = (0..b).flat_map(ranges).collect();
+    let parts: Vec<Part> = tasks
+        .into_par_iter()
+        .map(|(batch, keys)| {
+            let rows = (batch * capacity + keys.start) * g * e..(batch * capacity + keys.end) * g * e;
+            let q = &inputs.q[batch * h * e..][..h * e];
+            pulp::Arch::new().dispatch(Query { batch, q, k: &inputs.k[rows.clone()], v: &inputs.v[rows], shape: inputs.shape })
+        })
+        .collect();
+    let mut out = vec![0.0; b * h * e];
+    let mut lse = vec![0.0; b * h];
+    let parts: Vec<&[Part]> = parts.chunk_by(|a, b| a.batch == b.batch).collect();
+    let tasks = parts.into_par_iter().zip(out.par_chunks_mut(h * e)).zip(lse.par_chunks_mut(h)).with_min_len(8);
+    tasks.for_each(|((parts, out), lse)| {
+        vectorized(
+            #[inline(always)]
+            || together(parts, out, lse),
+        );
+    });
+    (out, lse)
 }
 
-/// `out = Σ p[key]·v[key]` of a single query.
-fn weighted_values(out: &mut [f32], scores: &[f32], inputs: &Inputs, batch: usize, head: usize, keys: &std::ops::Range<usize>) {
-    let Shape { h, g, e, capacity, .. } = inputs.shape;
-    let column = head / (h / g) * e;
-    vectorized(
-        #[inline(always)]
-        || {
-            for (p, key) in scores.iter().zip(keys.clone()) {
-                let v = &inputs.v[(batch * capacity + key) * g * e + column..][..e];
-                for i in 0..e {
-                    out[i] = p.mul_add(v[i], out[i]);
-                }
+/// Puts the parts of a query together: `out: [h·e]` and the log-sum-exp of its heads.
+#[inline(always)]
+fn together(parts: &[Part], out: &mut [f32], lse: &mut [f32]) {
+    let e = out.len() / lse.len();
+    for (head, (out, lse)) in out.chunks_exact_mut(e).zip(lse).enumerate() {
+        let mut largest = f32::NEG_INFINITY;
+        for part in parts {
+            largest = if part.largest[head] > largest { part.largest[head] } else { largest };
+        }
+        let mut total = 0.0;
+        for part in parts {
+            let weight = exp(part.largest[head] - largest);
+            total += weight * part.total[head];
+            for (out, x) in out.iter_mut().zip(&part.out[head * e..]) {
+                *out += x * weight;
             }
-        },
-    );
+        }
+        for x in out.iter_mut() {
+            *x /= total;
+        }
+        *lse = largest + total.ln();
+    }
+}
+
+/// A query of all heads, `q: [h·e]`, and some keys and values: `k`, `v`: `[keys, g·e]`.
+struct Query<'a> {
+    batch: usize,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    shape: Shape,
+}
+
+/// What some keys add to a query: with the scores `s` of a head, the largest, `Σ exp(s − largest)` and
+/// `Σ exp(s − largest)·v`.
+struct Part {
+    batch: usize,
+    largest: Vec<f32>,
+    total: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl WithSimd for Query<'_> {
+    type Output = Part;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Part {
+        let Shape { h, g, e, .. } = self.shape;
+        let (width, scale) = (g * e, (e as f32).powf(-0.5));
+        let keys = self.k.len() / width;
+        let mut scores = vec![0.0; h * keys]; // [h, keys]
+        for (key, k) in self.k.chunks_exact(width).enumerate() {
+            for (head, q) in self.q.chunks_exact(e).enumerate() {
+                scores[head * keys + key] = short_dot(simd, q, &k[head / (h / g) * e..][..e]) * scale;
+            }
+        }
+        let (mut largest, mut total, mut out) = (vec![0.0; h], vec![0.0; h], vec![0.0; h * e]);
+        for (head, scores) in scores.chunks_exact_mut(keys).enumerate() {
+            largest[head] = max(scores);
+            for x in scores.iter_mut() {
+                *x = exp(*x - largest[head]);
+            }
+            total[head] = sum(scores, |x| x);
+        }
+        for (key, v) in self.v.chunks_exact(width).enumerate() {
+            for (head, out) in out.chunks_exact_mut(e).enumerate() {
+                add_scaled(simd, out, scores[head * keys + key], &v[head / (h / g) * e..][..e]);
+            }
+        }
+        Part { batch: self.batch, largest, total, out }
+    }
 }
 
 /// Softmax over the visible columns, 0 elsewhere; returns the log-sum-exp.
 #[inline(always)]
-fn softmax(scores: &mut [f32], visible: std::ops::Range<usize>) -> f32 {
+fn softmax(scores: &mut [f32], visible: Range<usize>) -> f32 {
     scores[..visible.start].fill(0.0);
     scores[visible.end..].fill(0.0);
     let seen = &mut scores[visible];

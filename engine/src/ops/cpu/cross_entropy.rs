@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::matmul::{View, matmul};
+use super::matmul::{Rows, View, linear_dx_to, linear_to, matmul};
 use super::simd::{exp, max, vectorized};
 
 /// Losses per token and, where asked for, gradients of the hidden states and of the head.
@@ -17,19 +17,27 @@ pub struct Losses {
     pub dw: Option<Vec<f32>>,
 }
 
-/// `nll[i] = logsumexp(h[i]·wᵀ) − h[i]·w[target[i]]`; targets below 0 are ignored. With a `scale` there are gradients, that
-/// of `w` only where it is `trained`.
-pub fn linear_cross_entropy(h: &[f32], w: &[f32], targets: &[i32], d: usize, chunk: usize, scale: Option<f32>, trained: bool) -> Losses {
-    let (n, v) = (targets.len(), w.len() / d);
+/// `nll[i] = logsumexp(h[i]·wᵀ) − h[i]·w[target[i]]` for `w: [v, d]`; targets below 0 are ignored. With a `scale` there are
+/// gradients, that of `w` only where it is `trained`.
+pub fn linear_cross_entropy(
+    h: &[f32],
+    w: &impl Rows,
+    targets: &[i32],
+    [v, d]: [usize; 2],
+    chunk: usize,
+    scale: Option<f32>,
+    trained: bool,
+) -> Losses {
+    let n = targets.len();
     let (mut nll, mut hits) = (vec![0.0; n], vec![0.0; n]);
     let mut dh = scale.map(|_| vec![0.0; n * d]);
     let mut dw = scale.filter(|_| trained).map(|_| vec![0.0; v * d]);
     let mut logits = vec![0.0; chunk.min(n) * v];
     for first in (0..n).step_by(chunk) {
         let rows = chunk.min(n - first);
-        let h_chunk = View::new(&h[first * d..], rows, d);
+        let h_chunk = &h[first * d..][..rows * d];
         let logits = &mut logits[..rows * v];
-        matmul(logits, v, h_chunk, View::new(w, v, d).t(), 1.0, false, true);
+        linear_to(logits, h_chunk, w, rows, d, v);
         let of = first..first + rows;
         let tasks = logits.par_chunks_mut(v).zip(&mut nll[of.clone()]).zip(&mut hits[of.clone()]).zip(&targets[of]);
         tasks.for_each(|(((row, nll), hit), target)| {
@@ -38,12 +46,11 @@ pub fn linear_cross_entropy(h: &[f32], w: &[f32], targets: &[i32], d: usize, chu
                 || softmax_row(row, nll, hit, *target, scale),
             )
         });
-        let p = View::new(logits, rows, v);
         if let Some(dh) = &mut dh {
-            matmul(&mut dh[first * d..], d, p, View::new(w, v, d), 1.0, false, true);
+            linear_dx_to(&mut dh[first * d..][..rows * d], logits, w, rows, d, v);
         }
         if let Some(dw) = &mut dw {
-            matmul(dw, d, p.t(), h_chunk, 1.0, first > 0, true);
+            matmul(dw, d, View::new(logits, rows, v).t(), View::new(h_chunk, rows, d), 1.0, first > 0, true);
         }
     }
     Losses { nll, hits, dh, dw }

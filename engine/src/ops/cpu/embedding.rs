@@ -1,7 +1,9 @@
 //! Rows of a table, and their gradient.
 
+use half::f16;
 use rayon::prelude::*;
 
+use super::halves::widen;
 use super::tensor::Disjoint;
 
 /// Row `ids[i]` of `table: [v, d]` for every `i`.
@@ -9,6 +11,23 @@ pub fn embedding(table: &[f32], ids: &[i32], d: usize) -> Vec<f32> {
     let mut out = vec![0.0; ids.len() * d];
     for (row, id) in out.chunks_exact_mut(d).zip(ids) {
         row.copy_from_slice(&table[*id as usize * d..][..d]);
+    }
+    out
+}
+
+/// Row `ids[i]` of the table whose consecutive blocks of rows are `blocks`, as f32; zeros where there is none.
+pub fn embedding_f16(blocks: &[&[f16]], ids: &[i32], d: usize) -> Vec<f32> {
+    let mut out = vec![0.0; ids.len() * d];
+    for (row, id) in out.chunks_exact_mut(d).zip(ids) {
+        let mut place = usize::try_from(*id).unwrap_or(usize::MAX);
+        for block in blocks {
+            let rows = block.len() / d;
+            if place < rows {
+                widen(&block[place * d..][..d], row);
+                break;
+            }
+            place -= rows;
+        }
     }
     out
 }

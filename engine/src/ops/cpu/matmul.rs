@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::quant::Nf4;
-use super::simd::{dot, vectorized};
-use super::tensor::Disjoint;
+use super::halves::widen;
+use super::simd::short_dot;
+use super::tensor::{Disjoint, with_space, written};
 
 /// A matrix in a slice, with strides in elements.
 #[derive(Clone, Copy)]
@@ -100,6 +101,42 @@ pub trait Rows: Sync {
     fn dense(&self) -> Option<&[f32]> {
         None
     }
+
+    /// Products of rows of `k` numbers with every row of `x: [n, k]`, `n` at most [`FEW_ROWS`]: `out[i, j] = x[i]·rows[j]`.
+    fn products(&self, rows: Range<usize>, x: &[f32], k: usize, out: &mut [f32]) {
+        const AT_ONCE: usize = 4; // they stay in the cache nearest to the core
+        let mut space = vec![0.0; if self.dense().is_some() { 0 } else { AT_ONCE * k }];
+        let width = rows.len();
+        for first in (0..width).step_by(AT_ONCE) {
+            let count = AT_ONCE.min(width - first);
+            let space = if space.is_empty() { &mut space[..] } else { &mut space[..count * k] };
+            let weights = self.rows(rows.start + first..rows.start + first + count, space);
+            pulp::Arch::new().dispatch(Products { weights, x, k, first, width, out });
+        }
+    }
+}
+
+/// Products of some rows of weights with rows of `x`, to columns from `first` on of rows of `width`.
+struct Products<'a> {
+    weights: &'a [f32],
+    x: &'a [f32],
+    k: usize,
+    first: usize,
+    width: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (j, weights) in self.weights.chunks_exact(self.k).enumerate() {
+            for (x, out) in self.x.chunks_exact(self.k).zip(self.out.chunks_exact_mut(self.width)) {
+                out[self.first + j] = short_dot(simd, x, weights);
+            }
+        }
+    }
 }
 
 /// Rows of so many columns of f32.
@@ -122,10 +159,14 @@ impl Rows for Halves<'_> {
     fn rows<'a>(&'a self, rows: Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
         let halves = &self.0[rows.start * self.1..rows.end * self.1];
         match halves.len() {
-            0..=SMALL => halves.convert_to_f32_slice(space),
-            _ => halves.par_chunks(SMALL).zip(space.par_chunks_mut(SMALL)).for_each(|(halves, space)| halves.convert_to_f32_slice(space)),
+            0..=SMALL => widen(halves, space),
+            _ => halves.par_chunks(SMALL).zip(space.par_chunks_mut(SMALL)).for_each(|(halves, space)| widen(halves, space)),
         }
         space
+    }
+
+    fn products(&self, rows: Range<usize>, x: &[f32], k: usize, out: &mut [f32]) {
+        super::halves::products(&self.0[rows.start * k..rows.end * k], x, k, out);
     }
 }
 
@@ -137,47 +178,71 @@ impl Rows for Nf4 {
 }
 
 /// Numbers that are read as f32 by one task.
-const SMALL: usize = 1 << 15;
+const SMALL: usize = 1 << 17;
 
 /// Numbers of a weight that are read as f32 at a time where there are many rows of `x`: they stay in the cache.
 const PIECE: usize = 1 << 20;
 
 /// `x · wᵀ` for a row-major `x: [n, k]` and `w: [m, k]`.
 pub fn linear(x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) -> Vec<f32> {
-    let mut out = vec![0.0; n * m];
+    // SAFETY: all of the product is written.
+    unsafe { written(n * m, |out| product(out, x, w, n, k, m)) }
+}
+
+/// As [`linear`], into `out`.
+pub fn linear_to(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+    assert_eq!(out.len(), n * m, "numbers of a product {n}x{m}");
+    // SAFETY: `out` holds the product.
+    unsafe { product(out.as_mut_ptr(), x, w, n, k, m) }
+}
+
+/// As [`linear`], into `n` times `m` numbers, which are all written.
+///
+/// # Safety
+/// `out` must be valid for writing them.
+unsafe fn product(out: *mut f32, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+    assert!(k > 0, "a product of nothing");
+    let to = |column: usize, rows: View| {
+        // SAFETY: these columns lie inside the product, and nobody else writes it.
+        unsafe { matmul_to(out.add(column), m, View::new(x, n, k), rows.t(), 1.0, false, true) }
+    };
+    // SAFETY: valid by the caller's promise.
+    let shared = unsafe { Disjoint::at(out, n * m) };
     match (n, w.dense()) {
-        (0..=4, _) => few_rows(&mut out, x, w, n, k, m),
-        (5..=MOST_ROWS, _) => some_rows(&mut out, x, w, n, k, m),
-        (_, Some(w)) => matmul(&mut out, m, View::new(x, n, k), View::new(w, m, k).t(), 1.0, false, true),
-        (_, None) => pieces(w, k, m, |rows, piece| {
-            let (first, piece) = (rows.start, View::new(piece, rows.len(), k));
-            matmul(&mut out[first..], m, View::new(x, n, k), piece.t(), 1.0, false, true);
-        }),
+        (0..=FEW_ROWS, _) => few_rows(shared, x, w, n, k, m),
+        (..=MOST_ROWS, _) => some_rows(shared, x, w, n, k, m),
+        (_, Some(w)) => to(0, View::new(w, m, k)),
+        (_, None) => pieces(w, k, m, |rows, piece| to(rows.start, View::new(piece, rows.len(), k))),
     }
-    out
 }
 
 /// `dy · w` for a row-major `dy: [n, m]` and `w: [m, k]`.
 pub fn linear_dx(dy: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) -> Vec<f32> {
     let mut dx = vec![0.0; n * k];
+    linear_dx_to(&mut dx, dy, w, n, k, m);
+    dx
+}
+
+/// As [`linear_dx`], into `dx`.
+pub fn linear_dx_to(dx: &mut [f32], dy: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     match w.dense() {
-        Some(w) => matmul(&mut dx, k, View::new(dy, n, m), View::new(w, m, k), 1.0, false, true),
+        Some(w) => matmul(dx, k, View::new(dy, n, m), View::new(w, m, k), 1.0, false, true),
         None => pieces(w, k, m, |rows, piece| {
             let part = View::strided(&dy[rows.start..], n, rows.len(), m);
-            matmul(&mut dx, k, part, View::new(piece, rows.len(), k), 1.0, rows.start > 0, true);
+            matmul(dx, k, part, View::new(piece, rows.len(), k), 1.0, rows.start > 0, true);
         }),
     }
-    dx
 }
 
 /// Goes through a matrix of `m` rows of `k` columns, some rows at a time.
 fn pieces(w: &impl Rows, k: usize, m: usize, mut work: impl FnMut(Range<usize>, &[f32])) {
     let height = (PIECE / k).clamp(1, m.max(1));
-    let mut space = vec![0.0; height * k];
-    for first in (0..m).step_by(height) {
-        let rows = first..m.min(first + height);
-        work(rows.clone(), w.rows(rows.clone(), &mut space[..rows.len() * k]));
-    }
+    with_space(height * k, |space| {
+        for first in (0..m).step_by(height) {
+            let rows = first..m.min(first + height);
+            work(rows.clone(), w.rows(rows.clone(), &mut space[..rows.len() * k]));
+        }
+    });
 }
 
 /// Rows up to which the weights are read as they lie: to rearrange them, as a general product does, would take as long as
@@ -189,57 +254,64 @@ const LANES: usize = 16;
 
 /// With some rows `x` is transposed, and rows of the weights are multiplied with it as they lie, 48 of them at a time: their
 /// products are still in the cache when they are written to their columns.
-fn some_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+fn some_rows(out: Disjoint, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
     const BLOCK: usize = 48;
     let rows = n.next_multiple_of(LANES);
-    let mut columns = vec![0.0; k * rows]; // [k, rows]
-    for (row, x) in x.chunks(k).enumerate() {
-        columns[row..].iter_mut().step_by(rows).zip(x).for_each(|(column, x)| *column = *x);
-    }
-    let shared = Disjoint::new(out);
-    let buffers = || (vec![0.0; BLOCK * rows], vec![0.0; if w.dense().is_some() { 0 } else { BLOCK * k }]);
-    (0..m.div_ceil(BLOCK)).into_par_iter().for_each_init(buffers, |(sums, space), block| {
+    let columns = columns(x, n, k, rows);
+    (0..m.div_ceil(BLOCK)).into_par_iter().for_each(|block| {
         let first = block * BLOCK;
         let count = BLOCK.min(m - first);
-        let space = if space.is_empty() { space } else { &mut space[..count * k] };
-        let weights = View::new(w.rows(first..first + count, space), count, k);
-        matmul(sums, rows, weights, View::new(&columns, k, rows), 1.0, false, false);
-        for row in 0..n {
-            // SAFETY: one task per block writes these columns.
-            let out = unsafe { shared.piece(row * m + first, count) };
-            out.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(out, sum)| *out = *sum);
-        }
+        let read = if w.dense().is_some() { 0 } else { count * k };
+        with_space(BLOCK * rows + read, |space| {
+            let (sums, space) = space.split_at_mut(BLOCK * rows);
+            let weights = View::new(w.rows(first..first + count, space), count, k);
+            matmul(sums, rows, weights, View::new(&columns, k, rows), 1.0, false, false);
+            let mut line = [0.0; BLOCK];
+            for row in 0..n {
+                line.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(x, sum)| *x = *sum);
+                // SAFETY: one task per block writes these columns.
+                unsafe { out.write(row * m + first, &line[..count]) };
+            }
+        });
     });
 }
 
-/// With few rows the weights are read once from memory, some at a time, and every row of `x` meets them in the cache.
-fn few_rows(out: &mut [f32], x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+/// `x: [n, k]` as `[k, rows]`, with zeros after the `n` numbers of a row.
+fn columns(x: &[f32], n: usize, k: usize, rows: usize) -> Vec<f32> {
     const BLOCK: usize = 64;
-    const AT_ONCE: usize = 4;
-    let mut blocks = vec![[0.0f32; BLOCK * 4]; m.div_ceil(BLOCK)];
-    let space = || vec![0.0; if w.dense().is_some() { 0 } else { AT_ONCE * k }];
-    blocks.par_iter_mut().enumerate().with_min_len(4).for_each_init(space, |space, (block, sums)| {
-        for j in (0..BLOCK.min(m - block * BLOCK)).step_by(AT_ONCE) {
-            let first = block * BLOCK + j;
-            let count = AT_ONCE.min(m - first);
-            let space = if space.is_empty() { &mut space[..] } else { &mut space[..count * k] };
-            let weights = w.rows(first..first + count, space);
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (l, weights) in weights.chunks_exact(k).enumerate() {
-                        for i in 0..n {
-                            sums[i * BLOCK + j + l] = dot(&x[i * k..][..k], weights);
-                        }
-                    }
-                },
-            );
+    let transpose = |out: *mut f32| {
+        // SAFETY: there is room for so many.
+        let out = unsafe { Disjoint::at(out, k * rows) };
+        (0..k.div_ceil(BLOCK)).into_par_iter().with_min_len(4).for_each(|block| {
+            let mut line = [0.0; MOST_ROWS];
+            for column in block * BLOCK..k.min((block + 1) * BLOCK) {
+                for row in 0..n {
+                    line[row] = x[row * k + column];
+                }
+                // SAFETY: one task per block writes these rows.
+                unsafe { out.write(column * rows, &line[..rows]) };
+            }
+        });
+    };
+    // SAFETY: every row is written.
+    unsafe { written(k * rows, transpose) }
+}
+
+/// Rows of `x` up to which the weights are multiplied as they come from memory.
+pub const FEW_ROWS: usize = 4;
+
+/// With few rows the weights are read once from memory, and every row of `x` meets them in the cache.
+fn few_rows(out: Disjoint, x: &[f32], w: &impl Rows, n: usize, k: usize, m: usize) {
+    const BLOCK: usize = 64;
+    const WORK: usize = 1 << 16; // weights of a task: some microseconds
+    (0..m.div_ceil(BLOCK)).into_par_iter().with_min_len((WORK / BLOCK).div_ceil(k)).for_each(|block| {
+        let first = block * BLOCK;
+        let count = BLOCK.min(m - first);
+        let mut sums = [0.0f32; BLOCK * FEW_ROWS];
+        w.products(first..first + count, x, k, &mut sums[..n * count]);
+        for (row, sums) in sums[..n * count].chunks_exact(count).enumerate() {
+            // SAFETY: one task per block writes these columns.
+            unsafe { out.write(row * m + first, sums) };
         }
     });
-    for (block, sums) in blocks.iter().enumerate() {
-        let width = BLOCK.min(m - block * BLOCK);
-        for i in 0..n {
-            out[i * m + block * BLOCK..][..width].copy_from_slice(&sums[i * BLOCK..][..width]);
-        }
-    }
 }

@@ -8,7 +8,13 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
+pub mod halves;
 pub mod matmul;
 pub mod norm;
 pub mod simd;
 pub mod tensor;
+
+/// Runs `work` on a thread of the pool that the ops share: from outside every op would wake a thread and wait for it.
+pub fn on_a_thread_of_the_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}

@@ -1,5 +1,7 @@
 //! Between burn's CPU tensors and slices.
 
+use std::cell::Cell;
+
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 use half::f16;
@@ -35,6 +37,30 @@ pub fn dims(tensor: &FlexTensor) -> [usize; 2] {
     [shape[0], shape[1]]
 }
 
+/// `len` numbers that `write` writes: to fill them with zeros before would take as long as many a product.
+///
+/// # Safety
+/// `write` must write every one of them.
+pub unsafe fn written(len: usize, write: impl FnOnce(*mut f32)) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    write(values.as_mut_ptr());
+    // SAFETY: there is room for so many, and they were written by the caller's promise.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// Room for `len` numbers, which this thread keeps for the next time; what is in it is left from the last.
+pub fn with_space<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local!(static SPACE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
+    let mut space = SPACE.take();
+    if space.len() < len {
+        space.resize(len, 0.0);
+    }
+    let result = work(&mut space[..len]);
+    SPACE.set(space);
+    result
+}
+
 /// A buffer that parallel tasks write in places that never overlap.
 #[derive(Clone, Copy)]
 pub struct Disjoint {
@@ -42,7 +68,7 @@ pub struct Disjoint {
     len: usize,
 }
 
-// SAFETY: the tasks that share it write disjoint places only, which is the contract of `at`.
+// SAFETY: the tasks that share it write disjoint places only, which is the contract of `piece` and `write`.
 unsafe impl Send for Disjoint {}
 // SAFETY: as above.
 unsafe impl Sync for Disjoint {}
@@ -53,11 +79,28 @@ impl Disjoint {
         Self { start: buffer.as_mut_ptr(), len: buffer.len() }
     }
 
+    /// Over `len` numbers, which need not have been written.
+    ///
+    /// # Safety
+    /// They must be valid for writes as long as tasks write.
+    pub unsafe fn at(start: *mut f32, len: usize) -> Self {
+        Self { start, len }
+    }
+
     /// Where `offset` lies, after checking that `len` elements follow.
     pub fn pointer(&self, offset: usize, len: usize) -> *mut f32 {
         assert!(offset + len <= self.len, "place {offset}+{len} of {}", self.len);
         // SAFETY: inside the buffer by the check above.
         unsafe { self.start.add(offset) }
+    }
+
+    /// Writes `values` there.
+    ///
+    /// # Safety
+    /// No other task may touch that place at the same time.
+    pub unsafe fn write(&self, offset: usize, values: &[f32]) {
+        // SAFETY: inside the buffer by `pointer`'s check; disjoint by the caller's promise.
+        unsafe { self.pointer(offset, values.len()).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     }
 
     /// A piece of it.
