@@ -140,7 +140,7 @@ else
     npm ci --silent --no-audit --no-fund --prefix web/test
     CHROMIUM=$(command -v chromium)
     export CHROMIUM
-    for part in test faults; do
+    for part in kernels test faults; do
         node "web/test/$part.mjs" "${CARGO_TARGET_DIR:-target}/release/smolforge" web/dist
     done
 fi

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::model::adapter::AdapterConfig;
 use crate::model::load::{self, Keep};
 use crate::model::{Adapter, LlamaConfig};
+use crate::ops::kernels_enabled;
 use crate::protocol::{Event, PlanReport, SourcePlan};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
@@ -111,7 +112,7 @@ pub fn memory(shape: &LlamaConfig, config: &TrainConfig, compute: &Compute, trai
     let tokens = wide(config.batch_size) * t;
     // What the backward pass keeps per token and layer: inputs of the norms and products, q, k, v, o, gate, up.
     let mut kept = 4 * d + 2 * q + 2 * kv + 3 * f + heads;
-    if !compute.is_cpu() {
+    if !kernels_enabled() {
         // Composed of burn ops: parts of norms, rotations and gates, and the scores of every pair of tokens.
         kept += 4 * d + 2 * (q + kv) + 2 * f + 3 * heads * t;
     }

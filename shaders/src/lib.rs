@@ -76,8 +76,12 @@ kernels! {
     DECODE_NORM_LINEAR "decode_norm_linear" 64,
     /// The same where a subgroup has eight lanes.
     DECODE_NORM_LINEAR_LANES "decode_norm_linear_lanes" 8,
+    /// Positions of one new token a row, and its place in the cache.
+    DECODE_ROPE "decode_rope" 64,
     /// Attention of one new token a row, in parts.
     DECODE_ATTENTION "decode_attention" 64,
+    /// The same where a subgroup has eight lanes.
+    DECODE_ATTENTION_LANES "decode_attention_lanes" 8,
     /// Joins these parts.
     DECODE_COMBINE "decode_combine" 64,
     /// Normalisation and the gated half of the feed-forward block.

@@ -1,48 +1,28 @@
-// Attention of one new token a row: turns its query and key by its position, writes its key and value into the cache, and
-// sums over the keys from the beginning of its document. A workgroup takes a row, a key/value head and one of `splits` runs
-// of keys, 64 at a time: a thread scores one key for all query heads of the group, then sums dimensions of the values.
-// It leaves the largest score, the sum of exponentials and the sums of values; decode_combine.wgsl joins the splits.
-// Twin: cpu/decode.rs, `decode_attention`.
+// Attention of one new token a row over the keys from the beginning of its text. A workgroup takes a row, a key/value head and
+// one of `splits` runs of keys, 64 at a time: a thread scores one key for all query heads of the group, then sums dimensions
+// of the values. It leaves the sums of values, the largest score and the sum of exponentials; decode_combine.wgsl joins the
+// splits. Twin: cpu/decode.rs, `decode_attention`.
 struct Params {
     rows: u32, heads: u32, groups: u32, e4: u32, // e4: numbers of a head, in fours, at most 32
     capacity: u32, splits: u32,
     scale: f32, // 1/√e
     unused: u32,
 }
-struct Row { token: u32, column: u32, start: u32, step: u32 } // column of the cache for the new token; where its text begins
+struct Row { token: u32, column: u32, start: u32, step: u32 } // column of the newest key; where its text begins
 
-@group(0) @binding(0) var<storage, read> qkv: array<vec4<f32>>; // [rows, heads·e], then keys [rows, groups·e], then values
-@group(0) @binding(1) var<storage, read> cosines: array<f32>; // [positions, e/2]
-@group(0) @binding(2) var<storage, read> sines: array<f32>;
+@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>; // [rows, heads·e]
+@group(0) @binding(1) var<storage, read> keys: array<vec4<f32>>; // [rows, capacity, groups·e]
+@group(0) @binding(2) var<storage, read> values: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> rows: array<Row>;
-@group(0) @binding(4) var<storage, read_write> keys: array<vec4<f32>>; // [rows, capacity, groups·e]
-@group(0) @binding(5) var<storage, read_write> values: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> parts: array<f32>; // [rows, heads, splits, e + 2]
-@group(0) @binding(7) var<uniform> params: Params;
+@group(0) @binding(4) var<storage, read_write> parts: array<f32>; // [rows, heads, splits, e + 2]
+@group(0) @binding(5) var<uniform> params: Params;
 
 const WG: u32 = 64u;
 const MOST_HEADS: u32 = 8u; // of a group
 const MOST_FOURS: u32 = 32u;
 var<workgroup> sh_q: array<vec4<f32>, MOST_HEADS * MOST_FOURS>;
-var<workgroup> sh_new: array<vec4<f32>, MOST_FOURS>; // the new key
 var<workgroup> sh_p: array<f32, MOST_HEADS * WG>;
 var<workgroup> sh_scale: array<f32, MOST_HEADS>; // what older sums shrink by
-
-// Number `i` of the head that begins at vector `base` of `qkv`, turned by the angles of a position.
-fn turned(base: u32, position: u32, i: u32) -> f32 {
-    let half = params.e4 * 2u;
-    let j = i % half;
-    let low = qkv[base + j / 4u][j % 4u];
-    let high = qkv[base + (j + half) / 4u][(j + half) % 4u];
-    let c = cosines[position * half + j];
-    let s = sines[position * half + j];
-    return select(high * c + low * s, low * c - high * s, i < half);
-}
-
-fn turned_four(base: u32, position: u32, four: u32) -> vec4<f32> {
-    let i = 4u * four;
-    return vec4<f32>(turned(base, position, i), turned(base, position, i + 1u), turned(base, position, i + 2u), turned(base, position, i + 3u));
-}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -54,50 +34,30 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row = safe / params.splits / params.groups;
     let of_group = params.heads / params.groups;
     let e4 = params.e4;
-    let column = rows[row].column;
     let start = rows[row].start;
-    let position = column - start;
-    let q_base = (row * params.heads + head * of_group) * e4;
-    let k_base = (params.rows * params.heads + row * params.groups + head) * e4;
-    let v_base = k_base + params.rows * params.groups * e4;
+    let after = rows[row].column + 1u;
     for (var i = thread; i < of_group * e4; i += WG) {
-        sh_q[i] = turned_four(q_base + i / e4 * e4, position, i % e4) * params.scale;
-    }
-    for (var i = thread; i < e4; i += WG) {
-        sh_new[i] = turned_four(k_base, position, i);
+        sh_q[i] = q[(row * params.heads + head * of_group) * e4 + i] * params.scale;
     }
     workgroupBarrier();
     let stride = params.groups * e4; // of a column of the cache
     let cache = row * params.capacity * stride + head * e4;
-    let length = column + 1u - start;
-    let per_split = (length + params.splits - 1u) / params.splits;
-    let begin = min(start + split * per_split, column + 1u);
-    let end = min(begin + per_split, column + 1u);
-    if (inside && split == 0u) {
-        for (var i = thread; i < e4; i += WG) {
-            keys[cache + column * stride + i] = sh_new[i];
-            values[cache + column * stride + i] = qkv[v_base + i];
-        }
-    }
+    let per_split = (after - start + params.splits - 1u) / params.splits;
+    let begin = min(start + split * per_split, after);
+    let end = min(begin + per_split, after);
     // A thread's dimensions of the values, four at a time: `e4` of every query head, one after the other.
     var sums: array<vec4<f32>, 4>;
     var largest = -1e30; // of query head `thread`, as is `total`
     var total = 0.0;
     let jobs = of_group * e4;
     for (var first = begin; first < end; first += WG) {
-        let key = first + thread;
+        let key = min(first + thread, end - 1u);
         for (var h = 0u; h < of_group; h += 1u) {
             var score = 0.0;
-            if (key < column) {
-                for (var i = 0u; i < e4; i += 1u) {
-                    score += dot(sh_q[h * e4 + i], keys[cache + key * stride + i]);
-                }
-            } else {
-                for (var i = 0u; i < e4; i += 1u) {
-                    score += dot(sh_q[h * e4 + i], sh_new[i]);
-                }
+            for (var i = 0u; i < e4; i += 1u) {
+                score += dot(sh_q[h * e4 + i], keys[cache + key * stride + i]);
             }
-            sh_p[h * WG + thread] = select(-1e30, score, key < end);
+            sh_p[h * WG + thread] = select(-1e30, score, first + thread < end);
         }
         workgroupBarrier();
         if (thread < of_group) {
@@ -120,15 +80,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let job = thread + j * WG;
             if (job < jobs) {
                 let h = job / e4;
-                let four = job % e4;
                 var sum = sums[j] * sh_scale[h];
                 for (var i = 0u; i < min(WG, end - first); i += 1u) {
-                    let at = first + i;
-                    if (at < column) {
-                        sum += sh_p[h * WG + i] * values[cache + at * stride + four];
-                    } else {
-                        sum += sh_p[h * WG + i] * qkv[v_base + four];
-                    }
+                    sum += sh_p[h * WG + i] * values[cache + (first + i) * stride + job % e4];
                 }
                 sums[j] = sum;
             }

@@ -67,7 +67,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             x = OUT;
         }
         let token = i - base;
-        if (params.penalty != 1.0 && x > OUT && (seen[row * params.words + token / 32u] >> (token % 32u) & 1u) == 1u) {
+        if (params.penalty != 1.0 && x > OUT && ((seen[row * params.words + token / 32u] >> (token % 32u)) & 1u) == 1u) {
             x = select(x / params.penalty, x * params.penalty, x < 0.0);
         }
         logits[i] = x;

@@ -1,6 +1,6 @@
 // dw = dyᵀ·x. A workgroup makes 64 × 64 outputs from 16 rows of dy and x at a time, which lie in workgroup memory; a thread
 // owns eight rows of the 64 and eight columns, each in two fours 32 apart. Twin: cpu/linear.rs, `linear_dw`.
-struct Params { n: u32, out4: u32, k4: u32, first: u32 } // columns of dy and of x, in fours; the first tile
+struct Params { n: u32, out4: u32, k4: u32, first: u32, add: u32, unused0: u32, unused1: u32, unused2: u32 } // columns of dy and of x, in fours; the first tile; whether to add to dw
 
 @group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -27,10 +27,12 @@ fn add(sums: ptr<function, array<vec4<f32>, 8>>, low: vec4<f32>, high: vec4<f32>
 
 fn store(row: u32, fours: u32, near: vec4<f32>, far: vec4<f32>) {
     if (row < 4u * params.out4 && fours < params.k4) {
-        dw[row * params.k4 + fours] = near;
+        let at = row * params.k4 + fours;
+        dw[at] = near + select(vec4<f32>(), dw[at], params.add == 1u);
     }
     if (row < 4u * params.out4 && fours + 8u < params.k4) {
-        dw[row * params.k4 + fours + 8u] = far;
+        let at = row * params.k4 + fours + 8u;
+        dw[at] = far + select(vec4<f32>(), dw[at], params.add == 1u);
     }
 }
 

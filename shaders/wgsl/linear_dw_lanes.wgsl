@@ -1,7 +1,7 @@
 // dw = dyᵀ·x where a subgroup has eight lanes; see linear_lanes.wgsl. A workgroup makes 32 × 32 outputs; for every row of dy
 // and x, lane l reads four neighbouring columns of each: columns 4·l to 4·l + 3 of dy are rows of the outputs, those of x
 // their columns. Twin: cpu/linear.rs, `linear_dw`.
-struct Params { n: u32, out4: u32, k4: u32, first: u32 } // columns of dy and of x, in fours; the first tile
+struct Params { n: u32, out4: u32, k4: u32, first: u32, add: u32, unused0: u32, unused1: u32, unused2: u32 } // columns of dy and of x, in fours; the first tile; whether to add to dw
 
 @group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -33,7 +33,8 @@ fn store(sums: ptr<function, array<vec4<f32>, 8>>, first_row: u32, column: u32) 
     for (var i = 0u; i < 8u; i += 1u) {
         let row = first_row + 4u * i;
         if (row < 4u * params.out4 && column < params.k4) {
-            dw[row * params.k4 + column] = (*sums)[i];
+            let at = row * params.k4 + column;
+            dw[at] = (*sums)[i] + select(vec4<f32>(), dw[at], params.add == 1u);
         }
     }
 }

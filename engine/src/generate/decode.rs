@@ -1,4 +1,4 @@
-//! One token after the other without the host in between: a layer is six dispatches, a token some two hundred, prepared once
+//! One token after the other without the host in between: a layer is seven dispatches, a token some two hundred, prepared once
 //! for a cache; the next token is drawn on the device, and the host reads several at a time.
 
 use burn::tensor::{DType, Int, Tensor};
@@ -163,7 +163,8 @@ impl Decoder {
                 }
                 None => program.norm_qkv(rows, &x, &input_norm, eps, [&q, &k, &v], &qkv),
             }
-            program.attention(heads, &qkv, [&cos, &sin], &state, [&keys, &values], &parts);
+            program.rope(heads, &qkv, [&cos, &sin], &state, [&keys, &values]);
+            program.attention(heads, &qkv, &state, [&keys, &values], &parts);
             program.combine(heads, &parts, &attention);
             match &separate {
                 Some(own) => {

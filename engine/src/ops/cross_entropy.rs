@@ -17,6 +17,7 @@ use super::cpu::matmul::{Floats, Halves};
 use super::cpu::tensor::{floats, halves};
 use super::launch::{buffer, launch, row_groups};
 use super::linear::{self, linear};
+use super::product::add_dw;
 use super::{cube, flex, from_cube, from_flex, kernels_enabled, on_cpu};
 
 /// Bytes of logits that exist at a time.
@@ -145,7 +146,8 @@ fn on_gpu(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wante
             launch(CROSS_ENTROPY_DLOGITS, row_groups(rows), &[&logits, &targets, &states], &params);
             let dlogits: Tensor<2> = from_cube(logits);
             if matches!(wanted, Wanted::All(_)) {
-                dhead[j] = Some(dw(dlogits.clone(), h.clone(), dhead[j].take()));
+                let sum = dhead[j].take().map(cube);
+                dhead[j] = Some(from_cube(add_dw(cube(dlogits.clone()), cube(h.clone()), sum)));
             }
             dh_chunk = Some(dh(dlogits, head[j].clone(), dh_chunk));
         }

@@ -4,9 +4,9 @@
 
 use burn::tensor::{DType, Tensor};
 use smolforge_shaders::{
-    DECODE_ADD, DECODE_ATTENTION, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_GATE_UP_LANES, DECODE_NORM_LINEAR,
-    DECODE_NORM_LINEAR_LANES, DECODE_RESIDUAL, DECODE_RESIDUAL_LANES, DECODE_SAMPLE, LINEAR, LINEAR_F16, LINEAR_F16_LANES, LINEAR_LANES,
-    RMS_NORM, SWIGLU,
+    DECODE_ADD, DECODE_ATTENTION, DECODE_ATTENTION_LANES, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_GATE_UP_LANES,
+    DECODE_NORM_LINEAR, DECODE_NORM_LINEAR_LANES, DECODE_RESIDUAL, DECODE_RESIDUAL_LANES, DECODE_ROPE, DECODE_SAMPLE, LINEAR, LINEAR_F16,
+    LINEAR_F16_LANES, LINEAR_LANES, RMS_NORM, SWIGLU,
 };
 
 use super::launch::row_groups;
@@ -145,13 +145,25 @@ impl Program {
         self.add(kernel, row_groups(rows * outputs.iter().sum::<usize>().div_ceil(at_once)), &buffers, &params);
     }
 
-    /// Writes the new keys and values of `qkv`, as [`Program::norm_qkv`] leaves them, into the cache and leaves parts of the attention in `parts`.
-    pub fn attention(&mut self, heads: Heads, qkv: &Buffer, rope: [&Buffer; 2], state: &Buffer, cache: [&Buffer; 2], parts: &Buffer) {
+    /// Turns queries and keys of `qkv`, as [`Program::norm_qkv`] leaves them, and writes keys and values into the cache.
+    pub fn rope(&mut self, heads: Heads, qkv: &Buffer, rope: [&Buffer; 2], state: &Buffer, cache: [&Buffer; 2]) {
+        let Heads { rows, heads, groups, e, capacity, .. } = heads;
+        let params = [rows, heads, groups, e / 2, capacity, 0, 0, 0].map(|word| word as u32);
+        let buffers = [qkv, rope[0], rope[1], state, cache[0], cache[1]];
+        self.add(DECODE_ROPE, groups_of_threads(rows * (heads + groups) * e / 2), &buffers, &params);
+    }
+
+    /// Leaves parts of the attention of the queries at the beginning of `qkv` in `parts`.
+    pub fn attention(&mut self, heads: Heads, qkv: &Buffer, state: &Buffer, cache: [&Buffer; 2], parts: &Buffer) {
         let Heads { rows, heads, groups, e, capacity, splits } = heads;
         let scale = (e as f32).powf(-0.5).to_bits();
         let [b, h, g, e4, c, s] = [rows, heads, groups, e / 4, capacity, splits].map(|word| word as u32);
-        let buffers = [qkv, rope[0], rope[1], state, cache[0], cache[1], parts];
-        self.add(DECODE_ATTENTION, row_groups(rows * groups * splits), &buffers, &[b, h, g, e4, c, s, scale, 0]);
+        let (kernel, of_group) = match self.lanes() {
+            true => (DECODE_ATTENTION_LANES, (heads / groups).div_ceil(4) * e.div_ceil(64)),
+            false => (DECODE_ATTENTION, 1),
+        };
+        let buffers = [qkv, cache[0], cache[1], state, parts];
+        self.add(kernel, row_groups(rows * groups * splits * of_group), &buffers, &[b, h, g, e4, c, s, scale, 0]);
     }
 
     /// Joins the parts to `y: [rows, heads·e]`.

@@ -6,7 +6,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::wgpu::into_contiguous;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{DType, FloatDType, Int, Shape, Tensor};
+use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use smolforge_shaders::{EMBEDDING, EMBEDDING_DW};
 
@@ -63,11 +63,13 @@ pub fn reference(blocks: &[Tensor<2>], ids: Tensor<1, Int>) -> Tensor<2> {
 pub fn add_gradient(table: Vec<Tensor<2>>, ids: Tensor<1, Int>, dy: Tensor<2>) -> Vec<Tensor<2>> {
     let places = Block::all(&table);
     if !has_fast_form(&table) {
-        let leaves: Vec<Tensor<2>> = table.iter().map(|block| Tensor::from_inner(block.zeros_like()).require_grad()).collect();
-        let y = reference(&leaves, Tensor::from_inner(ids));
-        let mut grads = (y * Tensor::from_inner(dy)).sum().backward();
-        let sums = table.into_iter().zip(leaves);
-        return sums.map(|(sum, leaf)| sum + leaf.grad_remove(&mut grads).expect("the rows depend on every block")).collect();
+        let add = |(sum, place): (Tensor<2>, Block)| {
+            let (local, rows) = (ids.clone().sub_scalar(place.first as i64), place.rows as i64);
+            let inside = local.clone().greater_equal_elem(0).bool_and(local.clone().lower_elem(rows)); // [n]
+            let of_block = dy.clone() * inside.float().unsqueeze_dim::<2>(1);
+            sum.select_assign(0, local.clamp(0, rows - 1), of_block, IndexingUpdateOp::Add)
+        };
+        return table.into_iter().zip(places).map(add).collect();
     }
     let add = |(sum, place): (Tensor<2>, Block)| {
         let (sum, dy, ids) = (sum.into_dispatch(), dy.clone().into_dispatch(), ids.clone().into_dispatch());

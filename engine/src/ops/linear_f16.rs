@@ -70,16 +70,16 @@ fn by(kernels: Kernels, product: Product, a: CubeTensor, w: CubeTensor) -> CubeT
             launch(LINEAR_F16_ROW, groups, &buffers, &[n as u32, out as u32, (columns / WIDE) as u32, 0]);
         } else {
             let (kernel, tile) = if lanes { (LINEAR_F16_LANES, 32) } else { (LINEAR_F16, 64) };
-            launch_tiles(kernel, tile, [n, out], inner, &buffers, [n, out, columns / 4]);
+            launch_tiles(kernel, tile, [n, out], inner, &buffers, [n, out, columns / 4], &[]);
         }
         return y;
     }
     let dx = buffer(&a, [n, columns]);
     let buffers = [&a, &w, &dx];
     if lanes && out.is_multiple_of(4) {
-        launch_tiles(LINEAR_F16_DX_LANES, 32, [n, columns], out, &buffers, [n, out / 4, columns / 4]);
+        launch_tiles(LINEAR_F16_DX_LANES, 32, [n, columns], out, &buffers, [n, out / 4, columns / 4], &[]);
     } else {
-        launch_tiles(LINEAR_F16_DX, 64, [n, columns], out, &buffers, [n, out, columns / WIDE]);
+        launch_tiles(LINEAR_F16_DX, 64, [n, columns], out, &buffers, [n, out, columns / WIDE], &[]);
     }
     dx
 }

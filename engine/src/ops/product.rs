@@ -6,8 +6,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 
 use burn::backend::Wgpu;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::wgpu::into_contiguous;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use futures_lite::FutureExt;
 use smolforge_shaders::{Kernel, LINEAR, LINEAR_DW, LINEAR_DW_LANES, LINEAR_DX, LINEAR_DX_LANES, LINEAR_LANES, LINEAR_ROW, cpu};
@@ -100,17 +102,32 @@ pub fn without_lanes<T>(work: impl FnOnce() -> T) -> T {
 
 /// `a` by `b`, unless burn's own kernels are better or the only ones for these sizes.
 pub(super) fn product(product: Product, a: &CubeTensor, b: &CubeTensor) -> Option<CubeTensor> {
-    by(chosen(), product, a, b)
+    by(chosen(), product, a, b, None)
+}
+
+/// `sum + dyᵀ·x`, in the memory of `sum` where nobody else reads it.
+pub(super) fn add_dw(dy: CubeTensor, x: CubeTensor, sum: Option<CubeTensor>) -> CubeTensor {
+    if serves(chosen(), Product::Dw, &dy, &x) {
+        return by(chosen(), Product::Dw, &dy, &x, sum).expect("sizes that are served");
+    }
+    let product = CubeBackend::float_matmul(CubeBackend::float_swap_dims(dy, 0, 1), x);
+    match sum {
+        Some(sum) => CubeBackend::float_add(sum, product),
+        None => product,
+    }
+}
+
+/// Whether `kernels` multiply these.
+fn serves(kernels: Kernels, product: Product, a: &CubeTensor, b: &CubeTensor) -> bool {
+    let ([_, inner], [_, columns]) = (dims(a), dims(b));
+    let whole = inner.is_multiple_of(WIDE) && (product == Product::Forward || columns.is_multiple_of(WIDE));
+    kernels != Kernels::Burn && whole && a.dtype == DType::F32 && b.dtype == DType::F32
 }
 
 /// [`product`] with given kernels.
-fn by(kernels: Kernels, product: Product, a: &CubeTensor, b: &CubeTensor) -> Option<CubeTensor> {
+fn by(kernels: Kernels, product: Product, a: &CubeTensor, b: &CubeTensor, sum: Option<CubeTensor>) -> Option<CubeTensor> {
     let ([rows, inner], [b_rows, b_columns]) = (dims(a), dims(b));
-    let narrow = match product {
-        Product::Forward => !inner.is_multiple_of(WIDE),
-        Product::Dx | Product::Dw => !inner.is_multiple_of(WIDE) || !b_columns.is_multiple_of(WIDE),
-    };
-    if kernels == Kernels::Burn || narrow || a.dtype != DType::F32 || b.dtype != DType::F32 {
+    if !serves(kernels, product, a, b) {
         return None;
     }
     let (a, b) = (into_contiguous(a.clone()), into_contiguous(b.clone()));
@@ -126,18 +143,32 @@ fn by(kernels: Kernels, product: Product, a: &CubeTensor, b: &CubeTensor) -> Opt
         Product::Dx => (if lanes { LINEAR_DX_LANES } else { LINEAR_DX }, [rows, b_columns], inner, [rows, inner / WIDE, b_columns / WIDE]),
         Product::Dw => (if lanes { LINEAR_DW_LANES } else { LINEAR_DW }, [inner, b_columns], rows, [rows, inner / WIDE, b_columns / WIDE]),
     };
-    let c = buffer(&a, [n, m]);
-    launch_tiles(kernel, kernels.tile(), [n, m], depth, &[&a, &b, &c], params);
+    let add = u32::from(sum.is_some());
+    let c = match sum {
+        Some(sum) if sum.can_mut() && sum.is_contiguous() => sum,
+        Some(sum) => into_contiguous(sum).copy(),
+        None => buffer(&a, [n, m]),
+    };
+    let more = if product == Product::Dw { &[add, 0, 0, 0][..] } else { &[] };
+    launch_tiles(kernel, kernels.tile(), [n, m], depth, &[&a, &b, &c], params, more);
     Some(c)
 }
 
 /// Dispatches a kernel that makes `[n, m]` outputs of `depth` multiply-adds each in square tiles, which its parameters
 /// number from the fourth word on; as many at a time as are surely done before a watchdog loses patience.
-pub(super) fn launch_tiles(kernel: Kernel, tile: usize, [n, m]: [usize; 2], depth: usize, buffers: &[&CubeTensor], params: [usize; 3]) {
+pub(super) fn launch_tiles(
+    kernel: Kernel,
+    tile: usize,
+    [n, m]: [usize; 2],
+    depth: usize,
+    buffers: &[&CubeTensor],
+    params: [usize; 3],
+    more: &[u32],
+) {
     let tiles = n.div_ceil(tile) * m.div_ceil(tile);
     let at_once = (MOST_OF_A_DISPATCH / (tile * tile * depth.max(1))).max(1);
     for first in (0..tiles).step_by(at_once) {
-        let params = [params[0] as u32, params[1] as u32, params[2] as u32, first as u32];
+        let params = [&[params[0] as u32, params[1] as u32, params[2] as u32, first as u32], more].concat();
         launch(kernel, row_groups(at_once.min(tiles - first)), buffers, &params);
     }
 }
@@ -248,5 +279,5 @@ pub fn multiplied(kernels: Kernels, product: Product, a: &Tensor<2>, b: &Tensor<
         });
     }
     let cube = |tensor: &Tensor<2>| tensor.clone().try_into_primitive::<Wgpu>().expect("a tensor of a graphics device");
-    by(kernels, product, &cube(a), &cube(b)).map(Tensor::from_primitive::<Wgpu>)
+    by(kernels, product, &cube(a), &cube(b), None).map(Tensor::from_primitive::<Wgpu>)
 }

@@ -42,7 +42,7 @@ pub struct Attended<'a> {
     pub start: usize,
 }
 
-/// Attention of one new token: `qkv` holds `heads` queries, then `groups` keys and as many values, of `e` numbers.
+/// Rope and attention (the kernels `decode_rope` and `decode_attention`) of one new token: `qkv` holds `heads` queries, then `groups` keys and as many values, of `e` numbers.
 pub fn decode_attention(qkv: &[f32], row: Attended<'_>, heads: usize, groups: usize, e: usize) -> Vec<f32> {
     let Attended { angles: [cos, sin], keys, values, column, start } = row;
     let turned = |head: &[f32]| -> Vec<f32> {

@@ -134,7 +134,10 @@ pub(super) fn add(device: &Device) -> Pairs {
 }
 
 /// The joined output and the caches, of rows that begin in different columns; with `split` in several runs of keys.
-fn attended(device: &Device, split: bool) -> Pairs {
+fn attended(device: &Device, split: bool, kernels: Kernels) -> Pairs {
+    if kernels == Kernels::Lanes && chosen() != kernels {
+        return Vec::new();
+    }
     let pairs = |(starts, column, heads, groups, e): (&[usize], usize, usize, usize, usize)| {
         let (rows, capacity, splits) = (starts.len(), column + 3, if split { 3 } else { 1 });
         let heads = Heads { rows, heads, groups, e, capacity, splits };
@@ -150,8 +153,10 @@ fn attended(device: &Device, split: bool) -> Pairs {
         let rope = [Buffer::of(&vector(&cos, device))?, Buffer::of(&vector(&sin, device))?];
         let cache = [Buffer::of(&there[0])?, Buffer::of(&there[1])?];
         let (parts, state) = (Buffer::of(&parts)?, Buffer::of_ints(&ints(&state, device))?);
-        let mut program = Program::new(chosen());
-        program.attention(heads, &Buffer::of(&vector(&qkv, device))?, rope.each_ref(), &state, cache.each_ref(), &parts);
+        let mut program = Program::new(kernels);
+        let qkv_there = Buffer::of(&vector(&qkv, device))?;
+        program.rope(heads, &qkv_there, rope.each_ref(), &state, cache.each_ref());
+        program.attention(heads, &qkv_there, &state, cache.each_ref(), &parts);
         program.combine(heads, &parts, &Buffer::of(&y)?);
         program.submit(1)?;
         let mut expected = Vec::new();
@@ -173,12 +178,13 @@ fn attended(device: &Device, split: bool) -> Pairs {
     on_graphics(device, || cases.into_iter().map(pairs).collect::<Result<Vec<_>>>().map(|pairs| pairs.into_iter().flatten().collect()))
 }
 
-pub(super) fn attention(device: &Device) -> Pairs {
-    attended(device, false)
+/// Rope, attention and the cache.
+pub(super) fn attention(device: &Device, kernels: Kernels) -> Pairs {
+    attended(device, false, kernels)
 }
 
 pub(super) fn combine(device: &Device) -> Pairs {
-    attended(device, true)
+    attended(device, true, chosen())
 }
 
 pub(super) fn sample(device: &Device) -> Pairs {
