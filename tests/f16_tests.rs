@@ -86,10 +86,12 @@ fn logits(model: &Llama, tokens: &[i32]) -> Vec<f32> {
     values(model.logits(model.forward(ids(tokens.to_vec(), &device), t, &mask, None)))
 }
 
-/// Both devices compute the same from the same file, in one piece and token by token of a head of many blocks.
+/// The device computes the same from the file as the CPU from all of it in f32, in one piece and token by token of a head of
+/// many blocks.
 #[track_caller]
 fn check_logits(store: &Store, gpu: &Compute) {
-    let (model, on_cpu) = (open(store, gpu), open(store, &cpu()));
+    let model = open(store, gpu);
+    let on_cpu = block_on(load_f32(store, "m", &model.config, &cpu(), 128)).unwrap();
     for t in [1, 5, 70] {
         let tokens: Vec<i32> = (0..t).map(|i| i * 37 % model.config.vocab_size as i32).collect();
         let (found, expected) = (logits(&model, &tokens), logits(&on_cpu, &tokens));

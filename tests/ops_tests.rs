@@ -132,7 +132,7 @@ fn linear_in_mixed_precision_rounds_operands_and_product_to_f16() {
 fn linear_f16_is_its_definition() {
     let cpu = cpu();
     for compute in devices() {
-        for (n, k, m) in [(1, 8, 1), (1, 64, 1000), (2, 63, 65), (16, 1000, 63), (17, 72, 64), (64, 64, 65), (70, 1000, 2)] {
+        for (n, k, m) in [(1, 8, 1), (1, 64, 1000), (2, 63, 65), (16, 1000, 63), (17, 72, 64), (64, 64, 65), (70, 1000, 2), (130, 72, 65)] {
             let w = halves(2, m * k);
             let expected = linear::reference(matrix(1, n, k, &cpu), half_matrix(&w, k, &cpu).cast(FloatDType::F32), false);
             let name = format!("linear_f16 {n}x{k}x{m} on {}", compute.info.name);

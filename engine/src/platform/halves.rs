@@ -53,38 +53,44 @@ mod chosen {
         assert!(x.len() == N * k && out.len() == N * m, "{N} rows of {k} numbers");
         let (whole, eights) = (k / (8 * P) * P, k / 8);
         for (j, w) in w.chunks_exact(k).enumerate() {
-            let mut sums = [[_mm256_setzero_ps(); P]; N];
+            let mut sums = [[_mm256_setzero_ps(); N]; P];
             for first in (0..whole).step_by(P) {
-                for p in 0..P {
-                    let at = (first + p) * 8;
-                    // SAFETY: `at + 8` is at most `k`, the length of `w` and of the `N` rows of `x`.
-                    let weights = unsafe { eight(w.as_ptr().add(at)) };
-                    for i in 0..N {
-                        // SAFETY: as above.
-                        let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(i * k + at)) };
-                        sums[i][p] = _mm256_fmadd_ps(x, weights, sums[i][p]);
-                    }
+                for (p, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: there are eight more numbers in `w` and in the `N` rows of `x`, which are as long.
+                    unsafe { add_eight(sums, w.as_ptr(), x.as_ptr(), k, (first + p) * 8) };
                 }
             }
-            for at in (whole..eights).map(|eight| eight * 8) {
+            for eight in whole..eights {
                 // SAFETY: as above.
-                let weights = unsafe { eight(w.as_ptr().add(at)) };
-                for i in 0..N {
-                    // SAFETY: as above.
-                    let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(i * k + at)) };
-                    sums[i][0] = _mm256_fmadd_ps(x, weights, sums[i][0]);
+                unsafe { add_eight(&mut sums[0], w.as_ptr(), x.as_ptr(), k, eight * 8) };
+            }
+            let mut all = [_mm256_setzero_ps(); N];
+            for sums in &sums {
+                for (all, sum) in all.iter_mut().zip(sums) {
+                    *all = _mm256_add_ps(*all, *sum);
                 }
             }
-            for i in 0..N {
-                let mut sum = sums[i][0];
-                for part in &sums[i][1..] {
-                    sum = _mm256_add_ps(sum, *part);
-                }
+            for (i, sum) in all.iter().enumerate() {
                 let rest = w[eights * 8..].iter().zip(&x[i * k + eights * 8..]);
-                out[i * m + j] = rest.fold(total(sum), |total, (w, x)| w.to_f32().mul_add(*x, total));
+                out[i * m + j] = rest.fold(total(*sum), |total, (w, x)| w.to_f32().mul_add(*x, total));
             }
         }
         true
+    }
+
+    /// Adds the products of eight numbers of `w` with those of every row of `x`, `k` apart.
+    ///
+    /// # Safety
+    /// There must be eight numbers from `at` on in each.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_eight<const N: usize>(sums: &mut [__m256; N], w: *const f16, x: *const f32, k: usize, at: usize) {
+        // SAFETY: by the caller's promise.
+        let weights = unsafe { eight(w.add(at)) };
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: as above.
+            *sum = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x.add(i * k + at)) }, weights, *sum);
+        }
     }
 
     /// Eight numbers as f32.
