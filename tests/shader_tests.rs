@@ -11,7 +11,7 @@ use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::adamw::{AdamW, Moments, adamw};
 use smolforge_engine::ops::embedding_f16::embedding_f16;
 use smolforge_engine::ops::linear_f16;
-use smolforge_engine::ops::product::{Kernels, Product, chosen, multiplied};
+use smolforge_engine::ops::product::{Kernels, Product, chosen, multiplied, without_lanes};
 use smolforge_engine::ops::rms_norm::rms_norm;
 use smolforge_engine::protocol::DeviceChoice;
 use smolforge_engine::tasks::self_test;
@@ -140,7 +140,7 @@ fn products_equal_their_twins_with_all_kernels() {
         }
         // More tiles than an axis of a dispatch has room for, and more work than one dispatch gets.
         check_product(chosen(), Product::Forward, [2_100_000, 4, 4], &compute);
-        check_product(chosen(), Product::Dw, [1000, 1200, 1000], &compute);
+        without_lanes(|| check_product(Kernels::Tile, Product::Dw, [1000, 1200, 1000], &compute));
     }
 }
 

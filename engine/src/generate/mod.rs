@@ -108,9 +108,11 @@ impl Written {
     }
 }
 
-/// Continues `prompt`; returns the sample with the seconds until its first token and those for the others. `on_token` gets
-/// every new token with the logits it was drawn from, for which the host has to draw them; `on_text` whole characters as
-/// they come.
+/// Gets every new token with the logits it was drawn from.
+pub type OnToken<'a> = &'a mut dyn FnMut(u32, &[f32]);
+
+/// Continues `prompt`; returns the sample with the seconds until its first token and those for the others. With
+/// `on_token` the host draws the tokens; `on_text` gets whole characters as they come.
 ///
 /// # Errors
 /// [`Error::Context`] where prompt and new tokens do not fit the model's context; an empty prompt of a
@@ -123,7 +125,7 @@ pub async fn generate(
     limits: &Limits<'_>,
     random: Random,
     control: &Control,
-    mut on_token: Option<&mut dyn FnMut(u32, &[f32])>,
+    mut on_token: Option<OnToken<'_>>,
     mut on_text: impl FnMut(&str),
 ) -> Result<(Generation, [f64; 2])> {
     if prompt.is_empty() {
@@ -244,7 +246,7 @@ pub async fn run(request: &GenerateRequest, loaded: &Loaded, store: &Store, cont
                 let alternatives = likeliest.into_iter().map(|(id, probability)| (text_of(id), probability)).collect();
                 control.emit(Event::Token { prompt, sample, text: text_of(id), probability, alternatives });
             };
-            let on_token = (request.alternatives > 0).then_some(&mut tell as &mut dyn FnMut(u32, &[f32]));
+            let on_token = (request.alternatives > 0).then_some(&mut tell as OnToken<'_>);
             let on_text = |text: &str| {
                 if !text.is_empty() {
                     control.emit(Event::Text { prompt, sample, text: text.into() });
