@@ -15,7 +15,7 @@ use super::product::{Product, product};
 use super::{kernels_enabled, on_cpu};
 
 /// `y = x · wᵀ`. With `half` the operands and the product are rounded to f16, as under PyTorch's autocast;
-/// a weight that is kept as f16 goes to [`linear_f16`].
+/// a weight that is kept as f16 goes to [`linear_f16()`].
 ///
 /// # Shapes
 /// - `x`: `[n, in]`, `w`: `[out, in]`, returns `[n, out]`

@@ -105,7 +105,7 @@ impl Program {
         Self { kernels, dispatches: Vec::new() }
     }
 
-    /// Appends a dispatch: as [`super::launch::launch`], by kernels whose parameters do not change.
+    /// Appends a dispatch of `kernel` over `groups` workgroups, with `buffers` as bindings `0..` and `params` as the uniform after them.
     pub fn add(&mut self, kernel: Kernel, groups: (u32, u32), buffers: &[&Buffer], params: &[u32]) {
         assert!(params.len().is_multiple_of(4), "uniforms are read in words of 16 bytes");
         let (device, _) = opened();
