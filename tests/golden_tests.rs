@@ -6,6 +6,7 @@ use serde_json::Value;
 use smolforge_engine::config::TrainConfig;
 use smolforge_engine::config::finetune::{Decay, Optim};
 use smolforge_engine::control::Control;
+use smolforge_engine::data::batch::Batch;
 use smolforge_engine::data::random::Random;
 use smolforge_engine::device::Compute;
 use smolforge_engine::generate::{self, Limits, generate, sampler};
@@ -19,7 +20,7 @@ use smolforge_engine::store::Store;
 use smolforge_engine::text::Tokenizer;
 use smolforge_engine::train::optimizer::Optimizer;
 use smolforge_engine::train::schedule::Schedule;
-use smolforge_engine::train::{accumulate, clip, forward, gradients};
+use smolforge_engine::train::{Forward, accumulate, clip, forward};
 use smolforge_tests::*;
 
 const FILE: &str = "tiny_llama_golden.safetensors";
@@ -60,17 +61,22 @@ fn a_table_split_into_blocks_gives_the_same_logits_and_gradients() {
     }
 }
 
+/// Mean loss of a batch's targets.
+fn mean(forward: &Forward, batch: &Batch) -> f32 {
+    values(forward.losses.nll.clone()).iter().sum::<f32>() / batch.target_tokens() as f32
+}
+
 #[track_caller]
 fn check_gradients(compute: &Compute) {
     let golden = golden_tensors(FILE);
     let model = golden_model("tiny_llama", compute).trainable();
     let batch = batch(&golden.read_i64("input_ids").unwrap(), &golden.read_i64("targets").unwrap(), 16);
-    let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
-    let loss = values(losses.scaled.clone().inner())[0];
+    let forward = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
+    let loss = mean(&forward, &batch);
     let expected = golden.read_f32("loss").unwrap()[0];
     assert!((loss - expected).abs() <= 1e-5 * expected, "loss {loss}, PyTorch {expected}");
     let mut found: Vec<(String, Vec<f32>)> = Vec::new();
-    for (parameter, grad) in model.parameters().iter().zip(gradients(&model, losses.scaled)) {
+    for (parameter, grad) in model.parameters().iter().zip(forward.gradients(&model)) {
         let grad = values(grad);
         match found.last_mut() {
             Some((name, rows)) if *name == parameter.name => rows.extend(grad), // the next block of a table
@@ -103,11 +109,11 @@ fn mixed_precision_stays_near_pytorch_in_f32() {
             continue;
         }
         let model = golden_model("tiny_llama", &compute).with_half(true).trainable();
-        let losses = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
-        let loss = values(losses.scaled.clone().inner())[0];
+        let forward = forward(&model, &batch, 1.0 / batch.target_tokens() as f64);
+        let loss = mean(&forward, &batch);
         assert!((loss - expected).abs() <= 5e-4 * expected, "loss {loss}, PyTorch {expected}"); // 2⁻¹¹: f16 has 11 bits
         assert!(loss != expected, "f16 leaves a trace");
-        for (parameter, grad) in model.parameters().iter().zip(gradients(&model, losses.scaled)) {
+        for (parameter, grad) in model.parameters().iter().zip(forward.gradients(&model)) {
             let cosine = cosine(&values(grad), &golden.read_f32(&format!("grad.{}", parameter.name)).unwrap());
             assert!(cosine >= 0.9999, "{} on {}: cosine {cosine}", parameter.name, compute.info.name); // NaN is not
         }
@@ -144,9 +150,9 @@ fn ten_adamw_steps_equal_pytorch() {
             let count: usize = micro_batches.iter().map(|batch| batch.target_tokens()).sum();
             let (mut grads, mut loss) = (Vec::new(), 0.0);
             for batch in &micro_batches {
-                let losses = forward(&model, batch, 1.0 / count as f64);
-                accumulate(&mut grads, gradients(&model, losses.scaled));
-                loss += values(losses.nll).iter().map(|nll| f64::from(*nll)).sum::<f64>() / count as f64;
+                let forward = forward(&model, batch, 1.0 / count as f64);
+                loss += values(forward.losses.nll.clone()).iter().map(|nll| f64::from(*nll)).sum::<f64>() / count as f64;
+                accumulate(&mut grads, forward.gradients(&model));
             }
             let squares = sum_of_squares(&grads);
             let norm = f64::from(values(squares)[0]).sqrt();

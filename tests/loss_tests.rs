@@ -6,7 +6,6 @@ use smolforge_engine::model::llama::ids;
 use smolforge_engine::ops::cross_entropy::{self, Losses, Wanted, linear_cross_entropy};
 use smolforge_engine::ops::embedding::{add_gradient, embedding};
 use smolforge_engine::ops::sum_of_squares;
-use smolforge_engine::tasks::self_test::value_and_gradients;
 use smolforge_shaders::cpu as twins;
 use smolforge_shaders::cpu::cross_entropy::State;
 use smolforge_tests::*;
@@ -29,15 +28,14 @@ fn cross_entropy_of_logits_is_its_twin() {
         for (n, v, blocks) in [(1, 1, 1), (1, 2, 2), (2, 63, 1), (63, 65, 1), (64, 64, 3), (65, 63, 2), (1000, 1000, 3), (66_000, 3, 1)] {
             let name = format!("{n}x{v} in {blocks} blocks on {}", compute.info.name);
             let (mut logits, targets) = (numbers(1, n * v), targets(n, v));
-            let h = Tensor::from_inner(matrix(1, n, v, &compute)).require_grad();
-            let Losses { scaled, nll, hits } = linear_cross_entropy(h.clone(), &identity(v, blocks, &compute), &targets, 0.25);
+            let (h, head) = (matrix(1, n, v, &compute), identity(v, blocks, &compute));
+            let Losses { nll, hits, dh, .. } = linear_cross_entropy(h, &head, &targets, Wanted::Hidden(0.25));
             let mut states = vec![State::NONE; n];
             let expected = twins::cross_entropy(&logits, v, 0, &targets, &mut states);
             assert!(max_difference(&values(nll), &expected.0) < 1e-5, "nll of {name}");
             assert_eq!(values(hits), expected.1, "hits of {name}");
             twins::cross_entropy_dlogits(&mut logits, v, 0, &targets, &states, 0.25);
-            let dh = values(h.grad(&scaled.backward()).unwrap());
-            assert!(max_difference(&dh, &logits) < 1e-6, "gradient of {name}");
+            assert!(max_difference(&values(dh.unwrap()), &logits) < 1e-6, "gradient of {name}");
         }
     }
 }
@@ -66,7 +64,7 @@ fn a_target_that_is_as_likely_as_another_is_a_hit() {
         let logits = vec![1.0, 3.0, 0.0, 3.0, -5.0, 2.0, 2.0, 2.5, 0.0, 0.0, -90.0, -90.0, -90.0, -90.0, -90.0];
         let h = Tensor::<2>::from_data(TensorData::new(logits, [3, 5]), (&compute.device, DType::F32));
         for blocks in [1, 5] {
-            let losses = linear_cross_entropy(h.clone(), &identity(5, blocks, &compute), &[3, 1, 4], 1.0);
+            let losses = linear_cross_entropy(h.clone(), &identity(5, blocks, &compute), &[3, 1, 4], Wanted::Nothing);
             assert_eq!(values(losses.hits), [1.0, 0.0, 1.0], "{blocks} blocks on {}", compute.info.name);
             assert!((values(losses.nll)[2] - 5f32.ln()).abs() < 1e-5);
         }
@@ -78,15 +76,13 @@ fn logits_in_several_chunks_give_the_same_losses_and_gradients() {
     for compute in devices() {
         let (n, v, d) = (9000, 1000, 8); // more than 32 MB of logits
         let (h, w, targets) = (matrix(1, n, d, &compute), matrix(2, v, d, &compute), targets(n, v));
-        let leaves = [&h, &w].map(|x| Tensor::from_inner(x.clone()).require_grad());
-        let losses = linear_cross_entropy(leaves[0].clone(), &leaves[1..], &targets, 0.25);
-        let expected = cross_entropy::reference(h, &[w], &targets, 500, Wanted::All(0.25));
-        assert!(max_difference(&values(losses.nll), &values(expected.nll)) < 1e-5);
-        assert!(max_difference(&values(losses.hits), &values(expected.hits)) == 0.0);
-        let grads = losses.scaled.backward();
-        let expected = [expected.dh.unwrap(), expected.dhead[0].clone()];
-        for (leaf, expected) in leaves.iter().zip(expected) {
-            let (found, expected) = (values(leaf.grad(&grads).unwrap()), values(expected));
+        let (head, wanted) = ([w], Wanted::All(0.25));
+        let found = linear_cross_entropy(h.clone(), &head, &targets, wanted);
+        let expected = cross_entropy::reference(h, &head, &targets, 500, wanted);
+        assert!(max_difference(&values(found.nll.clone()), &values(expected.nll.clone())) < 1e-5);
+        assert!(max_difference(&values(found.hits.clone()), &values(expected.hits.clone())) == 0.0);
+        let gradients = |losses: Losses| [losses.dh.unwrap(), losses.dhead[0].clone()].map(values);
+        for (found, expected) in gradients(found).into_iter().zip(gradients(expected)) {
             let largest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
             assert!(max_difference(&found, &expected) < 2e-5 * largest, "{}", compute.info.name);
         }
@@ -100,19 +96,15 @@ fn embedding_and_its_gradient_are_their_twins() {
         {
             let name = format!("{n} of {rows}x{d} in {blocks} blocks on {}", compute.info.name);
             let tokens: Vec<i32> = (0..n).map(|i| (i * i % rows) as i32).collect();
-            let op = |x: &[Tensor<2>]| embedding(x, ids(tokens.clone(), &x[0].device()));
             let table = matrix(1, rows, d, &compute).split(rows.div_ceil(blocks), 0);
-            let computed = value_and_gradients(op, table.clone());
-            assert_eq!(values(computed[0].clone()), twins::embedding(&numbers(1, rows * d), &tokens, d, 0), "rows: {name}");
-            let mut expected = vec![0.0; rows * d];
-            twins::embedding_dw(&mut expected, &numbers(99, n * d), &tokens, d, 0);
-            let largest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
-            let found: Vec<f32> = computed[1..].iter().flat_map(|block| values(block.clone())).collect();
-            assert!(max_difference(&found, &expected) < 2e-5 * largest, "gradient: {name}");
+            let found = values(embedding(&table, ids(tokens.clone(), &compute.device)));
+            let mut expected = numbers(1, rows * d);
+            assert_eq!(found, twins::embedding(&expected, &tokens, d, 0), "rows: {name}");
             let added = add_gradient(table, ids(tokens.clone(), &compute.device), matrix(99, n, d, &compute));
             let found: Vec<f32> = added.into_iter().flat_map(values).collect();
-            let expected: Vec<f32> = expected.iter().zip(numbers(1, rows * d)).map(|(sum, table)| sum + table).collect();
-            assert!(max_difference(&found, &expected) < 2e-5 * largest, "added: {name}");
+            twins::embedding_dw(&mut expected, &numbers(99, n * d), &tokens, d, 0);
+            let largest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+            assert!(max_difference(&found, &expected) < 2e-5 * largest, "gradient: {name}");
         }
     }
 }

@@ -315,13 +315,11 @@ fn embedding_is_its_definition() {
     let tokens = vec![0, 6, 3, 3, 6, 6, 1, 0, 2];
     for (compute, d) in devices().into_iter().flat_map(|compute| [4, 64, 65].map(|d| (compute.clone(), d))) {
         let whole = matrix(1, 7, d, &compute);
-        let fast: Op = &|x| embedding::embedding(x, ids(tokens.clone(), &x[0].device()));
-        let reference: Op = &|x| embedding::reference(x, ids(tokens.clone(), &x[0].device()));
         for rows in [7, 3] {
-            check_parity(&format!("embedding of {d} on {}", compute.info.name), fast, reference, &whole.clone().split(rows, 0));
+            let (table, tokens) = (whole.clone().split(rows, 0), ids(tokens.clone(), &compute.device));
+            let expected = values(embedding::reference(&table, tokens.clone()));
+            assert_eq!(values(embedding::embedding(&table, tokens)), expected, "of {d} on {}", compute.info.name);
         }
-        let split = values(embedding::embedding(&whole.clone().split(3, 0), ids(tokens.clone(), &compute.device)));
-        assert_eq!(split, values(embedding::embedding(&[whole], ids(tokens.clone(), &compute.device))));
     }
 }
 
@@ -363,29 +361,26 @@ fn chunked_cross_entropy_is_plain_cross_entropy() {
     for compute in devices() {
         for (n, v, d, blocks) in [(1, 2, 3, 1), (5, 65, 16, 1), (63, 64, 8, 2), (70, 1000, 64, 1), (70, 1000, 64, 3)] {
             let targets: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 4 { -100 } else { i * 37 % v as i32 }).collect();
-            let inputs = [matrix(1, n, d, &compute), matrix(2, v, d, &compute)];
-            let rows = v.div_ceil(blocks);
-            let fast: Op = &|x| {
-                let head: Vec<Tensor<2>> = (0..v).step_by(rows).map(|first| x[1].clone().narrow(0, first, rows.min(v - first))).collect();
-                cross_entropy::linear_cross_entropy(x[0].clone(), &head, &targets, 0.25).scaled.reshape([1, 1])
-            };
-            let plain: Op = &|x| plain_cross_entropy(x[0].clone(), x[1].clone(), &targets, 0.25);
-            check_parity(&format!("cross-entropy {n}x{v}x{d}/{blocks} on {}", compute.info.name), fast, plain, &inputs);
-            let chunk = 7; // several chunks, the last one short
-            let head = [inputs[1].clone()];
-            let part = cross_entropy::reference(inputs[0].clone(), &head, &targets, chunk, Wanted::Nothing);
-            let whole = cross_entropy::linear_cross_entropy(inputs[0].clone(), &head, &targets, 1.0);
-            assert!(max_difference(&values(part.nll), &values(whole.nll)) < 1e-5);
-            assert_eq!(values(part.hits), values(whole.hits), "hits {n}x{v}x{d} on {}", compute.info.name);
+            let name = format!("cross-entropy {n}x{v}x{d}/{blocks} on {}", compute.info.name);
+            let [h, w] = [matrix(1, n, d, &compute), matrix(2, v, d, &compute)];
+            let head = w.clone().split(v.div_ceil(blocks), 0);
+            let found = cross_entropy::linear_cross_entropy(h.clone(), &head, &targets, Wanted::All(0.25));
+            let leaves = [h.clone(), w].map(|x| Tensor::from_inner(x).require_grad());
+            let plain = plain_cross_entropy(leaves[0].clone(), leaves[1].clone(), &targets, 0.25);
+            let (loss, expected) = (values(plain.clone().inner())[0], plain.backward());
+            assert!((values(found.nll.clone()).iter().sum::<f32>() * 0.25 - loss).abs() < 1e-4 * loss, "{name}");
+            let dh = values(found.dh.unwrap());
+            assert!(max_difference(&dh, &values(leaves[0].grad(&expected).unwrap())) < 1e-5, "{name}");
+            let dhead: Vec<f32> = found.dhead.into_iter().flat_map(values).collect();
+            assert!(max_difference(&dhead, &values(leaves[1].grad(&expected).unwrap())) < 1e-4, "{name}");
+            // Several chunks, the last one short.
+            let part = cross_entropy::reference(h.clone(), &head, &targets, 7, Wanted::Nothing);
+            assert!(max_difference(&values(part.nll), &values(found.nll)) < 1e-5);
+            assert_eq!(values(part.hits), values(found.hits), "hits of {name}");
             // A head that is not trained: the same gradient of the hidden states, none of the head.
-            let h = Tensor::from_inner(inputs[0].clone()).require_grad();
-            let frozen = [Tensor::from_inner(inputs[1].clone())];
-            let grads = cross_entropy::linear_cross_entropy(h.clone(), &frozen, &targets, 0.25).scaled.backward();
-            let both = [&inputs[0], &inputs[1]].map(|x| Tensor::from_inner(x.clone()).require_grad());
-            let expected = cross_entropy::linear_cross_entropy(both[0].clone(), &both[1..], &targets, 0.25).scaled.backward();
-            let (found, expected) = (values(h.grad(&grads).unwrap()), values(both[0].grad(&expected).unwrap()));
-            assert!(max_difference(&found, &expected) < 1e-6);
-            assert!(frozen[0].grad(&grads).is_none());
+            let frozen = cross_entropy::linear_cross_entropy(h, &head, &targets, Wanted::Hidden(0.25));
+            assert!(max_difference(&values(frozen.dh.unwrap()), &dh) < 1e-6);
+            assert!(frozen.dhead.is_empty());
         }
     }
 }

@@ -13,7 +13,7 @@ use smolforge_engine::model::{Llama, LlamaConfig};
 use smolforge_engine::protocol::{Command, DeviceChoice, Event, GenerateRequest, StepReport};
 use smolforge_engine::store::Store;
 use smolforge_engine::train::optimizer::Optimizer;
-use smolforge_engine::train::{Ended, checkpoint, forward, gradients, pretrain};
+use smolforge_engine::train::{Ended, checkpoint, forward, pretrain};
 use smolforge_engine::{Engine, Error};
 use smolforge_tests::*;
 
@@ -333,9 +333,9 @@ fn one_batch_overfits() {
     let mut optimizer = Optimizer::new(&model, Optim::Adamw);
     let mut last = f32::INFINITY;
     for _ in 0..60 {
-        let losses = forward(&model, &batch, 1.0 / 64.0);
-        last = values(losses.scaled.clone().inner())[0];
-        let grads = gradients(&model, losses.scaled);
+        let forward = forward(&model, &batch, 1.0 / 64.0);
+        last = values(forward.losses.nll.clone()).iter().sum::<f32>() / 64.0;
+        let grads = forward.gradients(&model);
         block_on(optimizer.step(&mut model, grads, &config, 3e-3, 1.0)).unwrap();
     }
     assert!(last < 0.1, "loss {last}");

@@ -22,7 +22,7 @@ use crate::platform;
 use crate::protocol::{BenchRequest, Event, Sampling};
 use crate::store::Store;
 use crate::train::optimizer::Optimizer;
-use crate::train::{finetune, forward, gradients, losses_and_gradients, pretrain, squared_norm};
+use crate::train::{finetune, forward, losses_and_gradients, pretrain, squared_norm};
 
 /// Measures and reports; the first repetition of every phase is not counted.
 ///
@@ -100,9 +100,9 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, r
             let (nll, grads) = losses_and_gradients(&model, &batch, scale, true);
             (read_f32(nll).await?, 0.0, grads) // there and back is one thing
         } else {
-            let losses = forward(&model, &batch, scale);
-            let nll = read_f32(losses.nll).await?;
-            (nll, started.elapsed().as_secs_f64(), gradients(&model, losses.scaled))
+            let forward = forward(&model, &batch, scale);
+            let nll = read_f32(forward.losses.nll.clone()).await?;
+            (nll, started.elapsed().as_secs_f64(), forward.gradients(&model))
         };
         losses.push(nll.into_iter().map(f64::from).sum::<f64>() * scale);
         read_f32(squared_norm(&grads)).await?;

@@ -33,7 +33,7 @@ kernels! {
     /// Its gradient by the weight, in parts.
     RMS_NORM_DW "rms_norm_dw" 64,
     /// An optimizer update.
-    ADAMW "adamw" 256,
+    ADAMW "adamw" 64,
     /// Product of many rows.
     LINEAR "linear" 64,
     /// The same for few rows.
@@ -105,7 +105,7 @@ kernels! {
     /// Its gradient by the logits, in place.
     CROSS_ENTROPY_DLOGITS "cross_entropy_dlogits" 256,
     /// Squared norms, in parts, of up to seven buffers.
-    SUM_OF_SQUARES "sum_of_squares" 256,
+    SUM_OF_SQUARES "sum_of_squares" 64,
     /// Causal attention with grouped heads.
     ATTENTION "attention" 64,
     /// The same for subgroups of 8.

@@ -20,13 +20,9 @@ fn add_outer(sums: ptr<function, array<vec4<f32>, 8>>, column: f32, row: vec4<f3
     (*sums)[7] += subgroupBroadcast(column, 7u) * row;
 }
 
-
-fn add_row(sums0: ptr<function, array<vec4<f32>, 8>>, sums1: ptr<function, array<vec4<f32>, 8>>,
-    sums2: ptr<function, array<vec4<f32>, 8>>, sums3: ptr<function, array<vec4<f32>, 8>>, columns: vec4<f32>, row: vec4<f32>) {
-    add_outer(sums0, columns.x, row);
-    add_outer(sums1, columns.y, row);
-    add_outer(sums2, columns.z, row);
-    add_outer(sums3, columns.w, row);
+fn add_two(sums: ptr<function, array<vec4<f32>, 8>>, column0: f32, row0: vec4<f32>, column1: f32, row1: vec4<f32>) {
+    add_outer(sums, column0, row0);
+    add_outer(sums, column1, row1);
 }
 
 fn store(sums: ptr<function, array<vec4<f32>, 8>>, first_row: u32, column: u32) {
@@ -34,7 +30,11 @@ fn store(sums: ptr<function, array<vec4<f32>, 8>>, first_row: u32, column: u32) 
         let row = first_row + 4u * i;
         if (row < 4u * params.out4 && column < params.k4) {
             let at = row * params.k4 + column;
-            dw[at] = (*sums)[i] + select(vec4<f32>(), dw[at], params.add == 1u);
+            if (params.add == 1u) {
+                dw[at] += (*sums)[i];
+            } else {
+                dw[at] = (*sums)[i];
+            }
         }
     }
 }
@@ -54,13 +54,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var sums3: array<vec4<f32>, 8>;
     let even = params.n / 2u;
     for (var i = 0u; i < even; i += 1u) {
-        add_row(&sums0, &sums1, &sums2, &sums3, dy[dy_at], x[x_at]);
-        add_row(&sums0, &sums1, &sums2, &sums3, dy[dy_at + params.out4], x[x_at + params.k4]);
+        let columns0 = dy[dy_at];
+        let columns1 = dy[dy_at + params.out4];
+        let row0 = x[x_at];
+        let row1 = x[x_at + params.k4];
+        add_two(&sums0, columns0.x, row0, columns1.x, row1);
+        add_two(&sums1, columns0.y, row0, columns1.y, row1);
+        add_two(&sums2, columns0.z, row0, columns1.z, row1);
+        add_two(&sums3, columns0.w, row0, columns1.w, row1);
         dy_at += 2u * params.out4;
         x_at += 2u * params.k4;
     }
     if (params.n % 2u == 1u) {
-        add_row(&sums0, &sums1, &sums2, &sums3, dy[dy_at], x[x_at]);
+        let columns = dy[dy_at];
+        let row = x[x_at];
+        add_outer(&sums0, columns.x, row);
+        add_outer(&sums1, columns.y, row);
+        add_outer(&sums2, columns.z, row);
+        add_outer(&sums3, columns.w, row);
     }
     let first_row = tile / tiles * 32u;
     store(&sums0, first_row, column);

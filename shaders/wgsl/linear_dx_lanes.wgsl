@@ -19,6 +19,12 @@ fn add_outer(sums: ptr<function, array<vec4<f32>, 8>>, column: f32, row: vec4<f3
     (*sums)[7] += subgroupBroadcast(column, 7u) * row;
 }
 
+fn add_four(sums: ptr<function, array<vec4<f32>, 8>>, columns: vec4<f32>, rows: mat4x4<f32>) {
+    add_outer(sums, columns.x, rows[0]);
+    add_outer(sums, columns.y, rows[1]);
+    add_outer(sums, columns.z, rows[2]);
+    add_outer(sums, columns.w, rows[3]);
+}
 
 fn store(sums: ptr<function, array<vec4<f32>, 8>>, first_row: u32, column: u32) {
     for (var i = 0u; i < 8u; i += 1u) {
@@ -50,13 +56,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let columns1 = dy[dy1 + j];
         let columns2 = dy[dy2 + j];
         let columns3 = dy[dy3 + j];
-        for (var i = 0u; i < 4u; i += 1u) {
-            let row = w[(4u * j + i) * params.k4 + near];
-            add_outer(&sums0, columns0[i], row);
-            add_outer(&sums1, columns1[i], row);
-            add_outer(&sums2, columns2[i], row);
-            add_outer(&sums3, columns3[i], row);
-        }
+        let at = 4u * j * params.k4 + near;
+        let rows = mat4x4<f32>(w[at], w[at + params.k4], w[at + 2u * params.k4], w[at + 3u * params.k4]);
+        add_four(&sums0, columns0, rows);
+        add_four(&sums1, columns1, rows);
+        add_four(&sums2, columns2, rows);
+        add_four(&sums3, columns3, rows);
     }
     store(&sums0, first_row, column);
     store(&sums1, first_row + 8u, column);

@@ -13,11 +13,11 @@ struct Params { ends: array<vec4<u32>, 2>, lens: array<vec4<u32>, 2> }
 @group(0) @binding(7) var<storage, read_write> part: array<f32>;
 @group(0) @binding(8) var<uniform> params: Params;
 
-const WG: u32 = 256u;
+const WG: u32 = 64u;
 const FEW: u32 = 16u;
 var<workgroup> sh_sum: array<f32, WG>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     var which = 0u;
     var first = 0u;

@@ -13,7 +13,7 @@ use crate::data::random::{Random, of_name};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::ops::attention::{Mask, attention};
-use crate::ops::cross_entropy::{Losses, linear_cross_entropy};
+use crate::ops::cross_entropy::{Losses, Wanted, linear_cross_entropy};
 use crate::ops::dropout::Noise;
 use crate::ops::embedding::embedding;
 use crate::ops::linear::linear;
@@ -123,8 +123,9 @@ impl RmsNorm {
 }
 
 impl Embedding {
+    /// Without gradients: [`crate::train::gradients`] makes those of the table and the head.
     fn blocks(&self) -> Vec<Tensor<2>> {
-        self.weight.iter().map(|block| block.tensor.clone()).collect()
+        self.weight.iter().map(|block| untracked(&block.tensor)).collect()
     }
 }
 
@@ -421,12 +422,7 @@ impl Llama {
 
     /// Embeddings of `ids: [b·t]` as `[b·t, d]`.
     pub fn embed(&self, ids: Tensor<1, Int>) -> Tensor<2> {
-        let mut blocks = self.embed_tokens.blocks();
-        if blocks[0].dtype() == DType::F16 && blocks[0].is_autodiff() {
-            blocks = blocks.into_iter().map(Tensor::inner).collect(); // a table of f16 is not trained
-        }
-        let ids = if blocks[0].is_autodiff() { ids } else { ids.inner() };
-        self.lift(embedding(&blocks, ids))
+        self.lift(embedding(&self.embed_tokens.blocks(), ids.inner()))
     }
 
     /// A tensor without gradients beside the weights.
@@ -442,7 +438,12 @@ impl Llama {
     /// With a cache the ids follow the tokens it holds; `mask` was made for the same `b`, `t` and offset.
     pub fn forward(&self, ids: Tensor<1, Int>, t: usize, mask: &Mask, cache: Option<&mut KvCache>) -> Tensor<2> {
         let pass = self.pass(mask, cache.as_ref().map_or(0, |cache| cache.len), t);
-        self.through(pass, ids, t, cache)
+        self.through(pass, self.embed(ids), t, cache)
+    }
+
+    /// As [`Llama::forward`] without a cache, from what [`Llama::embed`] gives on.
+    pub fn forward_from(&self, x: Tensor<2>, t: usize, mask: &Mask) -> Tensor<2> {
+        self.through(self.pass(mask, 0, t), x, t, None)
     }
 
     /// As [`Llama::forward`] for sequences that begin in different columns of the cache.
@@ -450,12 +451,11 @@ impl Llama {
     /// # Shapes
     /// - `positions`: `[b·t]`, the position of every id in its own sequence
     pub fn forward_at(&self, ids: Tensor<1, Int>, t: usize, positions: &[i32], mask: &Mask, cache: &mut KvCache) -> Tensor<2> {
-        self.through(self.pass_with(mask, self.rope.rows(positions)), ids, t, Some(cache))
+        self.through(self.pass_with(mask, self.rope.rows(positions)), self.embed(ids), t, Some(cache))
     }
 
-    fn through(&self, pass: Pass, ids: Tensor<1, Int>, t: usize, mut cache: Option<&mut KvCache>) -> Tensor<2> {
-        many(&ids.device(), || {
-            let mut x = self.embed(ids); // [b·t, d]
+    fn through(&self, pass: Pass, mut x: Tensor<2>, t: usize, mut cache: Option<&mut KvCache>) -> Tensor<2> {
+        many(&x.device(), || {
             for (i, layer) in self.layers.iter().enumerate() {
                 x = layer.forward(x, &pass, i, cache.as_deref_mut());
             }
@@ -469,7 +469,7 @@ impl Llama {
     /// Scores of the next token for hidden states `[n, d]`: `[n, v]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         let blocks = self.head().blocks();
-        let parts: Vec<Tensor<2>> = blocks.into_iter().map(|block| linear(hidden.clone(), block, false)).collect();
+        let parts: Vec<Tensor<2>> = blocks.into_iter().map(|block| linear(hidden.clone(), self.lift(block), false)).collect();
         match <[Tensor<2>; 1]>::try_from(parts) {
             Ok([logits]) => logits,
             Err(parts) => Tensor::cat(parts, 1),
@@ -477,13 +477,18 @@ impl Llama {
     }
 
     /// Losses of hidden states `[n, d]` against `targets`; see [`linear_cross_entropy`].
-    pub fn loss(&self, hidden: Tensor<2>, targets: &[i32], scale: f64) -> Losses {
-        linear_cross_entropy(hidden, &self.head().blocks(), targets, scale)
+    pub fn loss(&self, hidden: Tensor<2>, targets: &[i32], wanted: Wanted) -> Losses {
+        linear_cross_entropy(untracked(&hidden), &self.head().blocks(), targets, wanted)
     }
 
     fn head(&self) -> &Embedding {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
+}
+
+/// A tensor without its gradient.
+fn untracked<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    if tensor.is_autodiff() { tensor.clone().inner() } else { tensor.clone() }
 }
 
 /// Token ids on a device.

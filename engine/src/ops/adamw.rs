@@ -59,6 +59,9 @@ pub fn adamw(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
     Moments { param: from_flex(param), m: from_flex(m), v: from_flex(v) }
 }
 
+/// Numbers of a workgroup of [`ADAMW`].
+const AT_ONCE: usize = 2048;
+
 /// One launch, in place.
 fn on_gpu(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
     // A buffer that somebody else still reads is copied first.
@@ -68,7 +71,7 @@ fn on_gpu(state: Moments, grad: Tensor<2>, step: &AdamW) -> Moments {
     };
     let (param, m, v, grad) = (own(state.param), own(state.m), own(state.v), cube(grad));
     let len = grad.meta.shape().num_elements();
-    let groups = row_groups((len / 4).div_ceil(ADAMW.workgroup_size as usize));
+    let groups = row_groups(len.div_ceil(AT_ONCE));
     launch(ADAMW, groups, &[&grad, &param, &m, &v], &params(len, step));
     Moments { param: from_cube(param), m: from_cube(m), v: from_cube(v) }
 }

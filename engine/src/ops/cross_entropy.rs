@@ -1,14 +1,13 @@
 //! Language-model head and cross-entropy in one: `[n, v]` logits exist only a chunk of rows at a time.
 //!
-//! The gradients are computed in the forward pass, chunk by chunk, and attached to the loss
-//! (as in Liger Kernel, Hsu et al. 2024, <https://arxiv.org/abs/2410.10989>).
+//! The gradients are computed in the forward pass, chunk by chunk (as in Liger Kernel, Hsu et al. 2024,
+//! <https://arxiv.org/abs/2410.10989>).
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::ops::FloatTensorOps;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, Wgpu, backend_extension, tensor::FloatTensor};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, Wgpu, backend_extension, tensor::FloatTensor};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use burn_cubecl::CubeBackend;
 use smolforge_shaders::{CROSS_ENTROPY, CROSS_ENTROPY_DLOGITS};
 
@@ -23,44 +22,19 @@ use super::{cube, flex, from_cube, from_flex, kernels_enabled, on_cpu};
 /// Bytes of logits that exist at a time.
 const CHUNK_BYTES: usize = 32 << 20;
 
-/// Losses of a batch.
+/// Losses of a batch, with the gradients that were wanted.
 pub struct Losses {
-    /// `scale · Σ nll`: call `backward` on this.
-    pub scaled: Tensor<1>,
-    /// Negative log-likelihood per target in nats, 0 where the target is ignored: `[n]`, not tracked.
+    /// Negative log-likelihood per target in nats, 0 where the target is ignored: `[n]`.
     pub nll: Tensor<1>,
-    /// 1 where no id is likelier than the target, else 0: `[n]`, not tracked.
+    /// 1 where no id is likelier than the target, else 0: `[n]`.
     pub hits: Tensor<1>,
+    /// Gradient by the hidden states: `[n, d]`.
+    pub dh: Option<Tensor<2>>,
+    /// Gradient by every block of the head; none where they were not wanted.
+    pub dhead: Vec<Tensor<2>>,
 }
 
-/// Cross-entropy of `h·wᵀ` against `targets`; targets below 0 are ignored.
-///
-/// # Shapes
-/// - `h`: `[n, d]`; `head`: consecutive blocks of rows `[v_j, d]`; `targets`: `n` ids
-///
-/// `scale` is what one target weighs in the loss: `loss_scale / targets of the whole step`.
-pub fn linear_cross_entropy(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], scale: f64) -> Losses {
-    let tracked = |x: &Tensor<2>| x.is_autodiff() && x.is_tracked();
-    let wanted = match (tracked(&h), head.iter().any(tracked)) {
-        (false, false) => Wanted::Nothing,
-        (_, false) => Wanted::Hidden(scale),
-        (_, true) => Wanted::All(scale),
-    };
-    let inner = |x: &Tensor<2>| if x.is_autodiff() { x.clone().inner() } else { x.clone() };
-    let blocks: Vec<Tensor<2>> = head.iter().map(inner).collect();
-    let Value { nll, hits, dh, dhead } = value_and_gradients(inner(&h), &blocks, targets, wanted);
-    let total = nll.clone().sum() * scale;
-    let Some(dh) = dh else {
-        return Losses { scaled: total, nll, hits };
-    };
-    let mut scaled = attach(Tensor::from_inner(total), h, dh);
-    for (block, gradient) in head.iter().zip(dhead) {
-        scaled = attach(scaled, block.clone(), gradient);
-    }
-    Losses { scaled, nll, hits }
-}
-
-/// Which gradients are made, with what one target weighs in the loss.
+/// Which gradients are made, with what one target weighs in the loss: `loss_scale / targets of the whole step`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Wanted {
     /// None.
@@ -80,19 +54,11 @@ impl Wanted {
     }
 }
 
-/// Losses and the gradients that were wanted.
-pub struct Value {
-    /// See [`Losses`].
-    pub nll: Tensor<1>,
-    /// See [`Losses`].
-    pub hits: Tensor<1>,
-    /// `[n, d]`
-    pub dh: Option<Tensor<2>>,
-    /// Per block of the head.
-    pub dhead: Vec<Tensor<2>>,
-}
-
-fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted: Wanted) -> Value {
+/// Cross-entropy of `h·wᵀ` against `targets`; targets below 0 are ignored. All tensors are without gradients.
+///
+/// # Shapes
+/// - `h`: `[n, d]`; `head`: consecutive blocks of rows `[v_j, d]`; `targets`: `n` ids
+pub fn linear_cross_entropy(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted: Wanted) -> Losses {
     let [n, d] = h.dims();
     assert_eq!(n, targets.len(), "one target per row");
     let v: usize = head.iter().map(|block| block.dims()[0]).sum();
@@ -106,7 +72,7 @@ fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted
         };
         let vector = |values| from_flex::<1>(super::cpu::tensor::tensor(values, [n]));
         let matrix = |values, rows| from_flex::<2>(super::cpu::tensor::tensor(values, [rows, d]));
-        return Value {
+        return Losses {
             nll: vector(losses.nll),
             hits: vector(losses.hits),
             dh: losses.dh.map(|dh| matrix(dh, n)),
@@ -121,7 +87,7 @@ fn value_and_gradients(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], wanted
 
 /// A row of kernels for every chunk of rows: all blocks of the head tell what they add to the loss, then every block's
 /// logits become their gradient where they lie.
-fn on_gpu(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wanted: Wanted) -> Value {
+fn on_gpu(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wanted: Wanted) -> Losses {
     let n = targets.len();
     let targets = integers(targets.to_vec(), &h.device()).try_into_primitive::<Wgpu>().expect("a tensor of a graphics device");
     let (states, nll, hits) = (buffer(&targets, [n, 4]), buffer(&targets, [n]), buffer(&targets, [n]));
@@ -154,7 +120,7 @@ fn on_gpu(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wante
         dh_chunks.extend(dh_chunk);
     }
     let dh = (!dh_chunks.is_empty()).then(|| joined(dh_chunks));
-    Value { nll: from_cube(nll), hits: from_cube(hits), dh, dhead: dhead.into_iter().flatten().collect() }
+    Losses { nll: from_cube(nll), hits: from_cube(hits), dh, dhead: dhead.into_iter().flatten().collect() }
 }
 
 /// `h · wᵀ`
@@ -189,7 +155,7 @@ fn integers(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
 }
 
 /// The value and gradients in burn ops.
-pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wanted: Wanted) -> Value {
+pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize, wanted: Wanted) -> Losses {
     let (n, device) = (targets.len(), h.device());
     let (mut nll, mut hits) = (Vec::new(), Vec::new());
     let mut dh_chunks = Vec::new();
@@ -233,74 +199,60 @@ pub fn reference(h: Tensor<2>, head: &[Tensor<2>], targets: &[i32], chunk: usize
         dh_chunks.extend(dh_chunk);
     }
     let dh = (!dh_chunks.is_empty()).then(|| joined(dh_chunks));
-    Value { nll: Tensor::cat(nll, 0), hits: Tensor::cat(hits, 0), dh, dhead: dhead.into_iter().flatten().collect() }
+    Losses { nll: Tensor::cat(nll, 0), hits: Tensor::cat(hits, 0), dh, dhead: dhead.into_iter().flatten().collect() }
 }
 
-/// `loss` with a known gradient: `backward` adds `gradient` (times the loss's own) to `parent`.
-pub fn attach(loss: Tensor<1>, parent: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
-    let gradient = Tensor::<2>::from_inner(gradient);
-    Tensor::from_dispatch(Dispatch::attach(loss.into_dispatch(), parent.into_dispatch(), gradient.into_dispatch()))
+/// A number whose gradient by `y` is `dy`: where a backward pass begins that is continued from elsewhere.
+pub fn seeded(y: Tensor<2>, dy: Tensor<2>) -> Tensor<1> {
+    let dy = Tensor::<2>::from_inner(dy);
+    Tensor::from_dispatch(Dispatch::seeded(y.into_dispatch(), dy.into_dispatch()))
 }
 
-/// A loss whose gradient is known already.
+/// A number whose gradient is known already.
 #[backend_extension(Flex, Cube, Autodiff)]
-pub trait AttachOps: Backend {
-    /// `loss`; on a differentiating backend with `gradient` as its derivative by `parent`.
-    fn attach(loss: FloatTensor<Self>, parent: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// `gradient · factor` for a factor of one element.
-    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self>;
+pub trait SeededOps: Backend {
+    /// Zero; on a differentiating backend with `dy` as its derivative by `y`.
+    fn seeded(y: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-impl AttachOps for Flex {
-    fn attach(loss: FloatTensor<Self>, _: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        loss
-    }
-
-    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
-        let value = floats(&factor)[0];
-        if value == 1.0 { gradient } else { Self::float_mul_scalar(gradient, value.into()) }
+impl SeededOps for Flex {
+    fn seeded(y: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        zero::<Self>(&y)
     }
 }
 
-impl AttachOps for CubeBackend {
-    fn attach(loss: FloatTensor<Self>, _: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        loss
+impl SeededOps for CubeBackend {
+    fn seeded(y: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        zero::<Self>(&y)
     }
+}
 
-    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
-        let factor = Self::float_reshape(factor, [1, 1].into());
-        Self::float_mul(gradient, factor)
-    }
+fn zero<B: Backend>(beside: &FloatTensor<B>) -> FloatTensor<B> {
+    B::float_zeros([1].into(), &beside.device(), FloatDType::F32)
 }
 
 #[derive(Debug)]
-struct AttachBackward;
+struct SeededBackward;
 
-impl<B: AttachOps> Backward<B, 2> for AttachBackward {
+impl<B: SeededOps> Backward<B, 1> for SeededBackward {
     type State = FloatTensor<B>;
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let factor = grads.consume::<B>(&ops.node);
-        let [loss, parent] = ops.parents;
-        if let Some(node) = parent {
-            grads.register::<B>(node.id, B::scale_gradient(ops.state, factor.clone()));
-        }
-        if let Some(node) = loss {
-            grads.register::<B>(node.id, factor);
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        grads.consume::<B>(&ops.node); // one: nothing is computed from this number
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, ops.state);
         }
     }
 }
 
-impl<B: AttachOps, C: CheckpointStrategy> AttachOps for Autodiff<B, C> {
-    fn attach(loss: FloatTensor<Self>, parent: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
-        let nodes = [loss.node(), parent.node()];
-        match AttachBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(gradient.into_primitive(), loss.into_primitive()),
-            OpsKind::UnTracked(prep) => prep.finish(loss.into_primitive()),
+impl<B: SeededOps, C: CheckpointStrategy> SeededOps for Autodiff<B, C> {
+    fn seeded(y: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [y.node()];
+        let (y, dy) = (y.into_primitive(), dy.into_primitive());
+        let value = B::seeded(y, dy.clone());
+        match SeededBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(dy, value),
+            OpsKind::UnTracked(prep) => prep.finish(value),
         }
-    }
-
-    fn scale_gradient(gradient: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
-        <Self as burn::backend::AutodiffBackend>::from_inner(B::scale_gradient(gradient.into_primitive(), factor.into_primitive()))
     }
 }

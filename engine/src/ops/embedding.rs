@@ -1,12 +1,9 @@
 //! Rows of a table. A table larger than a storage binding is split into blocks of rows.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::wgpu::into_contiguous;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Shape, Tensor};
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 use burn_cubecl::CubeBackend;
 use smolforge_shaders::{EMBEDDING, EMBEDDING_DW};
 
@@ -16,7 +13,8 @@ use super::embedding_f16::embedding_f16;
 use super::launch::{buffer, dims as cube_dims, launch, row_groups};
 use super::{on_cpu, serves};
 
-/// Row `ids[i]` of the table whose consecutive blocks of rows are `blocks`; of f16 by [`embedding_f16`].
+/// Row `ids[i]` of the table whose consecutive blocks of rows are `blocks`, without gradients; of f16 by [`embedding_f16`].
+/// The gradient of a table is [`add_gradient`].
 ///
 /// # Shapes
 /// - `blocks`: `[v_j, d]` each, `ids`: `[n]`, returns `[n, d]`
@@ -107,7 +105,7 @@ impl Block {
 }
 
 /// The op on backends that have a fast form of it.
-#[backend_extension(Flex, Cube, Autodiff)]
+#[backend_extension(Flex, Cube)]
 pub trait EmbeddingOps: Backend {
     /// Row `ids[i]` where the block has it, else zeros.
     fn embedding_fwd(block: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self>;
@@ -148,36 +146,5 @@ impl EmbeddingOps for CubeBackend {
         let sum = if sum.can_mut() { sum } else { sum.copy() }; // somebody else still reads it
         launch(EMBEDDING_DW, row_groups(n), &[&dy, &ids, &sum], &[n, d, rows, place.first].map(|x| x as u32));
         sum
-    }
-}
-
-#[derive(Debug)]
-struct EmbeddingBackward;
-
-impl<B: EmbeddingOps> Backward<B, 1> for EmbeddingBackward {
-    type State = (IntTensor<B>, Block);
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<B>(&ops.node);
-        let (ids, place) = ops.state;
-        if let [Some(node)] = ops.parents {
-            let zeros = B::float_zeros(Shape::from([place.rows, dy.shape()[1]]), &dy.device(), FloatDType::F32);
-            grads.register::<B>(node.id, B::embedding_bwd(zeros, dy, ids, place));
-        }
-    }
-}
-
-impl<B: EmbeddingOps, C: CheckpointStrategy> EmbeddingOps for Autodiff<B, C> {
-    fn embedding_fwd(block: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self> {
-        let nodes = [block.node()];
-        let y = B::embedding_fwd(block.into_primitive(), ids.clone(), place);
-        match EmbeddingBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((ids, place), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
-    }
-
-    fn embedding_bwd(sum: FloatTensor<Self>, dy: FloatTensor<Self>, ids: IntTensor<Self>, place: Block) -> FloatTensor<Self> {
-        <Self as burn::backend::AutodiffBackend>::from_inner(B::embedding_bwd(sum.into_primitive(), dy.into_primitive(), ids, place))
     }
 }

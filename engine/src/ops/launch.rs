@@ -1,5 +1,7 @@
 //! Runs a WGSL kernel on burn's buffers.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use burn::backend::wgpu::{KernelSource, SourceKernel, SourceTemplate};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
@@ -7,7 +9,11 @@ use cubecl::prelude::{CubeCount, CubeDim, KernelId};
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
 use smolforge_shaders::Kernel;
 
+use super::product;
 use crate::platform;
+
+/// Launches between two waits for a device that is software.
+const WAIT_EVERY: usize = 64;
 
 struct Wgsl(Kernel);
 
@@ -41,7 +47,14 @@ pub fn launch(kernel: Kernel, groups: (u32, u32), buffers: &[&CubeTensor], param
         .with_buffers(buffers.iter().map(|tensor| tensor.handle.clone().binding()).collect())
         .with_info(MetadataBindingInfo::custom(words));
     let source = SourceKernel::new(Wgsl(kernel), CubeDim::new_3d(kernel.workgroup_size, 1, 1));
-    buffers[0].client.launch(Box::new(source), CubeCount::Static(groups.0, groups.1, 1), arguments);
+    let client = &buffers[0].client;
+    client.launch(Box::new(source), CubeCount::Static(groups.0, groups.1, 1), arguments);
+    // Whoever is too far ahead of the device spins until burn's queue has room again. Where the device is software, that takes
+    // a core away from it.
+    static LAUNCHED: AtomicUsize = AtomicUsize::new(0);
+    if product::lanes() && LAUNCHED.fetch_add(1, Ordering::Relaxed) % WAIT_EVERY == WAIT_EVERY - 1 {
+        platform::wait(client.sync());
+    }
 }
 
 /// A new buffer of f32 beside `like`.

@@ -72,6 +72,11 @@ pub async fn yield_now() {
     futures_lite::future::yield_now().await;
 }
 
+/// Sleeps until the device has done what it was told.
+pub fn wait<T>(done: impl Future<Output = T>) {
+    futures_lite::future::block_on(done);
+}
+
 /// What an adapter without a name is called.
 pub async fn adapter_name() -> String {
     "an adapter without a name".into()

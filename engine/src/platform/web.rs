@@ -58,6 +58,9 @@ pub async fn yield_now() {
     let _ = wasm_bindgen_futures::JsFuture::from(promise).await;
 }
 
+/// Does nothing: a tab cannot sleep, and the browser takes any number of commands.
+pub fn wait<T>(_done: impl Future<Output = T>) {}
+
 /// What the browser says of its adapter, e.g. `intel gen-12lp`; wgpu passes on only a description that is often empty.
 pub async fn adapter_name() -> String {
     let ask = async || -> Result<String, JsValue> {

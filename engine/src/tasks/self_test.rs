@@ -19,6 +19,7 @@ use crate::model::llama::ids;
 use crate::ops::adamw::{AdamW, Moments, adamw};
 use crate::ops::adamw_8bit::{self, DeviceMoments, adamw_8bit};
 use crate::ops::attention::{Mask, Shape, attention as attention_of, reference as attention_reference};
+use crate::ops::cross_entropy::Wanted;
 use crate::ops::embedding_f16::embedding_f16;
 use crate::ops::frozen::{Frozen, frozen, frozen_dx};
 use crate::ops::linear_f16::{self, linear_f16};
@@ -81,8 +82,8 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "decode_residual_lanes", pairs: |device| decode::residual(device, Kernels::Lanes) },
     Check { name: "decode_add", pairs: decode::add },
     Check { name: "decode_sample", pairs: decode::sample },
-    Check { name: "embedding", pairs: |device| embedding_kernels(device, 0) },
-    Check { name: "embedding_dw", pairs: |device| embedding_kernels(device, 1) },
+    Check { name: "embedding", pairs: |device| embedding_kernels(device, false) },
+    Check { name: "embedding_dw", pairs: |device| embedding_kernels(device, true) },
     Check { name: "cross_entropy", pairs: |device| cross_entropy_kernels(device, false) },
     Check { name: "cross_entropy_dlogits", pairs: |device| cross_entropy_kernels(device, true) },
     Check { name: "sum_of_squares", pairs: sum_of_squares_kernel },
@@ -341,18 +342,18 @@ fn embedding_f16_kernel(device: &Device) -> Pairs {
     [(1, 8), (63, 64), (1000, 72)].into_iter().map(pair).collect()
 }
 
-/// `which`: 0 the value, 1 the gradient by the table.
-fn embedding_kernels(device: &Device, which: usize) -> Pairs {
+/// Rows of a table, or their gradient added to it.
+fn embedding_kernels(device: &Device, back: bool) -> Pairs {
     let pair = |(rows, d): (usize, usize)| {
         let tokens: Vec<i32> = (0..70).map(|i| (i * i % rows) as i32).collect();
-        let op = |x: &[Tensor<2>]| embedding::embedding(x, ids(tokens.clone(), &x[0].device()));
-        let found = value_and_gradients(op, vec![matrix(1, rows, d, device)]).swap_remove(which);
-        if which == 0 {
-            return (found, tensor(twins::embedding(&numbers(1, rows * d), &tokens, d, 0), tokens.len(), d, &cpu()));
+        let (n, mut table) = (tokens.len(), numbers(1, rows * d));
+        let (on_device, positions) = (matrix(1, rows, d, device), ids(tokens.clone(), device));
+        if !back {
+            return (embedding::embedding(&[on_device], positions), tensor(twins::embedding(&table, &tokens, d, 0), n, d, &cpu()));
         }
-        let mut sum = vec![0.0; rows * d];
-        twins::embedding_dw(&mut sum, &numbers(99, tokens.len() * d), &tokens, d, 0);
-        (found, tensor(sum, rows, d, &cpu()))
+        twins::embedding_dw(&mut table, &numbers(99, n * d), &tokens, d, 0);
+        let found = embedding::add_gradient(vec![on_device], positions, matrix(99, n, d, device)).remove(0);
+        (found, tensor(table, rows, d, &cpu()))
     };
     SIZES.into_iter().map(pair).collect()
 }
@@ -362,13 +363,12 @@ fn cross_entropy_kernels(device: &Device, back: bool) -> Pairs {
     let pairs = |(n, v): (usize, usize)| {
         let targets: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 4 { -100 } else { i * 37 % v as i32 }).collect();
         let identity = tensor((0..v * v).map(|i| if i % (v + 1) == 0 { 1.0 } else { 0.0 }).collect(), v, v, device);
-        let h = Tensor::from_inner(matrix(1, n, v, device)).require_grad();
-        let losses = cross_entropy::linear_cross_entropy(h.clone(), &identity.split(400, 0), &targets, 0.25);
+        let losses = cross_entropy::linear_cross_entropy(matrix(1, n, v, device), &identity.split(400, 0), &targets, Wanted::Hidden(0.25));
         let (mut logits, mut states) = (numbers(1, n * v), vec![twins::cross_entropy::State::NONE; n]);
         let (nll, hits) = twins::cross_entropy(&logits, v, 0, &targets, &mut states);
         if back {
             twins::cross_entropy_dlogits(&mut logits, v, 0, &targets, &states, 0.25);
-            return vec![(gradients_of([&h].into_iter(), losses.scaled).swap_remove(0), tensor(logits, n, v, &cpu()))];
+            return losses.dh.into_iter().map(|dh| (dh, tensor(logits.clone(), n, v, &cpu()))).collect();
         }
         let pair = |found: Tensor<1>, expected| (found.reshape([n, 1]), tensor(expected, n, 1, &cpu()));
         vec![pair(losses.nll, nll), pair(losses.hits, hits)]
@@ -518,34 +518,27 @@ fn attention_op(device: &Device) -> Pairs {
 }
 
 fn embedding_op(device: &Device) -> Pairs {
-    let pairs = |(rows, d): (usize, usize)| {
+    let pair = |(rows, d): (usize, usize)| {
         let tokens: Vec<i32> = (0..70).map(|i| (i * i % rows) as i32).collect();
-        compared(
-            device,
-            |x| embedding::embedding(x, ids(tokens.clone(), &x[0].device())),
-            |x| embedding::reference(x, ids(tokens.clone(), &x[0].device())),
-            |device| vec![matrix(1, rows, d, device)],
-        )
+        let found = embedding::embedding(&[matrix(1, rows, d, device)], ids(tokens.clone(), device));
+        (found, embedding::reference(&[matrix(1, rows, d, &cpu())], ids(tokens, &cpu())))
     };
-    OP_SIZES.into_iter().flat_map(pairs).collect()
+    OP_SIZES.into_iter().map(pair).collect()
 }
 
-/// Against the log of a plain softmax over all logits.
+/// Losses and gradients against the log of a plain softmax over all logits.
 fn cross_entropy_op(device: &Device) -> Pairs {
     let pairs = |(n, v, d): (usize, usize, usize)| {
         let targets: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 4 { -100 } else { i * 37 % v as i32 }).collect();
         let mut onehot = vec![0.0f32; n * v];
         targets.iter().enumerate().filter(|(_, target)| **target >= 0).for_each(|(row, target)| onehot[row * v + *target as usize] = 1.0);
-        compared(
-            device,
-            |x| cross_entropy::linear_cross_entropy(x[0].clone(), &x[1..], &targets, 0.25).scaled.reshape([1, 1]),
-            |x| {
-                let logits = activation::log_softmax(x[0].clone().matmul(x[1].clone().transpose()), 1);
-                let picked = logits * tensor(onehot.clone(), n, v, &x[0].device());
-                (picked.sum() * -0.25).reshape([1, 1])
-            },
-            |device| vec![matrix(1, n, d, device), matrix(2, v, d, device)],
-        )
+        let losses = cross_entropy::linear_cross_entropy(matrix(1, n, d, device), &[matrix(2, v, d, device)], &targets, Wanted::All(0.25));
+        let leaves = [matrix(1, n, d, &cpu()), matrix(2, v, d, &cpu())].map(|x| Tensor::from_inner(x).require_grad());
+        let logits = activation::log_softmax(leaves[0].clone().matmul(leaves[1].clone().transpose()), 1);
+        let nll = -(logits * Tensor::from_inner(tensor(onehot, n, v, &cpu()))).sum_dim(1); // [n, 1]
+        let expected = std::iter::once(nll.clone().inner()).chain(gradients_of(leaves.iter(), nll.sum() * 0.25));
+        let found = std::iter::once(losses.nll.reshape([n, 1])).chain(losses.dh).chain(losses.dhead);
+        found.zip(expected).collect::<Pairs>()
     };
     [(1, 2, 3), (5, 65, 16), (70, 1000, 64)].into_iter().flat_map(pairs).collect()
 }

@@ -39,7 +39,7 @@ pub async fn run(model: &Llama, batches: impl Iterator<Item = Batch>, control: &
         if control.breathe().await == Flow::Stop {
             return Ok(None);
         }
-        let Losses { nll, hits, .. } = forward(model, &batch, 1.0);
+        let Losses { nll, hits, .. } = forward(model, &batch, 1.0).losses;
         let read = Transaction::default().register(nll).register(hits).execute_async().await.map_err(|e| device::failed(&e))?;
         let sums = read.into_iter().map(|data| match data.try_to_vec::<f32>() {
             Ok(values) => Ok(values.iter().map(|value| f64::from(*value)).sum::<f64>()),

@@ -2,22 +2,69 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Gradients, Tensor};
+use burn::tensor::{Gradients, Int, Tensor};
 
 use crate::data::batch::{Batch, together};
 use crate::model::Llama;
-use crate::model::linear::Parameter;
-use crate::model::llama::{Pass, ids};
+use crate::model::llama::{Layer, Pass, ids};
 use crate::ops::attention::Mask;
-use crate::ops::cross_entropy::{Losses, attach};
+use crate::ops::cross_entropy::{Losses, Wanted, seeded};
 use crate::ops::embedding::add_gradient;
 use crate::ops::many;
 
-/// Losses of a micro-batch; `scale` is what one target weighs.
-pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Losses {
+/// A micro-batch after its forward pass.
+pub struct Forward {
+    /// Losses of its targets, and gradients by the head and by what goes into it.
+    pub losses: Losses,
+    ids: Tensor<1, Int>,
+    /// What the table gave: the leaf from which on the model is differentiated.
+    x: Tensor<2>,
+    hidden: Tensor<2>,
+}
+
+/// The forward pass over a micro-batch; `scale` is what one target weighs. A model that is not trained tells its losses only.
+pub fn forward(model: &Llama, batch: &Batch, scale: f64) -> Forward {
     let (mask, device) = (mask(model, batch), model.norm.weight.tensor.device());
-    let hidden = model.forward(ids(batch.inputs.clone(), &device), batch.len, &mask, None); // [b·t, d]
-    model.loss(hidden, &batch.targets, scale)
+    let (ids, wanted) = (ids(batch.inputs.clone(), &device), wanted(model, scale));
+    let x = model.embed(ids.clone()); // [b·t, d]
+    let x = if matches!(wanted, Wanted::All(_)) { x.require_grad() } else { x };
+    let hidden = model.forward_from(x.clone(), batch.len, &mask);
+    let losses = model.loss(hidden.clone(), &batch.targets, wanted);
+    Forward { losses, ids, x, hidden }
+}
+
+impl Forward {
+    /// Gradients of `scale · Σ nll` in the order of [`Llama::trained`].
+    pub fn gradients(self, model: &Llama) -> Vec<Tensor<2>> {
+        let Losses { dh, dhead, .. } = self.losses;
+        let loss = seeded(self.hidden, dh.expect("wanted of a model that is trained"));
+        let mut grads = many(&loss.device(), || loss.backward());
+        if model.is_adapted() {
+            return model.trained().into_iter().map(|parameter| take(&parameter.tensor, &mut grads)).collect();
+        }
+        let (table, head) = ends(model, dhead, self.ids, take(&self.x, &mut grads));
+        let layers = model.layers.iter().flat_map(Layer::parameters).chain([&model.norm.weight]);
+        let layers = layers.map(|parameter| take(&parameter.tensor, &mut grads));
+        table.into_iter().chain(layers).chain(head).collect()
+    }
+}
+
+/// Which gradients the loss makes: the head is trained with all the rest, or not; none of a model that is not trained.
+fn wanted(model: &Llama, scale: f64) -> Wanted {
+    match (model.norm.weight.tensor.is_autodiff(), model.is_adapted()) {
+        (false, _) => Wanted::Nothing,
+        (true, true) => Wanted::Hidden(scale),
+        (true, false) => Wanted::All(scale),
+    }
+}
+
+/// Gradients of the table and of a head of its own, by those of the head and of what the table gave.
+fn ends(model: &Llama, dhead: Vec<Tensor<2>>, ids: Tensor<1, Int>, dx: Tensor<2>) -> (Vec<Tensor<2>>, Vec<Tensor<2>>) {
+    let (table, head) = match model.lm_head {
+        Some(_) => (model.embed_tokens.weight.iter().map(|block| block.tensor.clone().inner().zeros_like()).collect(), dhead),
+        None => (dhead, Vec::new()),
+    };
+    (add_gradient(table, ids.inner(), dx), head)
 }
 
 /// Loss of every target, and gradients of `scale · Σ nll` in the order of [`Llama::trained`].
@@ -28,13 +75,8 @@ pub fn losses_and_gradients(model: &Llama, batch: &Batch, scale: f64, checkpoint
     if checkpointing {
         return layer_by_layer(model, batch, scale, together(batch.len));
     }
-    let Losses { scaled, nll, .. } = forward(model, batch, scale);
-    (nll, gradients(model, scaled))
-}
-
-/// Gradients of a loss in the order of [`Llama::trained`].
-pub fn gradients(model: &Llama, loss: Tensor<1>) -> Vec<Tensor<2>> {
-    gradients_of(model.trained().iter().map(|parameter| &parameter.tensor), loss)
+    let forward = forward(model, batch, scale);
+    (forward.losses.nll.clone(), forward.gradients(model))
 }
 
 /// Gradients of a loss by some leaves, in their order; zeros where it does not depend on one.
@@ -62,19 +104,11 @@ pub fn layer_by_layer(model: &Llama, batch: &Batch, scale: f64, together: usize)
 
     let adapted = model.is_adapted();
     let x = leaf(inputs.pop().expect("what the last layer made"));
-    let Losses { scaled, nll, .. } = model.loss(model.norm.forward(x.clone()), &batch.targets, scale);
-    let mut grads = scaled.backward();
+    let hidden = model.norm.forward(x.clone());
+    let Losses { nll, dh, dhead, .. } = model.loss(hidden.clone(), &batch.targets, wanted(model, scale));
+    let mut grads = seeded(hidden, dh.expect("wanted of a model that is trained")).backward();
     let mut dx = take(&x, &mut grads);
-    let mut outer =
-        |parameters: &[Parameter]| -> Vec<Tensor<2>> { parameters.iter().map(|parameter| take(&parameter.tensor, &mut grads)).collect() };
-    let (head, norm, table) = match adapted {
-        true => Default::default(),
-        false => (
-            model.lm_head.as_ref().map(|head| outer(&head.weight)).unwrap_or_default(),
-            outer(std::slice::from_ref(&model.norm.weight)),
-            outer(&model.embed_tokens.weight),
-        ),
-    };
+    let norm = (!adapted).then(|| take(&model.norm.weight.tensor, &mut grads));
     drop((x, grads));
 
     let mut layers = Vec::new(); // gradients of the last layer first
@@ -101,7 +135,7 @@ pub fn layer_by_layer(model: &Llama, batch: &Batch, scale: f64, together: usize)
     if adapted {
         return (nll, layers.collect());
     }
-    let table = add_gradient(table, ids(batch.inputs.clone(), &dx.device()), dx);
+    let (table, head) = ends(model, dhead, ids(batch.inputs.clone(), &dx.device()), dx);
     (nll, table.into_iter().chain(layers).chain(norm).chain(head).collect())
 }
 
@@ -137,12 +171,6 @@ fn joined(mut parts: Vec<Tensor<2>>) -> Tensor<2> {
 /// The input of a piece of the model that is differentiated by itself.
 fn leaf(x: Tensor<2>) -> Tensor<2> {
     Tensor::from_inner(x).require_grad()
-}
-
-/// A number whose gradient by `y` is `dy`.
-fn seeded(y: Tensor<2>, dy: Tensor<2>) -> Tensor<1> {
-    let zero = Tensor::<1>::zeros([1], (&dy.device(), DType::F32));
-    attach(Tensor::from_inner(zero), y, dy)
 }
 
 fn mask(model: &Llama, batch: &Batch) -> Mask {

@@ -28,7 +28,7 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::ops::{add_into, sum_of_squares};
 use crate::protocol::StepReport;
-pub use gradients::{forward, gradients, gradients_of, layer_by_layer, losses_and_gradients};
+pub use gradients::{Forward, forward, gradients_of, layer_by_layer, losses_and_gradients};
 use run::Run;
 
 /// How a run ended.

@@ -9,6 +9,7 @@ use crate::model::Llama;
 use crate::model::linear::{Linear, Parameter, Weight};
 use crate::model::llama::ids;
 use crate::ops::attention::Mask;
+use crate::ops::cross_entropy::Wanted;
 
 /// Mean cross-entropy of the next token over every position of a batch that is padded on the left, those of padding
 /// included, as transformers 5.23 gives it with torch 2.15 and its default attention (SDPA). NaN where nothing follows
@@ -55,7 +56,7 @@ async fn row_losses(model: &Llama, rows: &[Vec<u32>], pad: u32) -> Result<f64> {
     }
     let mask = Mask::causal(b, t, 0, &device);
     let hidden = model.forward(ids(inputs, &device), t, &mask, None); // [b·t, d]
-    let losses = read_f32(model.loss(hidden, &targets, 1.0).nll).await?;
+    let losses = read_f32(model.loss(hidden, &targets, Wanted::Nothing).nll).await?;
     Ok(losses.into_iter().map(f64::from).sum())
 }
 
