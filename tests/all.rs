@@ -3,6 +3,7 @@
 
 mod architecture_tests;
 mod batch_tests;
+mod decoder_tests;
 mod demo_tests;
 mod f16_tests;
 mod finetune_tests;

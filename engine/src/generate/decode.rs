@@ -6,10 +6,10 @@ use burn::tensor::{DType, Int, Tensor};
 use crate::data::random::Random;
 use crate::device::failed;
 use crate::error::{Error, Result};
-use crate::model::linear::{Linear, Weight as Stored};
+use crate::model::linear::{Linear, Lora, Weight as Stored};
 use crate::model::llama::{Embedding, Layer};
 use crate::model::{KvCache, Llama};
-use crate::ops::decode::{Draw, Heads, ROW_WORDS, Weight, seen_words, serves, serves_heads};
+use crate::ops::decode::{Draw, FEW_ROWS, Heads, Projection, ROW_WORDS, Weight, seen_words, serves, serves_heads};
 use crate::ops::product::chosen;
 use crate::ops::program::{Buffer, Program};
 use crate::ops::{kernels_enabled, on_cpu};
@@ -21,9 +21,6 @@ pub const MOST_STEPS: usize = 16;
 const SPLIT_KEYS: usize = 256;
 /// Most runs of keys.
 const MOST_SPLITS: usize = 8;
-
-/// Most rows for which a weight is read once a row.
-const FEW_ROWS: usize = 4;
 
 /// A token that the sampler gives for logits that are no numbers.
 const BROKEN: u32 = u32::MAX;
@@ -37,16 +34,17 @@ pub struct Standing<'a> {
     pub start: usize,
 }
 
-/// What lies between the dispatches of many rows.
+/// What lies between the dispatches where products are not joined: of many rows, and of weights with more to them.
 struct Separate {
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
+    /// Queries, keys and values, one behind the other.
+    qkv: [Buffer; 3],
     normed: Buffer,
     scales: Buffer,
     gate: Buffer,
     up: Buffer,
-    y: Buffer,
+    product: Buffer,
+    /// Between the two matrices of an adapter.
+    low: Buffer,
 }
 
 /// Writes rows that share a cache.
@@ -61,13 +59,18 @@ pub struct Decoder {
     draw: Draw,
 }
 
-/// Whether [`Decoder`] can write with this model: on graphics devices, where all weights are f32 or f16, without an adapter.
+/// Whether [`Decoder`] can write with this model: on graphics devices, if its sizes are whole vectors of the kernels.
 pub fn is_served(model: &Llama) -> bool {
     let config = &model.config;
-    let dense = |linear: &Linear| linear.lora.is_none() && linear.dense().is_some() && serves(linear.dims());
+    let linears = || model.layers.iter().flat_map(Layer::linears).map(|(_, linear)| linear);
+    let plain = linears().all(|linear| linear.lora.is_none() && linear.dense().is_some()) && model.layers.iter().all(alike);
+    let low_rank = |lora: &Lora| serves(lora.a.tensor.dims()) && serves(lora.b.tensor.dims());
+    // Queries, keys and values are told apart by what is added to them; bindings begin at multiples of 256 bytes.
+    let apart = [config.num_attention_heads, config.num_key_value_heads].iter().all(|heads| (heads * config.head_dim).is_multiple_of(64));
     kernels_enabled()
         && !on_cpu(&model.norm.weight.tensor.device())
-        && model.layers.iter().all(|layer| layer.linears().into_iter().all(|(_, linear)| dense(linear)) && alike(layer))
+        && (plain || apart)
+        && linears().all(|linear| serves(linear.dims()) && linear.lora.as_ref().is_none_or(low_rank))
         && head(model).weight.iter().all(|block| serves(block.tensor.dims()))
         && serves_heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
 }
@@ -85,10 +88,20 @@ fn head(model: &Llama) -> &Embedding {
     model.lm_head.as_ref().unwrap_or(&model.embed_tokens)
 }
 
-fn weight(linear: &Linear) -> Result<Weight> {
-    match &linear.weight {
-        Stored::Dense(weight) => Weight::of(&weight.tensor),
-        Stored::Nf4(_) => Err(Error::Internal("a weight of 4 bits in the decoder".into())),
+/// Of queries, keys, values, what is attended, gate, up and down.
+fn projections(layer: &Layer) -> Result<[Projection; 7]> {
+    let [q, k, v, o, gate, up, down] = layer.linears().map(|(_, linear)| projection(linear));
+    Ok([q?, k?, v?, o?, gate?, up?, down?])
+}
+
+fn projection(linear: &Linear) -> Result<Projection> {
+    let projection = match &linear.weight {
+        Stored::Dense(weight) => Projection::dense(&weight.tensor)?,
+        Stored::Nf4(weight) => Projection::nf4(weight)?,
+    };
+    match &linear.lora {
+        Some(lora) => projection.with_lora(&lora.a.tensor, &lora.b.tensor, lora.scale),
+        None => Ok(projection),
     }
 }
 
@@ -131,62 +144,68 @@ impl Decoder {
             program.embed(rows, &state, &Weight::of(&block.tensor)?, block.first_row, &x);
         }
         // Where rows are few, every product of a layer is joined with what is before or behind it; where they are many, the
-        // kernels are those that read a weight once for all of them.
+        // kernels are those that read a weight once for all of them. Adapters and weights of 4 bits stand apart, too.
         let wide = [rows * attended, rows * heads.groups * heads.e];
         let parts_of_qkv = [(0, wide[0]), (wide[0], wide[1]), (wide[0] + wide[1], wide[1])].map(|(first, count)| qkv.part(first, count));
+        let layers = model.layers.iter().map(projections).collect::<Result<Vec<_>>>()?;
+        let plain = layers.iter().flatten().all(|projection| projection.plain().is_some()) && model.layers.iter().all(alike);
+        let rank = layers.iter().flatten().map(Projection::rank).max().unwrap_or(0);
         let separate = match parts_of_qkv {
-            [Some(q), Some(k), Some(v)] if rows > FEW_ROWS => Some(Separate {
-                q,
-                k,
-                v,
+            [Some(q), Some(k), Some(v)] if rows > FEW_ROWS || !plain => Some(Separate {
+                qkv: [q, k, v],
                 normed: empty(rows * d)?,
                 scales: empty(rows)?,
                 gate: empty(rows * f)?,
                 up: empty(rows * f)?,
-                y: empty(rows * d)?,
+                product: empty(rows * d)?,
+                low: empty(rows * rank.max(1))?,
             }),
+            _ if !plain => return Err(Error::Internal("an adapter in a decoder without room for it".into())),
             _ => None,
         };
-        for (i, layer) in model.layers.iter().enumerate() {
+        for (i, (layer, weights)) in model.layers.iter().zip(&layers).enumerate() {
             let norms = [&layer.input_layernorm, &layer.post_attention_layernorm].map(|norm| Buffer::of(&norm.weight.tensor));
             let [input_norm, post_norm] = norms;
             let (input_norm, post_norm) = (input_norm?, post_norm?);
             let (keys, values) = cache.layer(i);
             let (keys, values) = (Buffer::of(keys)?, Buffer::of(values)?);
-            let attn = &layer.self_attn;
-            let [q, k, v, o] = [weight(&attn.q_proj)?, weight(&attn.k_proj)?, weight(&attn.v_proj)?, weight(&attn.o_proj)?];
-            let [gate, up, down] = [weight(&layer.mlp.gate_proj)?, weight(&layer.mlp.up_proj)?, weight(&layer.mlp.down_proj)?];
+            let [q, k, v, o, gate, up, down] = weights;
             match &separate {
                 Some(own) => {
                     program.norm([rows, d], &x, &input_norm, eps, &own.normed, &own.scales);
-                    [(q, &own.q), (k, &own.k), (v, &own.v)].iter().for_each(|(w, y)| program.linear(rows, &own.normed, w, y));
+                    for (w, y) in [q, k, v].into_iter().zip(&own.qkv) {
+                        program.project(rows, [&x, &input_norm, &own.normed, &own.low], eps, w, y);
+                    }
                 }
-                None => program.norm_qkv(rows, &x, &input_norm, eps, [&q, &k, &v], &qkv),
+                None => {
+                    let weights = [q, k, v].map(|w| w.plain().expect("nothing else"));
+                    program.norm_qkv(rows, &x, &input_norm, eps, weights, &qkv);
+                }
             }
             program.rope(heads, &qkv, [&cos, &sin], &state, [&keys, &values]);
             program.attention(heads, &qkv, &state, [&keys, &values], &parts);
             program.combine(heads, &parts, &attention);
             match &separate {
                 Some(own) => {
-                    program.linear(rows, &attention, &o, &own.y);
-                    program.add_rows(rows * d, &own.y, &x);
+                    program.add_project(rows, [&attention, &own.product, &own.low], o, (&x, d));
                     program.norm([rows, d], &x, &post_norm, eps, &own.normed, &own.scales);
-                    program.linear(rows, &own.normed, &gate, &own.gate);
-                    program.linear(rows, &own.normed, &up, &own.up);
+                    for (w, y) in [(gate, &own.gate), (up, &own.up)] {
+                        program.project(rows, [&x, &post_norm, &own.normed, &own.low], eps, w, y);
+                    }
                     program.swiglu(rows * f, &own.gate, &own.up, &hidden);
-                    program.linear(rows, &hidden, &down, &own.y);
-                    program.add_rows(rows * d, &own.y, &x);
+                    program.add_project(rows, [&hidden, &own.product, &own.low], down, (&x, d));
                 }
                 None => {
-                    program.residual(rows, &attention, &o, &x);
-                    program.gate_up(rows, &x, &post_norm, eps, &gate, &up, &hidden);
-                    program.residual(rows, &hidden, &down, &x);
+                    let [o, gate, up, down] = [o, gate, up, down].map(|w| w.plain().expect("nothing else"));
+                    program.residual(rows, &attention, o, &x);
+                    program.gate_up(rows, &x, &post_norm, eps, gate, up, &hidden);
+                    program.residual(rows, &hidden, down, &x);
                 }
             }
         }
         let norm = Buffer::of(&model.norm.weight.tensor)?;
         match (&separate, head(model).weight.as_slice()) {
-            (Some(own), [table]) => {
+            (Some(own), [table]) if rows > FEW_ROWS => {
                 program.norm([rows, d], &x, &norm, eps, &own.normed, &own.scales);
                 program.linear(rows, &own.normed, &Weight::of(&table.tensor)?, &logits);
             }

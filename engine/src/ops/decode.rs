@@ -6,15 +6,18 @@ use burn::tensor::{DType, Tensor};
 use smolforge_shaders::{
     DECODE_ADD, DECODE_ATTENTION, DECODE_ATTENTION_LANES, DECODE_COMBINE, DECODE_EMBED, DECODE_GATE_UP, DECODE_GATE_UP_LANES,
     DECODE_NORM_LINEAR, DECODE_NORM_LINEAR_LANES, DECODE_RESIDUAL, DECODE_RESIDUAL_LANES, DECODE_ROPE, DECODE_SAMPLE, LINEAR, LINEAR_F16,
-    LINEAR_F16_LANES, LINEAR_LANES, RMS_NORM, SWIGLU,
+    LINEAR_F16_LANES, LINEAR_F16_ROW, LINEAR_LANES, LINEAR_ROW, RMS_NORM, SWIGLU,
 };
 
 use super::launch::row_groups;
-use super::product::Kernels;
+use super::linear_nf4::{self, Nf4Buffers, Nf4Weight};
+use super::product::{self, Kernels};
 use super::program::{Buffer, Program};
 use super::rms_norm;
 use crate::error::Result;
 
+/// Most rows that kernels take which join products with what is before or behind them: these read a weight once a row.
+pub const FEW_ROWS: usize = 4;
 /// Numbers that kernels read of a row of a weight at once.
 const WIDE: usize = 8;
 /// Most query heads of a key/value head, and most numbers of a head, that the attention kernel has room for.
@@ -38,6 +41,66 @@ impl Weight {
     /// Where the device failed.
     pub fn of(tensor: &Tensor<2>) -> Result<Self> {
         Ok(Self { buffer: Buffer::of(tensor)?, half: tensor.dtype() == DType::F16, dims: tensor.dims() })
+    }
+}
+
+/// A weight of any kind, and what an adapter adds to its products.
+pub struct Projection {
+    weight: Stored,
+    lora: Option<LowRank>,
+}
+
+#[allow(clippy::large_enum_variant)] // buffers are large, and there are a few hundred
+enum Stored {
+    Dense(Weight),
+    Nf4(Nf4Buffers),
+}
+
+/// `y ← y + (x·aᵀ)·bᵀ`.
+struct LowRank {
+    /// `[r, in]`.
+    a: Weight,
+    /// `[out, r]`, times the adapter's scale.
+    b: Weight,
+}
+
+impl Projection {
+    /// Of a weight as a checkpoint holds it.
+    ///
+    /// # Errors
+    /// Where the device failed.
+    pub fn dense(weight: &Tensor<2>) -> Result<Self> {
+        Ok(Self { weight: Stored::Dense(Weight::of(weight)?), lora: None })
+    }
+
+    /// Of a weight of 4 bits.
+    ///
+    /// # Errors
+    /// As [`Projection::dense`].
+    pub fn nf4(weight: &Nf4Weight) -> Result<Self> {
+        Ok(Self { weight: Stored::Nf4(Nf4Buffers::of(weight)?), lora: None })
+    }
+
+    /// With `scale·(x·aᵀ)·bᵀ` added; `a`: `[r, in]`, `b`: `[out, r]`.
+    ///
+    /// # Errors
+    /// As [`Projection::dense`].
+    pub fn with_lora(mut self, a: &Tensor<2>, b: &Tensor<2>, scale: f64) -> Result<Self> {
+        self.lora = Some(LowRank { a: Weight::of(a)?, b: Weight::of(&(b.clone() * scale))? });
+        Ok(self)
+    }
+
+    /// The weight, where there is nothing else and it is not of 4 bits.
+    pub fn plain(&self) -> Option<&Weight> {
+        match (&self.weight, &self.lora) {
+            (Stored::Dense(weight), None) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// Rank of the adapter, 0 without one.
+    pub fn rank(&self) -> usize {
+        self.lora.as_ref().map_or(0, |lora| lora.a.dims[0])
     }
 }
 
@@ -197,9 +260,52 @@ impl Program {
         self.add(RMS_NORM, row_groups(rows.div_ceil(rms_norm::ROWS)), &[x, norm, y, scales], &params);
     }
 
-    /// `y = x·wᵀ` for many rows.
+    /// `y = norm(x)·wᵀ` with what the adapter adds, where `normed` is `norm(x)`; `low` has room for its rank a row.
+    pub fn project(&mut self, rows: usize, [x, norm, normed, low]: [&Buffer; 4], eps: f64, w: &Projection, y: &Buffer) {
+        match &w.weight {
+            Stored::Dense(weight) if rows <= FEW_ROWS => self.norm_linear(rows, x, norm, eps, weight, y, [weight.dims[0], 0]),
+            Stored::Dense(weight) => self.linear(rows, normed, weight, y),
+            Stored::Nf4(weight) => self.linear_nf4(rows, normed, weight, y),
+        }
+        self.adapt(rows, normed, w, low, y);
+    }
+
+    /// `x ← x + y·wᵀ` with what the adapter adds; `product` has room for a row of `x` each.
+    pub fn add_project(&mut self, rows: usize, [y, product, low]: [&Buffer; 3], w: &Projection, (x, d): (&Buffer, usize)) {
+        match &w.weight {
+            Stored::Dense(weight) if rows <= FEW_ROWS => self.residual(rows, y, weight, x),
+            stored => {
+                match stored {
+                    Stored::Dense(weight) => self.linear(rows, y, weight, product),
+                    Stored::Nf4(weight) => self.linear_nf4(rows, y, weight, product),
+                }
+                self.add_rows(rows * d, product, x);
+            }
+        }
+        self.adapt(rows, y, w, low, x);
+    }
+
+    fn adapt(&mut self, rows: usize, x: &Buffer, w: &Projection, low: &Buffer, y: &Buffer) {
+        if let Some(LowRank { a, b }) = &w.lora {
+            self.linear(rows, x, a, low);
+            self.residual(rows, low, b, y);
+        }
+    }
+
+    fn linear_nf4(&mut self, rows: usize, x: &Buffer, w: &Nf4Buffers, y: &Buffer) {
+        let (kernel, groups) = linear_nf4::kernel(rows, w.out);
+        self.add(kernel, row_groups(groups), &[x, &w.codes, &w.absmax, &w.nested, y], &w.params(rows));
+    }
+
+    /// `y = x·wᵀ`.
     pub fn linear(&mut self, rows: usize, x: &Buffer, w: &Weight, y: &Buffer) {
         let [out, columns] = w.dims;
+        let most = if self.lanes() { FEW_ROWS } else { product::FEW_ROWS };
+        if rows <= most {
+            let (kernel, wide) = if w.half { (LINEAR_F16_ROW, 8) } else { (LINEAR_ROW, 4) };
+            let params = [rows, out, columns / wide, 0].map(|word| word as u32);
+            return self.add(kernel, row_groups(rows * out.div_ceil(product::ROW_OUTPUTS)), &[x, &w.buffer, y], &params);
+        }
         let (kernel, tile) = match (w.half, self.lanes()) {
             (true, true) => (LINEAR_F16_LANES, 32),
             (true, false) => (LINEAR_F16, 64),

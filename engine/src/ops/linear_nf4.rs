@@ -8,13 +8,15 @@ use burn::backend::Wgpu;
 use burn::backend::wgpu::into_contiguous;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
-use smolforge_shaders::{LINEAR_NF4, LINEAR_NF4_DX, LINEAR_NF4_ROW};
+use smolforge_shaders::{Kernel, LINEAR_NF4, LINEAR_NF4_DX, LINEAR_NF4_ROW};
 
 use super::frozen::{Frozen, frozen};
 use super::launch::{buffer, dims, launch, row_groups, words};
+use super::program::Buffer;
 use super::quant::nf4::BLOCK;
 use super::quant::{Absmax, Nf4};
 use super::{kernels_enabled, on_cpu};
+use crate::error::{Error, Result};
 
 /// Most rows of `x` that are multiplied one by one.
 const FEW_ROWS: usize = 8;
@@ -123,13 +125,48 @@ pub(super) fn forward(x: CubeTensor, w: &Nf4Weight) -> CubeTensor {
     let (x, w) = (into_contiguous(x), w.on_device());
     let ([n, _], out) = (dims(&x), w.rows);
     let y = buffer(&x, [n, out]);
-    let (kernel, groups) = match n {
-        0..=FEW_ROWS => (LINEAR_NF4_ROW, n * out.div_ceil(ROW_OUTPUTS)),
-        _ => (LINEAR_NF4, n.div_ceil(TILE) * out.div_ceil(TILE)),
-    };
+    let (kernel, groups) = kernel(n, out);
     let (codes, absmax, nested) = w.buffers();
     launch(kernel, row_groups(groups), &[&x, &codes, &absmax, &nested, &y], &w.params(n));
     y
+}
+
+/// What multiplies `n` rows, and in how many workgroups.
+pub(super) fn kernel(n: usize, out: usize) -> (Kernel, usize) {
+    match n {
+        0..=FEW_ROWS => (LINEAR_NF4_ROW, n * out.div_ceil(ROW_OUTPUTS)),
+        _ => (LINEAR_NF4, n.div_ceil(TILE) * out.div_ceil(TILE)),
+    }
+}
+
+/// A matrix of a graphics device for kernels that are launched again and again.
+pub struct Nf4Buffers {
+    /// Eight numbers a word.
+    pub codes: Buffer,
+    /// Scales of four blocks a word.
+    pub absmax: Buffer,
+    /// See [`OnDevice`].
+    pub nested: Buffer,
+    /// Rows.
+    pub out: usize,
+    weight: Arc<OnDevice>,
+}
+
+impl Nf4Buffers {
+    /// Of a matrix that lies on a graphics device.
+    ///
+    /// # Errors
+    /// Where the device failed.
+    pub fn of(weight: &Nf4Weight) -> Result<Self> {
+        let Nf4Weight::Device(weight) = weight else { return Err(Error::Internal("a weight of 4 bits in main memory".into())) };
+        let [codes, absmax] = [Buffer::of_ints(&weight.codes)?, Buffer::of_ints(&weight.absmax)?];
+        Ok(Self { codes, absmax, nested: Buffer::of(&weight.nested)?, out: weight.rows, weight: weight.clone() })
+    }
+
+    /// The kernels' parameters for `n` rows.
+    pub fn params(&self, n: usize) -> [u32; 4] {
+        self.weight.params(n)
+    }
 }
 
 /// `dy · w` on a graphics device.
