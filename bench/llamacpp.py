@@ -98,6 +98,12 @@ def loss(path, options, **placed):
     return float((sums - logits[np.arange(options.seq), targets]).mean())
 
 
+def evaluated(model, tokens):
+    """Evaluates tokens and waits until the next token's logits are there: a graphics device is not waited for otherwise."""
+    model.eval(tokens)
+    llama_cpp.llama_get_logits(model.ctx)
+
+
 def main():
     options = arguments()
     shape = PRESETS[options.preset]
@@ -113,10 +119,10 @@ def main():
     for repeat in range(options.repeats + 1):
         model.reset()
         started = time.perf_counter()
-        model.eval(prompt)
+        evaluated(model, prompt)
         middle = time.perf_counter()
         for token in range(options.decode):
-            model.eval([token])
+            evaluated(model, [token])
         if repeat > 0:
             prefill.append(middle - started)
             decode.append(time.perf_counter() - middle)

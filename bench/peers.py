@@ -21,6 +21,7 @@ BROWSER_PRESET = "nano"
 # A software adapter computes longer prompts wrongly in ONNX Runtime, see README.md; the cache is as long in both programs.
 BROWSER_WORK = {"prefill": 16, "decode": 32}
 BROWSER_PACKAGES = ["playwright-core@1.64.1", "@huggingface/transformers@4.3.1"]
+PATIENCE_SECS = 900  # for one run of one program
 LLAMA_PACKAGE = "llama-cpp-python==0.3.36"
 
 
@@ -30,10 +31,14 @@ class Skipped(Exception):
 
 def events(command, **environment):
     """The JSON objects that a process prints, one a line; other lines are passed over."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
-                          env={**os.environ, **environment})
+    name = f"{Path(command[0]).name} {Path(command[1]).name}"
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE_SECS,
+                              env={**os.environ, **environment})
+    except subprocess.TimeoutExpired:
+        raise Skipped(f"{name}: not done after {PATIENCE_SECS} seconds") from None
     if done.returncode != 0:
-        raise Skipped(f"{Path(command[0]).name} {Path(command[1]).name}: exit {done.returncode}\n{done.stderr[-2000:]}")
+        raise Skipped(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
@@ -98,8 +103,12 @@ def prepare_llamacpp(options):
 
 
 def run_llamacpp(options, work):
-    place = {"PYTHONPATH": str(weights.cache("llamacpp-vulkan"))} if options.device == "gpu" else {}
-    return found(events([sys.executable, HERE / "llamacpp.py", "--device", options.device, *work], **place)[-1])
+    environment = {}
+    if options.device == "gpu":
+        # Without a device named it takes no adapter that is software.
+        visible = os.environ.get("GGML_VK_VISIBLE_DEVICES") or "0"
+        environment = {"PYTHONPATH": str(weights.cache("llamacpp-vulkan")), "GGML_VK_VISIBLE_DEVICES": visible}
+    return found(events([sys.executable, HERE / "llamacpp.py", "--device", options.device, *work], **environment)[-1])
 
 
 def prepare_meganeura(options):
