@@ -70,7 +70,7 @@ def run_smolforge(options, work, **environment):
 
 def run_pytorch(work):
     event = events([sys.executable, HERE / "pytorch.py", *work])[-1]
-    return found(event, device=event["device"], version=event["torch"])
+    return found(event, device=event["device"], version=event["torch"], loss_of_first=event["loss_of_first"])
 
 
 def installed(packages, place=None):

@@ -104,8 +104,7 @@ fn mixed_precision_stays_near_pytorch_in_f32() {
     let batch = batch(&golden.read_i64("input_ids").unwrap(), &golden.read_i64("targets").unwrap(), 16);
     let expected = golden.read_f32("loss").unwrap()[0];
     for compute in devices() {
-        if !compute.f16 {
-            println!("skipped: {} does not compute in f16", compute.info.name);
+        if !compute.mixes() {
             continue;
         }
         let model = golden_model("tiny_llama", &compute).with_half(true).trainable();

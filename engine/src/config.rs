@@ -47,7 +47,7 @@ config! {
             out: String = "runs/smollm2".to_string(),
             /// Where to compute: auto, gpu or cpu
             device: DeviceChoice = DeviceChoice::Auto,
-            /// Arithmetic: auto, f32 or mixed (f32 masters, f16 matrix products, dynamic loss scale)
+            /// Arithmetic: auto, f32 or mixed (f32 masters, f16 weights in matrix products, dynamic loss scale)
             precision: Precision = Precision::Auto,
             /// Seed of weights, data order and samples
             seed: u64 = 1337,

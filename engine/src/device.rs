@@ -123,6 +123,11 @@ impl Compute {
         })
     }
 
+    /// Whether it trains in mixed precision.
+    pub fn mixes(&self) -> bool {
+        !self.is_cpu() && (self.f16 || kernels_enabled())
+    }
+
     /// Whether this is the CPU device.
     pub fn is_cpu(&self) -> bool {
         self.info.backend == "cpu"

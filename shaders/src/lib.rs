@@ -58,6 +58,8 @@ kernels! {
     LINEAR_F16_LANES "linear_f16_lanes" 8,
     /// Its gradient by the input, likewise.
     LINEAR_F16_DX_LANES "linear_f16_dx_lanes" 8,
+    /// Numbers rounded to packed f16.
+    HALVES "halves" 64,
     /// Product with NF4 weights, many rows.
     LINEAR_NF4 "linear_nf4" 64,
     /// Its gradient by the input, many rows and few.

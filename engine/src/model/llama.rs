@@ -89,7 +89,7 @@ pub struct Llama {
     pub norm: RmsNorm,
     /// The head when it is not tied.
     pub lm_head: Option<Embedding>,
-    /// Round the operands of matrix products to f16 (mixed precision).
+    /// Round the weights to f16 in matrix products (mixed precision).
     pub half: bool,
     /// Seed of what adapters drop in a forward pass; none: they drop nothing.
     pub dropout: Option<u64>,

@@ -1,6 +1,6 @@
 //! The dispatches that make one token for every row, by kernels that join what a layer does one after the other.
 //!
-//! Weights are f32 or f16 `[out, in]` as they are stored; what lies between the dispatches are burn's tensors.
+//! Weights are f32, f16 or 4 bits `[out, in]` as they are stored, with adapters or without; what lies between the dispatches are burn's tensors.
 
 use burn::tensor::{DType, Tensor};
 use smolforge_shaders::{

@@ -12,10 +12,10 @@ use super::cpu::matmul::{Floats, View, linear as cpu_linear, linear_dx as cpu_li
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
 use super::linear_f16::{self, linear_f16};
 use super::product::{Product, product};
-use super::{kernels_enabled, on_cpu};
+use super::kernels_enabled;
 
-/// `y = x · wᵀ`. With `half` the operands and the product are rounded to f16, as under PyTorch's autocast;
-/// a weight that is kept as f16 goes to [`linear_f16()`].
+/// `y = x · wᵀ`. With `half` the weight is rounded to f16 for it and for the gradient of `x`, and all sums are f32: mixed
+/// precision, on graphics devices. A weight that is kept as f16 goes to [`linear_f16()`].
 ///
 /// # Shapes
 /// - `x`: `[n, in]`, `w`: `[out, in]`, returns `[n, out]`
@@ -23,8 +23,8 @@ pub fn linear(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
     if w.dtype() == DType::F16 {
         return linear_f16(x, w);
     }
-    if kernels_enabled() && (!half || on_cpu(&x.device())) {
-        return Tensor::from_dispatch(Dispatch::linear_fwd(x.into_dispatch(), w.into_dispatch()));
+    if kernels_enabled() {
+        return Tensor::from_dispatch(Dispatch::linear_fwd(x.into_dispatch(), w.into_dispatch(), half));
     }
     reference(x, w, half)
 }
@@ -36,7 +36,7 @@ pub fn linear(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
 pub fn dx(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
     match w.dtype() {
         DType::F16 => linear_f16::dx(dy, w),
-        _ if kernels_enabled() => Tensor::from_dispatch(Dispatch::linear_dx(dy.into_dispatch(), w.into_dispatch())),
+        _ if kernels_enabled() => Tensor::from_dispatch(Dispatch::linear_dx(dy.into_dispatch(), w.into_dispatch(), false)),
         _ => dy.matmul(w),
     }
 }
@@ -52,7 +52,7 @@ pub fn dw(dy: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
     dy.transpose().matmul(x)
 }
 
-/// [`linear`] in burn ops.
+/// [`linear`] in burn ops, which round everything to f16 with `half`.
 pub fn reference(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
     if half {
         let product = x.cast(FloatDType::F16).matmul(w.cast(FloatDType::F16).transpose());
@@ -64,22 +64,22 @@ pub fn reference(x: Tensor<2>, w: Tensor<2>, half: bool) -> Tensor<2> {
 /// The op on backends that have a fast form of it.
 #[backend_extension(Flex, Cube, Autodiff)]
 pub trait LinearOps: Backend {
-    /// `x · wᵀ`.
-    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// `dy · w`.
-    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `x · wᵀ`, with `half` by a weight that is rounded to f16.
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, half: bool) -> FloatTensor<Self>;
+    /// `dy · w`, likewise.
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>, half: bool) -> FloatTensor<Self>;
     /// `dyᵀ · x`.
     fn linear_dw(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 impl LinearOps for Flex {
-    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, _: bool) -> FloatTensor<Self> {
         let (x, w) = (contiguous(x), contiguous(w));
         let ([n, k], [m, _]) = (dims(&x), dims(&w));
         tensor(cpu_linear(floats(&x), &Floats(floats(&w), k), n, k, m), [n, m])
     }
 
-    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>, _: bool) -> FloatTensor<Self> {
         let (dy, w) = (contiguous(dy), contiguous(w));
         let ([n, m], [_, k]) = (dims(&dy), dims(&w));
         tensor(cpu_linear_dx(floats(&dy), &Floats(floats(&w), k), n, k, m), [n, k])
@@ -95,11 +95,17 @@ impl LinearOps for Flex {
 }
 
 impl LinearOps for CubeBackend {
-    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, half: bool) -> FloatTensor<Self> {
+        if half && let Some(w) = linear_f16::packed(w.clone()) {
+            return linear_f16::forward(x, w);
+        }
         product(Product::Forward, &x, &w).unwrap_or_else(|| Self::float_matmul(x, Self::float_swap_dims(w, 0, 1)))
     }
 
-    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>, half: bool) -> FloatTensor<Self> {
+        if half && let Some(w) = linear_f16::packed(w.clone()) {
+            return linear_f16::backward(dy, w); // rounded once more: it is not kept meanwhile
+        }
         product(Product::Dx, &dy, &w).unwrap_or_else(|| Self::float_matmul(dy, w))
     }
 
@@ -112,36 +118,36 @@ impl LinearOps for CubeBackend {
 struct LinearBackward;
 
 impl<B: LinearOps> Backward<B, 2> for LinearBackward {
-    /// `x` is kept only for the gradient of a weight that is trained.
-    type State = (Option<FloatTensor<B>>, FloatTensor<B>);
+    /// `x` is kept only for the gradient of a weight that is trained; then the weight, and whether it was rounded.
+    type State = (Option<FloatTensor<B>>, FloatTensor<B>, bool);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let (x, w) = ops.state;
+        let (x, w, half) = ops.state;
         let [x_node, w_node] = ops.parents;
         if let (Some(node), Some(x)) = (w_node, x) {
             grads.register::<B>(node.id, B::linear_dw(dy.clone(), x));
         }
         if let Some(node) = x_node {
-            grads.register::<B>(node.id, B::linear_dx(dy, w));
+            grads.register::<B>(node.id, B::linear_dx(dy, w, half));
         }
     }
 }
 
 impl<B: LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
-    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn linear_fwd(x: FloatTensor<Self>, w: FloatTensor<Self>, half: bool) -> FloatTensor<Self> {
         let (nodes, trained) = ([x.node(), w.node()], w.is_tracked());
         let (x, w) = (x.into_primitive(), w.into_primitive());
-        let y = B::linear_fwd(x.clone(), w.clone());
+        let y = B::linear_fwd(x.clone(), w.clone(), half);
         let x = trained.then_some(x);
         match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, w), y),
+            OpsKind::Tracked(prep) => prep.finish((x, w, half), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 
-    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
-        <Self as burn::backend::AutodiffBackend>::from_inner(B::linear_dx(dy.into_primitive(), w.into_primitive()))
+    fn linear_dx(dy: FloatTensor<Self>, w: FloatTensor<Self>, half: bool) -> FloatTensor<Self> {
+        <Self as burn::backend::AutodiffBackend>::from_inner(B::linear_dx(dy.into_primitive(), w.into_primitive(), half))
     }
 
     fn linear_dw(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -2,9 +2,9 @@
 
 use burn::backend::Wgpu;
 use burn::backend::wgpu::into_contiguous;
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
-use smolforge_shaders::{LINEAR_F16, LINEAR_F16_DX, LINEAR_F16_DX_LANES, LINEAR_F16_LANES, LINEAR_F16_ROW};
+use smolforge_shaders::{HALVES, LINEAR_F16, LINEAR_F16_DX, LINEAR_F16_DX_LANES, LINEAR_F16_LANES, LINEAR_F16_ROW};
 
 use super::frozen::{Frozen, frozen, frozen_dx};
 use super::launch::{buffer, dims, launch, row_groups};
@@ -40,6 +40,26 @@ pub fn reference(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 /// - `dy`: `[n, out]` of f32, `w`: `[out, in]` of f16, returns `[n, in]` of f32
 pub fn dx(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
     frozen_dx(dy, Frozen::F16(w))
+}
+
+/// A matrix of f32 rounded to f16, without gradients of its own, where rows are whole vectors of the kernels.
+pub fn halved(w: &Tensor<2>) -> Option<Tensor<2>> {
+    let w = w.clone().try_into_primitive::<Wgpu>().expect("a tensor of a graphics device");
+    packed(w).map(Tensor::from_primitive::<Wgpu>)
+}
+
+/// As [`halved`].
+pub(super) fn packed(w: CubeTensor) -> Option<CubeTensor> {
+    let [rows, columns] = dims(&w);
+    if !columns.is_multiple_of(WIDE) {
+        return None;
+    }
+    let (w, shape) = (into_contiguous(w), [rows, columns]);
+    let handle = w.client.empty(rows * columns * DType::F16.size());
+    let y = CubeTensor::new_contiguous(w.client.clone(), w.device.clone(), shape.into(), handle, DType::F16);
+    let count = rows * columns / WIDE;
+    launch(HALVES, row_groups(count.div_ceil(HALVES.workgroup_size as usize)), &[&w, &y], &[count as u32, 0, 0, 0]);
+    Some(y)
 }
 
 /// The product on a graphics device.

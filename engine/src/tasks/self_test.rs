@@ -63,6 +63,7 @@ const KERNEL_CHECKS: &[Check] = &[
     Check { name: "linear_f16_dx", pairs: |device| linear_f16_dx_kernel(device, Kernels::Tile) },
     Check { name: "linear_f16_lanes", pairs: |device| linear_f16_kernel(device, Kernels::Lanes, 65) },
     Check { name: "linear_f16_dx_lanes", pairs: |device| linear_f16_dx_kernel(device, Kernels::Lanes) },
+    Check { name: "halves", pairs: halves_kernel },
     Check { name: "linear_nf4", pairs: |device| linear_nf4_kernel(device, 65, false) },
     Check { name: "linear_nf4_dx", pairs: |device| linear_nf4_kernel(device, 65, true) },
     Check { name: "linear_nf4_row", pairs: |device| linear_nf4_kernel(device, 3, false) },
@@ -330,6 +331,20 @@ fn adamw_8bit_kernel(device: &Device) -> Pairs {
         (param, tensor(expected, n, d, &cpu()))
     };
     SIZES.into_iter().map(pair).collect()
+}
+
+/// Numbers that f16 holds: how others are rounded is left to devices.
+fn halves_kernel(device: &Device) -> Pairs {
+    let pair = |(rows, d): (usize, usize)| {
+        let numbers: Vec<f32> = halves(1, rows * d).into_iter().map(f16::to_f32).collect();
+        let found = match kernels_enabled() && !on_cpu(device) {
+            true => linear_f16::halved(&tensor(numbers.clone(), rows, d, device)).expect("whole vectors"),
+            false => half_matrix(&halves(1, rows * d), d, device),
+        };
+        let all: Vec<i32> = (0..rows as i32).collect();
+        (embedding_f16(&[found], ids(all, device)), tensor(numbers, rows, d, &cpu()))
+    };
+    [(1, 8), (63, 64), (1000, 72)].into_iter().map(pair).collect()
 }
 
 fn embedding_f16_kernel(device: &Device) -> Pairs {

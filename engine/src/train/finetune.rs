@@ -149,7 +149,7 @@ pub async fn prepare<'a>(mut config: FinetuneConfig, resume: bool, store: &'a St
     match if resume { resume::newest(store, &out, &existing, load, control).await? } else { None } {
         Some((loaded, loaded_adapter, moments, at)) => {
             examples.seek(&at.cursor)?;
-            mixed = at.loss_scale.is_dynamic() && compute.f16; // as it was begun, where this device can
+            mixed = at.loss_scale.is_dynamic() && compute.mixes(); // as it was begun, where this device can
             log = RunLog::resume(store, &out, &yaml, plan.log_every, at.step, at.due).await?;
             (model, adapter, optimizer, state) = (loaded, loaded_adapter, moments, at);
         }

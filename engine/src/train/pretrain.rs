@@ -187,7 +187,7 @@ pub async fn prepare<'a>(config: TrainConfig, resume: bool, store: &'a Store, co
     match if resume { resume::newest(store, &out, &existing, load, control).await? } else { None } {
         Some((loaded, moments, at)) => {
             loader.seek(&at.cursor)?;
-            mixed = at.loss_scale.is_dynamic() && compute.f16; // as it was begun, where this device can
+            mixed = at.loss_scale.is_dynamic() && compute.mixes(); // as it was begun, where this device can
             log = RunLog::resume(store, &out, &config.to_yaml(), config.log_every, at.step, at.due).await?;
             (model, optimizer, state) = (loaded, moments, at);
         }
@@ -214,12 +214,12 @@ pub async fn prepare<'a>(config: TrainConfig, resume: bool, store: &'a Store, co
 /// Whether a run computes in mixed precision.
 ///
 /// # Errors
-/// Where it is asked for and the device has no f16.
+/// Where it is asked for and the device cannot.
 pub fn mixed(precision: Precision, compute: &Compute) -> Result<bool> {
     match precision {
         Precision::F32 => Ok(false),
         Precision::Auto => Ok(compute.f16 && compute.info.is_real_gpu()),
-        Precision::Mixed if compute.f16 => Ok(true),
-        Precision::Mixed => Err(Error::Device(format!("{} does not compute in f16; use --precision f32", compute.info.name))),
+        Precision::Mixed if compute.mixes() => Ok(true),
+        Precision::Mixed => Err(Error::Device(format!("{} does not compute in mixed precision; use --precision f32", compute.info.name))),
     }
 }

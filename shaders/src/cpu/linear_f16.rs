@@ -1,5 +1,7 @@
 //! Products with weights of two f16 a word.
 
+use half::f16;
+
 use super::unpack;
 
 /// `y = x·wᵀ`: row `i` of `x` has `columns` numbers, row `j` of `w` half as many words.
@@ -11,6 +13,12 @@ pub fn linear_f16(x: &[f32], w: &[u32], columns: usize) -> Vec<f32> {
         }
     }
     y
+}
+
+/// Numbers rounded to f16, two a word.
+pub fn halves(x: &[f32]) -> Vec<u32> {
+    let bits = |x: f32| u32::from(f16::from_f32(x).to_bits());
+    x.chunks(2).map(|pair| bits(pair[0]) | bits(pair[1]) << 16).collect()
 }
 
 /// `dx = dy·w`, the gradient by `x`: rows of `w` have `columns` numbers, rows of `dy` one for each of them.
