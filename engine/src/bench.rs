@@ -24,7 +24,10 @@ use crate::store::Store;
 use crate::train::optimizer::Optimizer;
 use crate::train::{finetune, forward, losses_and_gradients, pretrain, squared_norm};
 
-/// Measures and reports; the first repetition of every phase is not counted.
+/// Steps that are not counted: after them the device has all the memory that a step takes.
+const WARM_UP: usize = 2;
+
+/// Measures and reports; the first repetition of every phase is not counted, of the step the first two.
 ///
 /// # Errors
 /// An unknown preset, sizes out of range, a failed device.
@@ -89,11 +92,11 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, r
     let batch = random_batch(request.batch, request.seq, plain.config.vocab_size, 2);
     let mut phases = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     let mut losses = Vec::new();
-    for repeat in 0..=request.repeats {
+    for repeat in 0..WARM_UP + request.repeats {
         if control.breathe().await == Flow::Stop {
             return Ok(false);
         }
-        control.progress("training step", repeat as u64, request.repeats as u64 + 1, "steps");
+        control.progress("training step", repeat as u64, (WARM_UP + request.repeats) as u64, "steps");
         let started = Instant::now();
         let scale = 1.0 / batch.target_tokens() as f64;
         let (nll, forward_secs, grads) = if config.gradient_checkpointing {
@@ -110,7 +113,7 @@ async fn training(request: &BenchRequest, plain: &Llama, config: &TrainConfig, r
         optimizer.step(&mut model, grads, config, 1e-4, 1.0).await?;
         read_f32(model.trained()[0].tensor.clone().inner().slice([0..1, 0..1])).await?;
         let total = started.elapsed().as_secs_f64();
-        if repeat > 0 {
+        if repeat >= WARM_UP {
             for (phase, secs) in phases.iter_mut().zip([total, forward_secs, backward_secs, total - forward_secs - backward_secs]) {
                 phase.push(secs);
             }

@@ -123,7 +123,7 @@ impl RmsNorm {
 }
 
 impl Embedding {
-    /// Without gradients: [`crate::train::gradients`] makes those of the table and the head.
+    /// Without gradients: whoever trains makes those of the table and the head.
     fn blocks(&self) -> Vec<Tensor<2>> {
         self.weight.iter().map(|block| untracked(&block.tensor)).collect()
     }

@@ -27,7 +27,7 @@ pub use dropout::dropout;
 pub use embedding::{embedding, embedding_dw};
 pub use embedding_f16::embedding_f16;
 pub use linear::{linear, linear_dw, linear_dx};
-pub use linear_f16::{linear_f16, linear_f16_dx};
+pub use linear_f16::{halves, linear_f16, linear_f16_dx};
 pub use linear_nf4::{Nf4, dequantize_nf4, linear_nf4, linear_nf4_dx};
 pub use rms_norm::{rms_norm, rms_norm_dw, rms_norm_dx};
 pub use rope::rope;
