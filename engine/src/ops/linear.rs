@@ -10,9 +10,9 @@ use burn_cubecl::CubeBackend;
 
 use super::cpu::matmul::{Floats, View, linear as cpu_linear, linear_dx as cpu_linear_dx, matmul};
 use super::cpu::tensor::{contiguous, dims, floats, tensor};
+use super::kernels_enabled;
 use super::linear_f16::{self, linear_f16};
 use super::product::{Product, product};
-use super::kernels_enabled;
 
 /// `y = x · wᵀ`. With `half` the weight is rounded to f16 for it and for the gradient of `x`, and all sums are f32: mixed
 /// precision, on graphics devices. A weight that is kept as f16 goes to [`linear_f16()`].

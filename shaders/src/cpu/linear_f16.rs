@@ -65,6 +65,9 @@ mod tests {
                 assert_eq!(half_bits(x + (next - x) * 0.5), bits + (bits & 1), "to the even one");
             }
         }
-        assert_eq!([65_519.0, 65_520.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN].map(half_bits), [0x7bff, 0x7c00, 0x7c00, 0xfc00, 0x7e00]);
+        assert_eq!(
+            [65_519.0, 65_520.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN].map(half_bits),
+            [0x7bff, 0x7c00, 0x7c00, 0xfc00, 0x7e00]
+        );
     }
 }
